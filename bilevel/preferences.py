@@ -1,0 +1,118 @@
+"""Comparisons of segments: the Bradley–Terry model, upper objectives, and simulated annotators."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.types import Array, Comparison, Key, Model, Params, Trajectory
+
+Objective = Callable[[Array, Comparison], Array]
+
+
+def segment_return(reward: Callable, segment: Trajectory, discount) -> Array:
+    """R(τ) = Σ_{h<H} γ^h r(x_h, a_h), []; `reward` maps one (x, action) to []; x is the observation."""
+    return _discounted_sum(jax.vmap(reward)(segment.obs, segment.action), discount)
+
+
+def preference_logit(model: Model, params: Params, comparison: Comparison, discount, rationality) -> Array:
+    """κ (R_φ(τ⁰) − R_φ(τ¹)), []: the log-odds that the first of one pair is preferred under r_φ."""
+
+    def reward(obs, action):
+        return model.apply(params, obs, action)
+
+    first, second = (segment_return(reward, x, discount) for x in (comparison.first, comparison.second))
+    return rationality * (first - second)
+
+
+# Upper objectives: (logit, comparison) -> ℓ, elementwise over any batch shape; larger is better ---------------------
+
+
+def log_likelihood(logit: Array, comparison: Comparison) -> Array:
+    """ℓ = y log P_φ(τ⁰≻τ¹) + (1 − y) log P_φ(τ¹≻τ⁰), in nats, ≤ 0: the paper's objective (2410.15610)."""
+    label = comparison.label
+    return label * jax.nn.log_sigmoid(logit) + (1 - label) * jax.nn.log_sigmoid(-logit)
+
+
+def excess_log_likelihood(logit: Array, comparison: Comparison) -> Array:
+    """ℓ minus its value at the true label probability; its mean −KL(P* ‖ P_φ) ≤ 0 is 0 at the true reward.
+
+    Unlike ℓ itself, it pays nothing for pairs that are easy to tell apart. Needs `probability`.
+    """
+    label, truth = comparison.label, comparison.probability
+    best = jax.scipy.special.xlogy(label, truth) + jax.scipy.special.xlogy(1 - label, 1 - truth)
+    return log_likelihood(logit, comparison) - best
+
+
+def excess_brier(logit: Array, comparison: Comparison) -> Array:
+    """−(y − P_φ)(y′ − P_φ), whose mean over two independent labels is −(P* − P_φ)² ≤ 0. Needs `second_label`."""
+    predicted = jax.nn.sigmoid(logit)
+    return -(comparison.label - predicted) * (comparison.second_label - predicted)
+
+
+OBJECTIVE_NEEDS = {excess_log_likelihood: "probability", excess_brier: "second_label"}
+
+
+def check_objective(objective: Objective, comparison: Comparison) -> None:
+    """Raises ValueError if `objective` needs a field that the annotator's comparisons do not carry."""
+    field = OBJECTIVE_NEEDS.get(objective)
+    if field is not None and getattr(comparison, field) is None:
+        raise ValueError(
+            f"the objective {objective.__name__} needs each comparison's {field}, which this annotator does not give; "
+            "use an annotator that does, or the objective log_likelihood"
+        )
+
+
+# Annotators -----------------------------------------------------------------------------------------------------------
+
+
+def annotator(
+    reward: Callable,
+    discount,
+    rationality=1.0,
+    myopia=1.0,
+    error_rate=0.0,
+    skip_below=-jnp.inf,
+    tie_within=-jnp.inf,
+) -> Callable[[Key, Trajectory, Trajectory], Comparison]:
+    """A simulated annotator of one pair of segments, who sees the true reward: Bradley–Terry, and B-Pref's teachers.
+
+    With the defaults, P(y = 1) = sigmoid(κ (R*(τ⁰) − R*(τ¹))). The rest follows B-Pref (Lee et al. 2111.03026), each
+    teacher off by default and all of them combinable: *myopic*, *mistake*, *skip*, *equal*. Two labels are drawn,
+    independent given the pair. vmap over keys and pairs.
+
+    Args:
+        reward: true reward (state, action) -> [].
+        discount: [] γ of the segment returns.
+        rationality: [] κ > 0; inf: always the better segment, and a fair coin where both are equal.
+        myopia: [] in (0, 1]; step h of H counts myopia^(H−1−h), so that late steps weigh more. 1: off.
+        error_rate: [] in [0, ½]: probability that a label is flipped.
+        skip_below: [] the query is skipped (weight 0) when both returns are below this. −inf: off.
+        tie_within: [] the label is ½ when the returns differ by less than this. −inf: off.
+
+    Returns:
+        (key, first, second) -> Comparison of scalars.
+    """
+
+    def annotate(key, first, second):
+        rewards = [jax.vmap(reward)(x.state, x.action) for x in (first, second)]
+        returns = [_discounted_sum(x, discount) for x in rewards]
+        length = rewards[0].shape[0]
+        fading = jnp.asarray(myopia, rewards[0].dtype) ** jnp.arange(length - 1, -1, -1)
+        gap = _discounted_sum((rewards[0] - rewards[1]) * fading, discount)
+        # κ = inf needs inf · 0 = 0: equal segments are a fair coin.
+        probability = jax.nn.sigmoid(jnp.where(gap == 0, 0.0, rationality * gap))
+        probability = (1 - error_rate) * probability + error_rate * (1 - probability)
+        tie = jnp.abs(returns[0] - returns[1]) < tie_within
+        probability = jnp.where(tie, 0.5, probability)
+        draws = jax.random.uniform(key, (2,), probability.dtype) < probability
+        labels = jnp.where(tie, 0.5, draws.astype(probability.dtype))
+        answered = jnp.maximum(returns[0], returns[1]) >= skip_below
+        return Comparison(first, second, labels[0], labels[1], probability, answered.astype(probability.dtype))
+
+    return annotate
+
+
+def _discounted_sum(values: Array, discount) -> Array:
+    powers = jnp.asarray(discount, values.dtype) ** jnp.arange(values.shape[0])
+    return powers @ values

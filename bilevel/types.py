@@ -1,0 +1,136 @@
+"""The nouns that every method shares: records of functions, records of arrays, no logic."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from envs.base import Action, Env, Observation, State
+
+Array = jax.Array
+Key = jax.Array
+Params = Any  # a pytree of arrays
+Distribution = Any  # a distrax distribution: sample(seed=), log_prob, kl_divergence, entropy
+
+
+class Algorithm(NamedTuple):
+    """An algorithm is a value: two pure functions, which jit, scan, vmap, sharding and checkpoints act on from outside.
+
+    Attributes:
+        init: key -> state, a NamedTuple of arrays (no function, Python number or key in it).
+        step: (key, state) -> (state, info), one outer step; info is a dict of scalar arrays that holds at least
+            `gradient_norm` (of the outer step, for the convergence check) and the step's exact costs as int32:
+            `transitions`, `queries`, `labels`, `gradient_evaluations`.
+        params: state -> `Learned`, what is measured, saved and reported.
+    """
+
+    init: Callable[[Key], Any]
+    step: Callable[[Key, Any], tuple[Any, dict[str, Array]]]
+    params: Callable[[Any], "Learned"]
+
+
+class Learned(NamedTuple):
+    """What an algorithm has learned so far: parameters of r_φ and of π_λ."""
+
+    reward: Params
+    policy: Params
+
+
+class Model(NamedTuple):
+    """A parametrised function. A reward maps (params, observation, action) -> [], a policy (params, observation) ->
+    distribution, a critic (params, observation, action) -> []."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+
+
+class Trajectory(NamedTuple):
+    """H steps of one rollout; leading axes are batch axes.
+
+    Attributes:
+        state: [H, ...] hidden states, for annotators and measurements alone; None in data without them.
+        obs: [H] int32 on a finite world, [H, D] otherwise.
+        action: [H] int32, or [H, action_size] float.
+    """
+
+    state: State
+    obs: Observation
+    action: Action
+
+
+class Comparison(NamedTuple):
+    """A labelled pair of segments; leading axes are batch axes.
+
+    Attributes:
+        first: segment τ⁰.
+        second: segment τ¹.
+        label: [] 1 if the first is preferred, 0 if the second, ½ for a tie; the probability itself where exact
+            expectations over labels are taken.
+        second_label: [] a second label, independent of the first given the pair; None where there is none.
+        probability: [] the annotator's P*(τ⁰ ≻ τ¹); None where it is unknown.
+        weight: [] 0 for a skipped query, 1 otherwise.
+    """
+
+    first: Trajectory | None
+    second: Trajectory | None
+    label: Array
+    second_label: Array | None
+    probability: Array | None
+    weight: Array
+
+
+class Problem(NamedTuple):
+    """All that an algorithm may touch: functions, no true reward.
+
+    Attributes:
+        env: the dynamics.
+        annotate: (key, first, second) -> Comparison, for one pair of segments.
+        reward: r_φ, a Model (params, observation, action) -> [].
+        policy: π_λ, a Model (params, observation) -> Distribution.
+        reference: observation -> Distribution, π_ref.
+    """
+
+    env: Env
+    annotate: Callable[[Key, Trajectory, Trajectory], Comparison]
+    reward: Model
+    policy: Model
+    reference: Callable[[Observation], Distribution]
+
+
+class Hyper(NamedTuple):
+    """Real-valued hyperparameters: each number has one home. Every leaf may be traced, so a sweep is a vmap over it.
+
+    Attributes:
+        sigma: σ > 0, weight of G in the penalised lower level.
+        kl_weight: w ≥ 0, weight of KL(π ‖ π_ref); the exact oracles of π*(φ) need w > 0.
+        discount: γ in (0, 1); 0 for a bandit.
+        rationality: κ > 0, of the Bradley–Terry model that the learner fits.
+        policy_step_size: τ > 0, of the policy's optimizer (both iterates).
+        reward_step_size: η > 0, of the reward's optimizer.
+        critic_step_size: β′ > 0, of Algorithm 2's SGD.
+        critic_radius: radius > 0 of the ball around θ_0 that Algorithm 2 projects on; inf: no projection.
+    """
+
+    sigma: Array | float = 0.1
+    kl_weight: Array | float = 0.1
+    discount: Array | float = 0.9
+    rationality: Array | float = 1.0
+    policy_step_size: Array | float = 0.1
+    reward_step_size: Array | float = 0.1
+    critic_step_size: Array | float = 0.1
+    critic_radius: Array | float = float("inf")
+
+
+class Critic(NamedTuple):
+    """An estimator of the advantage A(s, a) = Q(s, a) − w log π/π_ref(a|s) − V(s) under r_φ (up to a baseline).
+
+    Attributes:
+        init: key -> state.
+        fit: (key, state, policy_params, reward_params) -> (state, info): update to the current policy and reward;
+            info holds `critic_loss` and the costs `transitions` and `gradient_evaluations`.
+        advantage: (key, state, policy_params, reward_params, trajectories [B, T]) -> [B, T], without gradient.
+    """
+
+    init: Callable[[Key], Any]
+    fit: Callable[[Key, Any, Params, Params], tuple[Any, dict[str, Array]]]
+    advantage: Callable[[Key, Any, Params, Params, Trajectory], Array]

@@ -1,0 +1,98 @@
+"""Finite worlds: an `MDP` as an `Env`, its checks, and random (Garnet) instances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import MDP, Array, Env, World
+
+
+def tabular_env(mdp: MDP, horizon: int | None = None) -> Env:
+    """An MDP's dynamics as an `Env` whose states and observations are indices ([] int32).
+
+    Draws invert the cumulative distribution with one uniform, so equal keys couple two nearby policies. May be called
+    inside a traced function, so that instances can be vmapped.
+
+    Args:
+        mdp: arrays of shapes [S], [S, A, S], [S, A].
+        horizon: steps of an evaluation episode, see `Env`.
+    """
+    num_states, num_actions, _ = mdp.transition.shape
+    initial_cdf = jnp.cumsum(mdp.initial)
+    transition_cdf = jnp.cumsum(mdp.transition, axis=-1)
+
+    def init(key):
+        return invert_cdf(key, initial_cdf)
+
+    def step(key, state, action):
+        return invert_cdf(key, transition_cdf[state, action])
+
+    return Env(init, step, lambda state: state, num_states=num_states, num_actions=num_actions, horizon=horizon)
+
+
+def tabular(mdp: MDP, horizon: int | None = None, features=None, action_features=None) -> World:
+    """A finite world: `tabular_env(mdp)` beside its true reward. Call `check_mdp` first on arrays from outside."""
+    env = tabular_env(mdp, horizon)
+    return World(env, lambda state, action: mdp.reward[state, action], mdp, features, action_features)
+
+
+def invert_cdf(key: Array, cdf: Array) -> Array:
+    """A draw ([] int32) from the distribution with cumulative probabilities `cdf` [N], by one uniform.
+
+    The last entry is not compared, so rounding in the cumulative sum can never yield an index out of range.
+    """
+    uniform = jax.random.uniform(key, dtype=cdf.dtype)
+    return jnp.sum(uniform >= cdf[:-1], dtype=jnp.int32)
+
+
+def garnet(key: Array, num_states: int, num_actions: int, num_successors: int | None = None) -> MDP:
+    """A random MDP (Archibald et al. 1995): each (s, a) reaches `num_successors` states, rewards are standard normal.
+
+    Successor probabilities and ρ are Dirichlet(½), which makes instances skewed enough to tell policies apart.
+    vmap over keys for many instances.
+
+    Args:
+        key: PRNG key.
+        num_states: S ≥ 1.
+        num_actions: A ≥ 1.
+        num_successors: states reachable from each (s, a), 1 to S; None: all S.
+    """
+    num_successors = num_states if num_successors is None else num_successors
+    key_initial, key_choice, key_weight, key_reward = jax.random.split(key, 4)
+    shape = (num_states, num_actions)
+    initial = jax.random.dirichlet(key_initial, jnp.full(num_states, 0.5))
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key_choice, (*shape, num_states)), axis=-1), axis=-1)
+    gamma = jnp.where(rank < num_successors, jax.random.gamma(key_weight, 0.5, (*shape, num_states)), 0.0)
+    transition = gamma / jnp.sum(gamma, axis=-1, keepdims=True)
+    return MDP(initial, transition, jax.random.normal(key_reward, shape))
+
+
+def check_mdp(mdp: MDP) -> MDP:
+    """The same MDP, or a ValueError that names what is wrong with its arrays (host side, before tracing)."""
+    initial, transition, reward = (np.asarray(x) for x in mdp)
+    if transition.ndim != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
+        raise ValueError(f"transition has shape {transition.shape}; required: [S, A, S] with S, A ≥ 1")
+    states, actions, _ = transition.shape
+    if initial.shape != (states,):
+        raise ValueError(f"initial has shape {initial.shape}; required: ({states},), one probability a state")
+    if reward.shape != (states, actions):
+        raise ValueError(
+            f"reward has shape {reward.shape}; required: ({states}, {actions}), one number a state and action"
+        )
+    for name, array in zip(mdp._fields, (initial, transition, reward), strict=True):
+        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+            raise ValueError(f"{name} has dtype {array.dtype}; required: real numbers")
+        if not np.all(np.isfinite(array)):
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise ValueError(
+                f"{name}{list(where)} is {array[where]}; required: finite numbers; repair or drop that entry"
+            )
+    for name, rows in (("initial", initial[None]), ("transition", transition.reshape(-1, states))):
+        if rows.min() < 0:
+            raise ValueError(f"{name} holds the negative probability {rows.min():g}; required: entries in [0, 1]")
+        sums = rows.sum(axis=-1)
+        worst = int(np.argmax(np.abs(sums - 1)))
+        if abs(sums[worst] - 1) > 1e-5:
+            place = "" if name == "initial" else f"[{worst // actions}, {worst % actions}]"
+            raise ValueError(f"{name}{place} sums to {sums[worst]:.6g}; required: 1; divide the row by its sum")
+    return mdp

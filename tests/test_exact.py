@@ -1,0 +1,211 @@
+"""Exact oracles against an independent program's numbers, against each other, and against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import exact
+from bilevel.preferences import excess_log_likelihood, log_likelihood
+from envs.base import MDP
+from envs.tabular import garnet
+
+TOLERANCE = 1e-6
+
+
+def close(value, expected, tolerance=TOLERANCE):
+    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
+
+
+def value_of_optimum(reference, params, objective=log_likelihood):
+    """Φ(φ) = G(φ, π*(φ))."""
+    reward = reference.reward_table(params)
+    policy = exact.optimal_policy(reference.lower._replace(reward=reward)).policy
+    return reference.objective_value(objective, policy, reward)
+
+
+def test_the_reward_network_is_the_reference_one(reference):
+    close(reference.reward_table(reference.params), reference.numbers["learned_reward"], 1e-12)
+
+
+def test_optimal_policy_and_values_equal_the_reference_numbers(reference):
+    solution = exact.optimal_policy(reference.lower)
+    close(solution.policy, reference.numbers["optimal_policy"])
+    close(exact.state_values(reference.lower, solution.policy), reference.numbers["optimal_value"])
+    close(exact.regularised_return(reference.lower, solution.policy), reference.numbers["return_of_optimal"])
+    assert solution.residual < 1e-8
+
+
+def test_values_and_occupancy_of_the_reference_policy_equal_the_reference_numbers(reference):
+    policy = reference.lower.reference
+    close(exact.regularised_return(reference.lower, policy), reference.numbers["reference_return"])
+    close(exact.action_values(reference.lower, policy), reference.numbers["reference_q"])
+    close(exact.occupancy(reference.lower, policy), reference.numbers["reference_visitation"])
+
+
+def test_preference_objective_equals_the_reference_numbers(reference):
+    reward = reference.lower.reward
+    optimal = jnp.asarray(reference.numbers["optimal_policy"])
+    numbers = reference.numbers
+    close(reference.objective_value(log_likelihood, optimal, reward), numbers["preference_objective_of_optimal"])
+    of_reference = reference.objective_value(log_likelihood, reference.lower.reference, reward)
+    close(of_reference, numbers["preference_objective_of_reference"])
+
+
+def test_hypergradient_equals_the_reference_numbers(reference):
+    gradient = jax.grad(lambda params: value_of_optimum(reference, params))(reference.params)
+    close(gradient, reference.numbers["hypergradient"])
+
+
+@pytest.mark.parametrize("sigma", ["0.3", "0.1"])
+def test_proxy_equals_the_reference_numbers(reference, sigma):
+    numbers = reference.numbers["proxy"][sigma]
+    value, gradient, policy = proxy(reference, reference.params, float(sigma))
+    close(policy, numbers["penalised_policy"])
+    close(value, numbers["value"])
+    close(gradient, numbers["gradient"])
+
+
+def proxy(reference, params, sigma):
+    """Φ_σ, ∇Φ_σ and λ*_σ, by theory's formulas."""
+    lower = reference.lower._replace(reward=reference.reward_table(params))
+
+    def penalty(policy):
+        return reference.objective_value(log_likelihood, policy, lower.reward)
+
+    optimal = exact.optimal_policy(lower).policy
+    penalised = exact.penalised_policy(lower, penalty, sigma).policy
+
+    def surrogate(params):
+        reward = reference.reward_table(params)
+        ours = lower._replace(reward=reward)
+        gap = exact.regularised_return(ours, optimal) - exact.regularised_return(ours, penalised)
+        return reference.objective_value(log_likelihood, penalised, reward) - gap / sigma
+
+    return *jax.value_and_grad(surrogate)(params), penalised
+
+
+# Identities and limits ------------------------------------------------------------------------------------------------
+
+
+def test_two_states_by_hand(x64):
+    # State 0 moves to state 1 and pays 1; state 1 stays and pays 2: V(1) = 2/(1-γ) = 4, V(0) = 1 + γ 4 = 3 at γ = 1/2.
+    mdp = MDP(jnp.array([1.0, 0.0]), jnp.array([[[0.0, 1.0]], [[0.0, 1.0]]]), jnp.array([[1.0], [2.0]]))
+    problem = exact.lower_level(mdp, mdp.reward, jnp.ones((2, 1)), 0.5, 0.7)
+    policy = jnp.ones((2, 1))
+    close(exact.state_values(problem, policy), [3.0, 4.0])
+    close(exact.occupancy(problem, policy), [0.5, 0.5])
+    close(exact.regularised_return(problem, policy), 3.0)
+
+
+def test_the_bandit_optimum_is_the_gibbs_policy(x64):
+    mdp = MDP(jnp.ones(1), jnp.ones((1, 3, 1)), jnp.array([[0.0, 1.0, 2.0]]))
+    prior = jnp.array([[0.5, 0.25, 0.25]])
+    problem = exact.lower_level(mdp, mdp.reward, prior, 0.0, 0.5)
+    weights = np.array([0.5, 0.25, 0.25]) * np.exp(np.array([0.0, 1.0, 2.0]) / 0.5)
+    close(exact.optimal_policy(problem).policy, [weights / weights.sum()], 1e-12)
+
+
+@pytest.fixture
+def instance(x64):
+    """A random lower level of another size than the references'."""
+    mdp = garnet(jax.random.key(3), 7, 3, 2)
+    prior = jax.random.dirichlet(jax.random.key(4), jnp.ones(3), (7,))
+    return exact.lower_level(mdp, mdp.reward, prior, 0.8, 0.4)
+
+
+def test_the_return_is_the_reward_under_the_occupancy(instance):
+    policy = jax.random.dirichlet(jax.random.key(5), jnp.ones(3), (7,))
+    visits = exact.occupancy(instance, policy)
+    close(visits.sum(), 1.0, 1e-12)
+    reward = exact.regularised_reward(instance, policy)
+    expected = visits @ jnp.sum(policy * reward, axis=-1) / (1 - instance.discount)
+    close(exact.regularised_return(instance, policy), expected, 1e-10)
+    plain = visits @ jnp.sum(policy * instance.reward, axis=-1) / (1 - instance.discount)
+    penalty = instance.kl_weight * exact.divergence(instance, policy) / (1 - instance.discount)
+    close(exact.regularised_return(instance, policy), plain - penalty, 1e-10)
+
+
+def test_the_optimum_is_stationary_and_no_policy_beats_it(instance):
+    optimal = exact.optimal_policy(instance).policy
+    close(exact.advantages(instance, optimal), jnp.zeros((7, 3)), 1e-8)
+    best = exact.regularised_return(instance, optimal)
+    for seed in range(20):
+        other = jax.random.dirichlet(jax.random.key(seed), jnp.ones(3), (7,))
+        assert exact.regularised_return(instance, other) < best
+
+
+def test_a_large_kl_weight_gives_the_reference_policy(instance):
+    policy = exact.optimal_policy(instance._replace(kl_weight=1e7)).policy
+    close(policy, instance.reference, 1e-6)
+
+
+def test_a_constant_added_to_the_reward_changes_no_policy(instance):
+    shifted = exact.optimal_policy(instance._replace(reward=instance.reward + 3.0)).policy
+    close(shifted, exact.optimal_policy(instance).policy, 1e-9)
+
+
+def test_the_optimal_policy_differentiates_like_finite_differences(instance):
+    def probe(reward):
+        return jnp.sum(exact.optimal_policy(instance._replace(reward=reward)).policy ** 2)
+
+    direction = jax.random.normal(jax.random.key(6), instance.reward.shape)
+    step = 1e-5
+    numeric = (probe(instance.reward + step * direction) - probe(instance.reward - step * direction)) / (2 * step)
+    close(jnp.vdot(jax.grad(probe)(instance.reward), direction), numeric, 1e-7)
+
+
+def test_the_hypergradient_equals_finite_differences_of_the_objective(reference):
+    direction = jax.random.normal(jax.random.key(7), reference.params.shape)
+    step = 1e-5
+    ends = [value_of_optimum(reference, reference.params + sign * step * direction) for sign in (1, -1)]
+    gradient = jax.grad(lambda params: value_of_optimum(reference, params))(reference.params)
+    close(jnp.vdot(gradient, direction), (ends[0] - ends[1]) / (2 * step), 1e-8)
+
+
+def test_the_excess_objective_is_greatest_at_the_true_reward(reference):
+    def excess(reward):
+        policy = exact.optimal_policy(reference.lower._replace(reward=reward)).policy
+        return reference.objective_value(excess_log_likelihood, policy, reward)
+
+    close(excess(reference.mdp.reward), 0.0, 1e-12)
+    close(jax.grad(excess)(reference.mdp.reward), jnp.zeros((3, 2)), 1e-10)
+    assert excess(reference.mdp.reward + jax.random.normal(jax.random.key(0), (3, 2))) < -1e-3
+
+
+def test_the_proxy_lies_above_the_objective_and_its_bias_falls_like_sigma(reference):
+    value = value_of_optimum(reference, reference.params)
+    errors = np.array([float(proxy(reference, reference.params, sigma)[0] - value) for sigma in (0.02, 0.01)])
+    assert (errors > 0).all()
+    assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.05
+
+
+def test_a_solver_that_does_not_converge_returns_nan(instance):
+    assert jnp.isnan(exact.optimal_policy(instance, max_iterations=1).policy).all()
+    unsolved = exact.penalised_policy(instance, lambda policy: jnp.sum(policy**3), 5.0, max_iterations=1)
+    assert jnp.isnan(unsolved.policy).all()
+    assert unsolved.residual > 1e-6
+
+
+def test_the_law_of_segments_sums_to_one(reference):
+    close(exact.segment_law(reference.mdp, reference.lower.reference, reference.segments).sum(), 1.0, 1e-12)
+
+
+def test_too_many_segments_are_refused_with_their_number():
+    with pytest.raises(ValueError, match="10000 segments"):
+        exact.enumerate_segments(5, 2, 4)
+
+
+def test_a_zero_kl_weight_is_refused():
+    with pytest.raises(ValueError, match="kl_weight > 0"):
+        exact.require_kl(0.0)
+
+
+def test_instances_are_solved_in_one_vmap(x64):
+    mdps = jax.vmap(lambda key: garnet(key, 4, 2))(jax.random.split(jax.random.key(0), 5))
+
+    def solve(mdp):
+        return exact.optimal_policy(exact.lower_level(mdp, mdp.reward, jnp.full((4, 2), 0.5), 0.9, 0.3)).policy
+
+    together = jax.vmap(solve)(mdps)
+    close(together[2], solve(jax.tree.map(lambda x: x[2], mdps)), 1e-9)
