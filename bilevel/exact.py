@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.returns import discount_powers
 from bilevel.types import Array, Comparison, Trajectory
 from envs.base import MDP
 
@@ -197,8 +198,8 @@ def segment_law(mdp: MDP, policy: Array, segments: Trajectory) -> Array:
 
 def segment_returns(reward: Array, segments: Trajectory, discount) -> Array:
     """R(τ) = Σ_{h<H} γ^h r(s_h, a_h), [N]."""
-    powers = discount ** jnp.arange(segments.state.shape[1])
-    return reward[segments.state, segments.action] @ powers.astype(reward.dtype)
+    powers = discount_powers(discount, segments.state.shape[1], reward.dtype)
+    return reward[segments.state, segments.action] @ powers
 
 
 def exact_comparisons(annotate: Callable, segments: Trajectory) -> Comparison:

@@ -5,24 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bilevel.types import Array, Comparison, Key, Model, Params, Trajectory
+from bilevel.returns import discount_powers
+from bilevel.types import Array, Comparison, Key, Trajectory
 
 Objective = Callable[[Array, Comparison], Array]
-
-
-def segment_return(reward: Callable, segment: Trajectory, discount) -> Array:
-    """R(τ) = Σ_{h<H} γ^h r(x_h, a_h), []; `reward` maps one (x, action) to []; x is the observation."""
-    return _discounted_sum(jax.vmap(reward)(segment.obs, segment.action), discount)
-
-
-def preference_logit(model: Model, params: Params, comparison: Comparison, discount, rationality) -> Array:
-    """κ (R_φ(τ⁰) − R_φ(τ¹)), []: the log-odds that the first of one pair is preferred under r_φ."""
-
-    def reward(obs, action):
-        return model.apply(params, obs, action)
-
-    first, second = (segment_return(reward, x, discount) for x in (comparison.first, comparison.second))
-    return rationality * (first - second)
 
 
 # Upper objectives: (logit, comparison) -> ℓ, elementwise over any batch shape; larger is better ---------------------
@@ -50,12 +36,12 @@ def excess_brier(logit: Array, comparison: Comparison) -> Array:
     return -(comparison.label - predicted) * (comparison.second_label - predicted)
 
 
-OBJECTIVE_NEEDS = {excess_log_likelihood: "probability", excess_brier: "second_label"}
+NEEDS: dict[Objective, str] = {excess_log_likelihood: "probability", excess_brier: "second_label"}
 
 
 def check_objective(objective: Objective, comparison: Comparison) -> None:
     """Raises ValueError if `objective` needs a field that the annotator's comparisons do not carry."""
-    field = OBJECTIVE_NEEDS.get(objective)
+    field = NEEDS.get(objective)
     if field is not None and getattr(comparison, field) is None:
         raise ValueError(
             f"the objective {objective.__name__} needs each comparison's {field}, which this annotator does not give; "
@@ -114,5 +100,4 @@ def annotator(
 
 
 def _discounted_sum(values: Array, discount) -> Array:
-    powers = jnp.asarray(discount, values.dtype) ** jnp.arange(values.shape[0])
-    return powers @ values
+    return discount_powers(discount, values.shape[0], values.dtype) @ values

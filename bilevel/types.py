@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from envs.base import Action, Env, Observation, State
 
@@ -11,6 +12,7 @@ Array = jax.Array
 Key = jax.Array
 Params = Any  # a pytree of arrays
 Distribution = Any  # a distrax distribution: sample(seed=), log_prob, kl_divergence, entropy
+Behaviour = Callable[[Observation], Distribution]  # a policy with its parameters bound
 
 
 class Algorithm(NamedTuple):
@@ -20,7 +22,7 @@ class Algorithm(NamedTuple):
         init: key -> state, a NamedTuple of arrays (no function, Python number or key in it).
         step: (key, state) -> (state, info), one outer step; info is a dict of scalar arrays that holds at least
             `gradient_norm` (of the outer step, for the convergence check) and the step's exact costs as int32:
-            `transitions`, `queries`, `labels`, `gradient_evaluations`.
+            `transitions`, `queries`, `labels`, `gradient_evaluations`. Same keys and dtypes every step.
         params: state -> `Learned`, what is measured, saved and reported.
     """
 
@@ -94,7 +96,7 @@ class Problem(NamedTuple):
     annotate: Callable[[Key, Trajectory, Trajectory], Comparison]
     reward: Model
     policy: Model
-    reference: Callable[[Observation], Distribution]
+    reference: Behaviour
 
 
 class Hyper(NamedTuple):
@@ -121,16 +123,74 @@ class Hyper(NamedTuple):
     critic_radius: Array | float = float("inf")
 
 
+class Cost(NamedTuple):
+    """What a computation costs, in exact Python ints: known before it runs.
+
+    Attributes:
+        transitions: environment transitions; the *samples* of the paper.
+        queries: pairs shown to the annotator (a skipped query yields no label; labels are counted as they come).
+        gradient_evaluations: stochastic or exact gradients computed, one for each minibatch.
+    """
+
+    transitions: int = 0
+    queries: int = 0
+    gradient_evaluations: int = 0
+
+    def as_info(self) -> dict[str, Array]:
+        """The counts as the int32 scalars that a step reports."""
+        return {name: jnp.int32(count) for name, count in self._asdict().items()}
+
+
+def total_cost(*terms: tuple[int, Cost]) -> Cost:
+    """The sum of `count × cost` over the terms.
+
+    Raises:
+        ValueError: one step would cost 2³¹ or more of anything, which an int32 could not report.
+    """
+    total = Cost(*(sum(count * getattr(cost, field) for count, cost in terms) for field in Cost._fields))
+    for field, value in zip(Cost._fields, total, strict=True):
+        if value >= 2**31:
+            raise ValueError(f"one outer step would take {value} {field}; required: below 2^31; reduce its counts")
+    return total
+
+
 class Critic(NamedTuple):
     """An estimator of the advantage A(s, a) = Q(s, a) − w log π/π_ref(a|s) − V(s) under r_φ (up to a baseline).
 
     Attributes:
         init: key -> state.
-        fit: (key, state, policy_params, reward_params) -> (state, info): update to the current policy and reward;
-            info holds `critic_loss` and the costs `transitions` and `gradient_evaluations`.
+        fit: (key, state, policy_params, reward_params) -> (state, loss []): update to the current policy and reward.
         advantage: (key, state, policy_params, reward_params, trajectories [B, T]) -> [B, T], without gradient.
+        cost: of one fit.
     """
 
     init: Callable[[Key], Any]
-    fit: Callable[[Key, Any, Params, Params], tuple[Any, dict[str, Array]]]
+    fit: Callable[[Key, Any, Params, Params], tuple[Any, Array]]
     advantage: Callable[[Key, Any, Params, Params, Trajectory], Array]
+    cost: Cost = Cost()
+
+
+class Gradients(NamedTuple):
+    """Everything that Algorithm 1 asks of the world: labelled pairs, and derivatives of J and G.
+
+    Attributes:
+        init: key -> critic state.
+        collect: (key, behave) -> pairs drawn from a policy and labelled; what the next two take.
+        labels: pairs -> [] int32, labels received for them.
+        preference_in_policy: (pairs, policy_params, reward_params) -> ∇_λ G.
+        preference_in_reward: (pairs, policy, reward_params) -> (G, ∇_φ G), at the policy (observation -> distribution).
+        return_in_policy: (key, critic_state, policy_params, reward_params) -> (∇_λ J, critic_state, critic loss).
+        return_difference: (key, reward_params, policy_params, proxy_params) -> (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ.
+        collect_cost, return_cost, difference_cost: of one call each.
+    """
+
+    init: Callable[[Key], Any]
+    collect: Callable[[Key, Behaviour], Any]
+    labels: Callable[[Any], Array]
+    preference_in_policy: Callable[[Any, Params, Params], Params]
+    preference_in_reward: Callable[[Any, Behaviour, Params], tuple[Array, Params]]
+    return_in_policy: Callable[[Key, Any, Params, Params], tuple[Params, Any, Array]]
+    return_difference: Callable[[Key, Params, Params, Params], Params]
+    collect_cost: Cost = Cost()
+    return_cost: Cost = Cost()
+    difference_cost: Cost = Cost()

@@ -1,0 +1,294 @@
+"""Checkpoints that are complete or absent, checked bit for bit when read; the one module here that touches the disk."""
+
+import gc
+import io
+import json
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from bilevel.types import Array
+
+Tree = Any  # a pytree of arrays, or of jax.ShapeDtypeStruct
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written or read; the message is one line."""
+
+
+@contextmanager
+def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator["Checkpoints"]:
+    """The checkpoints in a directory, which is created if need be; leaving the block waits for the last save.
+
+    Opening clears away what a killed save has left, so one process (or one group of distributed processes) at a time
+    may hold a directory open. A save that fails in the background is raised by the next call, or on leaving.
+
+    Args:
+        directory: where the checkpoints are, one subdirectory a step.
+        keep: how many of the newest are kept, ≥ 2, so that a damaged one has a predecessor to fall back to.
+
+    Raises:
+        CheckpointError: for `keep` < 2, a directory that cannot be used, or a save that failed.
+    """
+    path = Path(directory).absolute()
+    if keep < 2:
+        raise CheckpointError(f"keep={keep} was given; at least 2 are required, so that one can be damaged: raise it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with _hush():
+            newest = ocp.training.preservation_policies.LatestN(keep)
+            orbax = ocp.training.Checkpointer(path, preservation_policy=newest, cleanup_tmp_directories=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot hold checkpoints: {_one_line(error)}; a writable directory is required: choose another"
+        ) from error
+    checkpoints = Checkpoints(path, orbax)
+    try:
+        yield checkpoints
+    finally:
+        try:
+            checkpoints.wait()
+        finally:
+            orbax.close()
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory; made by `open_checkpoints`.
+
+    Every save and restore is made by all processes of a distributed run.
+    """
+
+    def __init__(self, path: Path, orbax: ocp.training.Checkpointer):
+        self._path = path
+        self._orbax = orbax
+        self._position: int | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, newest first, damaged ones among them."""
+        self.wait()
+        return sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on the disk; raises CheckpointError if it failed."""
+        with self._naming_failure():
+            self._orbax.wait()
+
+    def save(self, step: int, tree: Tree) -> None:
+        """Writes a checkpoint in the background; it becomes visible, as a whole, once it is complete.
+
+        The arrays may be donated or overwritten as soon as this returns. Checkpoints that `restore` has passed over
+        are deleted by the first save after it: they belong to a future that is now computed anew.
+
+        Args:
+            step: number of outer steps done, above that of the last save or restore.
+            tree: a pytree of jax arrays, none of them empty, a PRNG key or complex; sharded in any way.
+
+        Raises:
+            CheckpointError: for a leaf or a step that is refused, or if the save before this one failed.
+        """
+        names, leaves = _flatten(tree)
+        if not leaves:
+            raise CheckpointError(f"a tree without leaves was given for step {step}; pass the state's arrays")
+        for name, leaf in zip(names, leaves, strict=True):
+            _refuse_unstorable(name, leaf)
+        rejected = [old for old in self.steps() if self._position is None or old > self._position]
+        if rejected and self._position is None:
+            raise CheckpointError(
+                f"{self._path} holds checkpoints of steps {rejected}; a new run requires an empty directory: "
+                "restore first, or choose another"
+            )
+        if self._position is not None and step <= self._position:
+            raise CheckpointError(
+                f"step {step} was given after step {self._position}; steps must grow: pass the outer steps done"
+            )
+        record = _seal(_describe(names, leaves))
+        self._position = step
+        with self._naming_failure():
+            for old in rejected:
+                self._orbax.delete(old)
+            # Without force orbax skips, without a word, a save that is asked for while another runs.
+            self._orbax.save_async(step, tree, force=True, custom_metadata=record)
+
+    def restore(self, template: Tree) -> tuple[int, Tree, list[str]]:
+        """(step, tree, notes): the newest checkpoint that is whole, and one line on each newer one that is not.
+
+        Every leaf comes back with the bits that were saved, strongly typed, in the template's sharding. Restoring
+        changes nothing on the disk.
+
+        Args:
+            template: the saved pytree with arrays or `jax.ShapeDtypeStruct`s as leaves; a leaf without a sharding goes
+                to the first local device. Leaves come back committed to their devices.
+
+        Raises:
+            CheckpointError: if the template has another leaf, dtype or shape than the checkpoint, or if no checkpoint
+                is whole.
+        """
+        target = jax.tree.map(_as_target, template)
+        notes: list[str] = []
+        for step in self.steps():
+            tree, damage = self._try_to_load(step, target)
+            if not damage:
+                self._position = step
+                return step, tree, notes
+            notes.append(f"checkpoint {step} in {self._path} is damaged and was passed over: {damage}")
+        tried = "; ".join(notes) if notes else "there is none"
+        raise CheckpointError(
+            f"no checkpoint in {self._path} can be restored: {tried}; one whole checkpoint is required: "
+            "copy one back from elsewhere, or start again in an empty directory"
+        )
+
+    @contextmanager
+    def _naming_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self._position} could not be written to {self._path}: {_one_line(error)}; "
+                "older checkpoints are unharmed: make room, or mend the disk, and resume"
+            ) from error
+
+    def _try_to_load(self, step: int, target: Tree) -> tuple[Tree, str]:
+        with _hush():
+            try:
+                return self._load(step, target), ""
+            except CheckpointError:
+                raise
+            except Exception as error:  # which one, depends on the file and on the byte
+                return None, _one_line(error)
+
+    def _load(self, step: int, target: Tree) -> Tree:
+        recorded = _unseal(self._orbax.metadata(step).custom_metadata)
+        names, wanted = _flatten(target)
+        _compare(step, recorded, names, wanted)
+        tree = self._orbax.load(step, target)
+        for old, new in zip(recorded, _describe(names, jax.tree.leaves(tree)), strict=True):
+            if old["dtype"] != new["dtype"]:  # orbax loads in threads of its own, which jax.enable_x64 does not reach
+                raise CheckpointError(
+                    f"leaf {old['name']} is {old['dtype']} and came back as {new['dtype']}; 64 bits are required in "
+                    "every thread: call jax.config.update('jax_enable_x64', True) first"
+                )
+            if old != new:
+                raise ValueError(f"leaf {old['name']} has digest {new['digest']:08x}, not {old['digest']:08x} as saved")
+        return tree
+
+
+@contextmanager
+def _hush() -> Iterator[None]:
+    # Of a damaged file orbax complains in hundreds of lines, from several threads, in its log and on stderr, and once
+    # more when what it left unread is collected. The one line that `restore` returns says all there is to know.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            gc.collect()
+            logging.disable(disabled)
+
+
+def _flatten(tree: Tree) -> tuple[list[str], list[Any]]:
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) or "(root)" for path, _ in paths_and_leaves], [x for _, x in paths_and_leaves]
+
+
+def _refuse_unstorable(name: str, leaf: Any) -> None:
+    if not isinstance(leaf, jax.Array):
+        kind = f"of type {type(leaf).__name__}"
+    elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        kind = "a PRNG key"
+    elif jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        kind = "complex"
+    elif leaf.size == 0:
+        kind = f"empty, of shape {leaf.shape}"
+    else:
+        return
+    raise CheckpointError(
+        f"leaf {name} is {kind}; a checkpoint requires non-empty jax arrays of bool, integers or reals: "
+        "convert it, or leave it out of the state"
+    )
+
+
+def _as_target(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _describe(names: list[str], leaves: list[Array]) -> list[dict[str, Any]]:
+    # Leaf by leaf, since one program cannot take leaves that are committed to different devices.
+    digests = jax.device_get([digest(leaf) for leaf in leaves])
+    return [
+        {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape), "digest": int(number)}
+        for name, leaf, number in zip(names, leaves, digests, strict=True)
+    ]
+
+
+@jax.jit
+def digest(x: Array) -> Array:
+    """[] uint32: Σᵢ m(wᵢ ⊕ m(i)) mod 2³², over the 32-bit words wᵢ of the bit pattern, m a bijection that mixes bits.
+
+    Any change within one word changes the sum, since m is a bijection; any other change, exchanged words included,
+    escapes with probability 2⁻³². A sum of integers does not depend on its order, nor therefore on the sharding.
+
+    Args:
+        x: bools, integers or reals of 1, 2, 4 or 8 bytes, of any shape.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    # Not a reshape to one axis: that would gather a sharded array on every device.
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(_mix(words ^ _mix(index)), dtype=jnp.uint32)
+
+
+def _mix(h: Array) -> Array:
+    """MurmurHash3's finaliser: a bijection of the 32-bit words in which every input bit moves every output bit."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def _seal(leaves: list[dict[str, Any]]) -> dict[str, Any]:
+    text = json.dumps(leaves)
+    return {"leaves": text, "crc32": zlib.crc32(text.encode())}
+
+
+def _unseal(sealed: Any) -> list[dict[str, Any]]:
+    # The record has a checksum of its own: a damaged dtype in it must not pass for a template that does not fit.
+    if not isinstance(sealed, dict) or {"leaves", "crc32"} - sealed.keys():
+        raise ValueError("the record of its leaves is missing")
+    if zlib.crc32(sealed["leaves"].encode()) != sealed["crc32"]:
+        raise ValueError("the record of its leaves does not match its checksum")
+    return json.loads(sealed["leaves"])
+
+
+def _compare(step: int, recorded: list[dict[str, Any]], names: list[str], wanted: list[jax.ShapeDtypeStruct]) -> None:
+    saved = {leaf["name"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in recorded}
+    asked = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, wanted, strict=True)}
+    for name in saved | asked:
+        if saved.get(name) != asked.get(name):
+            raise CheckpointError(
+                f"leaf {name} is {saved.get(name, 'absent')} in checkpoint {step} and {asked.get(name, 'absent')} in "
+                "the template; they must agree: resume with the settings and precision of the first run"
+            )
+
+
+def _one_line(error: BaseException) -> str:
+    """The first cause of an error, without the store's specification that tensorstore appends."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(error).partition("[tensorstore_spec")[0].split())
+    text = text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
+    return text if len(text) <= 300 else text[:300] + "…"

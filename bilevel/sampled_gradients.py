@@ -1,0 +1,176 @@
+"""The derivatives that the algorithms take, from samples: policy gradients, and line 7 of Algorithm 1 in three ways.
+
+Dimensions: B trajectories, T steps of a rollout, N = B/2 pairs, H steps of a segment.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.lookup import bind, over_pairs
+from bilevel.preferences import NEEDS, Objective, check_objective, log_likelihood
+from bilevel.returns import discount_powers, leave_one_out_mean
+from bilevel.rollout import rollouts
+from bilevel.types import Array, Behaviour, Comparison, Cost, Critic, Gradients, Hyper, Params, Problem, Trajectory
+
+ESTIMATORS = ("independent", "coupled", "weighted")
+
+
+class SampleSizes(NamedTuple):
+    """How much is sampled, and how line 7 is estimated.
+
+    Attributes:
+        batch_size: B ≥ 4, even: trajectories a gradient, which make B/2 pairs.
+        rollout_length: T ≥ 1 steps of a rollout for ∇J; truncation biases it by γ^T, relatively.
+        segment_length: H ≥ 1 steps of a compared segment.
+        estimator: of line 7's difference: "independent" (the paper's), "coupled" or "weighted".
+    """
+
+    batch_size: int = 64
+    rollout_length: int = 50
+    segment_length: int = 10
+    estimator: str = "weighted"
+
+
+class LabelledPairs(NamedTuple):
+    """Pairs with their labels, and the log-probability of each pair's actions under the policy that drew them."""
+
+    comparison: Comparison  # of segments [N, H]
+    log_behaviour: Array  # [N]
+
+
+def sampled_gradients(
+    problem: Problem, critic: Critic, sizes: SampleSizes, hyper: Hyper, objective: Objective = log_likelihood
+) -> Gradients:
+    """Unbiased estimators (up to γ^T, and to the critic): ∇J from rollouts of T steps weighted by γ^t, ∇G from pairs.
+
+    ∇_λ J = E Σ_t γ^t ∇ log π(a_t|s_t) A(s_t, a_t);  ∇_λ G = E (ℓ − b) Σ ∇ log π, b leave-one-out;  ∇_φ G = E ∇ℓ.
+    Pairs that another policy drew are reweighted by the ratio of the two policies' probabilities of their actions.
+
+    Raises:
+        ValueError: a size is out of range, or the objective needs labels that the annotator does not give.
+    """
+    check_sizes(sizes)
+    env, num_pairs = problem.env, sizes.batch_size // 2
+    labels_per_query = 2 if NEEDS.get(objective) == "second_label" else 1
+
+    def collect(key, behave):
+        key_rollout, key_label = jax.random.split(key)
+        segments = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.segment_length)
+        first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
+        comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
+        check_objective(objective, comparison)
+        log_behaviour = log_probability(env, behave, comparison)
+        return LabelledPairs(comparison, jax.lax.stop_gradient(log_behaviour))
+
+    def values(pairs, reward_params):
+        logits = preference_logits(problem, reward_params, pairs.comparison, hyper)
+        return pairs.comparison.weight * objective(logits, pairs.comparison)
+
+    def preference_in_policy(pairs, policy_params, reward_params):
+        def surrogate(params):
+            log_policy = log_probability(env, bind(problem.policy, params), pairs.comparison)
+            ratio = jnp.exp(jax.lax.stop_gradient(log_policy) - pairs.log_behaviour)
+            gains = values(pairs, reward_params)
+            return jnp.mean(jax.lax.stop_gradient(ratio * (gains - leave_one_out_mean(ratio * gains))) * log_policy)
+
+        return jax.grad(surrogate)(policy_params)
+
+    def preference_in_reward(pairs, policy, reward_params):
+        ratio = jnp.exp(log_probability(env, policy, pairs.comparison) - pairs.log_behaviour)
+        return jax.value_and_grad(lambda params: jnp.mean(ratio * values(pairs, params)))(reward_params)
+
+    def return_in_policy(key, critic_state, policy_params, reward_params):
+        key_fit, key_rollout, key_advantage = jax.random.split(key, 3)
+        critic_state, loss = critic.fit(key_fit, critic_state, policy_params, reward_params)
+        behave = bind(problem.policy, policy_params)
+        trajectories = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.rollout_length)
+        advantage = critic.advantage(key_advantage, critic_state, policy_params, reward_params, trajectories)
+        weights = advantage * discount_powers(hyper.discount, sizes.rollout_length, advantage.dtype)
+
+        def surrogate(params):
+            log_prob = log_probabilities(env, bind(problem.policy, params), trajectories)
+            return jnp.sum(weights * log_prob) / sizes.batch_size
+
+        return jax.grad(surrogate)(policy_params), critic_state, loss
+
+    return Gradients(
+        critic.init,
+        collect,
+        lambda pairs: labels_per_query * jnp.sum(pairs.comparison.weight > 0, dtype=jnp.int32),
+        preference_in_policy,
+        preference_in_reward,
+        return_in_policy,
+        return_difference(problem, sizes, hyper),
+        collect_cost=Cost(sizes.batch_size * sizes.segment_length, num_pairs, 0),
+        return_cost=critic.cost._replace(transitions=critic.cost.transitions + sizes.batch_size * sizes.rollout_length),
+        difference_cost=Cost((1 if sizes.estimator == "weighted" else 2) * sizes.batch_size * sizes.rollout_length),
+    )
+
+
+def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Callable:
+    """An estimator of (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, where ∇_φ J = E Σ_t γ^t ∇_φ r_φ(s_t, a_t).
+
+    With λ′ − λ = O(σ), its variance grows like σ^{−2} with independent rollouts, σ^{−1} with coupled ones, whose actions
+    and next states are driven by the same uniforms, and stays bounded when one rollout of λ is weighted: its step h counts
+    (Π_{j≤h} π_λ′(a_j|s_j)/π_λ(a_j|s_j) − 1)/σ.
+    """
+    env, size, length = problem.env, sizes.batch_size, sizes.rollout_length
+
+    def reward_gradient(reward_params, trajectories, weights):
+        def total(params):
+            rewards = over_pairs(env, bind(problem.reward, params))(trajectories.obs, trajectories.action)
+            return jnp.sum(weights * rewards) / size
+
+        return jax.grad(total)(reward_params)
+
+    def powers():
+        return discount_powers(hyper.discount, length)
+
+    def weighted(key, reward_params, policy_params, proxy_params):
+        policy, proxy = (bind(problem.policy, params) for params in (policy_params, proxy_params))
+        trajectories = rollouts(env, policy, key, size, length)
+        log_ratio = log_probabilities(env, proxy, trajectories) - log_probabilities(env, policy, trajectories)
+        weights = powers() * jnp.expm1(jnp.cumsum(log_ratio, axis=-1)) / hyper.sigma
+        return reward_gradient(reward_params, trajectories, weights)
+
+    def two_rollouts(key, reward_params, policy_params, proxy_params):
+        keys = (key, key) if sizes.estimator == "coupled" else jax.random.split(key)
+        gradients = [
+            reward_gradient(reward_params, rollouts(env, bind(problem.policy, params), key, size, length), powers())
+            for key, params in zip(keys, (policy_params, proxy_params), strict=True)
+        ]
+        return jax.tree.map(lambda x, y: (y - x) / hyper.sigma, *gradients)
+
+    return weighted if sizes.estimator == "weighted" else two_rollouts
+
+
+def log_probabilities(env, behave: Behaviour, trajectories: Trajectory) -> Array:
+    """log π(a_t|s_t) at every step of trajectories [..., T]."""
+    log_prob = over_pairs(env, lambda obs, action: behave(obs).log_prob(action))
+    return log_prob(trajectories.obs, trajectories.action)
+
+
+def log_probability(env, behave: Behaviour, comparison: Comparison) -> Array:
+    """Σ_i Σ_h log π(a_h^i|s_h^i) of each pair, [N]."""
+    return sum(jnp.sum(log_probabilities(env, behave, x), axis=-1) for x in (comparison.first, comparison.second))
+
+
+def preference_logits(problem: Problem, reward_params: Params, comparison: Comparison, hyper: Hyper) -> Array:
+    """κ (R_φ(τ⁰) − R_φ(τ¹)) of each pair, [N]: the log-odds that the first segment is preferred under r_φ."""
+    reward = over_pairs(problem.env, bind(problem.reward, reward_params))
+    first, second = (reward(x.obs, x.action) for x in (comparison.first, comparison.second))
+    return hyper.rationality * ((first - second) @ discount_powers(hyper.discount, first.shape[-1], first.dtype))
+
+
+def check_sizes(sizes: SampleSizes) -> None:
+    """Raises ValueError if a size is out of range."""
+    if sizes.batch_size < 4 or sizes.batch_size % 2:
+        raise ValueError(f"batch_size is {sizes.batch_size}; required: an even number, at least 4 (two pairs)")
+    for name in ("rollout_length", "segment_length"):
+        if getattr(sizes, name) < 1:
+            raise ValueError(f"{name} is {getattr(sizes, name)}; required: at least 1")
+    if sizes.estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is {sizes.estimator!r}; required: one of {', '.join(ESTIMATORS)}")
