@@ -31,8 +31,8 @@ class Categorical(distrax.Categorical):
         self._cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
 
     def _sample_n(self, key, n):
-        inner = self._cumulative[..., :-1]
-        uniform = jax.random.uniform(key, (n, *inner.shape[:-1], 1), inner.dtype)
+        inner, total = self._cumulative[..., :-1], self._cumulative[..., -1:]
+        uniform = jax.random.uniform(key, (n, *total.shape), total.dtype) * total
         return jnp.sum(uniform >= inner, axis=-1, dtype=jnp.int32)
 
 
