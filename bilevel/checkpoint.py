@@ -115,7 +115,7 @@ class Checkpoints:
         with self._naming_failure():
             for old in rejected:
                 self._orbax.delete(old)
-            # Without force orbax skips, without a word, a save that is asked for while another runs.
+            # force: the policies of orbax may skip a save without a word, as when another one runs.
             self._orbax.save_async(step, tree, force=True, custom_metadata=record)
 
     def restore(self, template: Tree) -> tuple[int, Tree, list[str]]:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -82,12 +81,12 @@ class Programs(NamedTuple):
 
     Attributes:
         init: lanes -> RunState.
-        advance: (lanes, state, first_step, last_step) -> (state, metrics [blocks, lanes a block, chunk]). It leaves
-            `state` intact, since a checkpoint may still be reading it.
+        advance: (lanes, state, first_step, last_step) -> (state, metrics [blocks, lanes a block, chunk]), the steps
+            [] int32 arrays.
     """
 
     init: Callable[[Lanes], RunState]
-    advance: Callable[[Lanes, RunState, int, int], tuple[RunState, dict[str, Array]]]
+    advance: Callable[[Lanes, RunState, Array, Array], tuple[RunState, dict[str, Array]]]
 
 
 def programs(make: Make, base_seed: int, chunk: int, layout: Layout, stopping: Stopping) -> Programs:
@@ -125,4 +124,4 @@ def programs(make: Make, base_seed: int, chunk: int, layout: Layout, stopping: S
 
         return jax.lax.map(block, (lanes, state))
 
-    return Programs(init, lambda lanes, state, *steps: advance(lanes, state, *(jnp.int32(s) for s in steps)))
+    return Programs(init, advance)

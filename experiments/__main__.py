@@ -1,0 +1,173 @@
+"""The command line: `bilevel train …` runs or resumes, `bilevel report RUN` draws a run anew."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+HELP = """usage: bilevel COMMAND [OPTIONS]
+
+  train                 run an algorithm on a world, many seeds in one program; the same command resumes it
+  report RUN            write the figures, summary and report of a run folder anew, and print its table
+
+bilevel train --help                                    every option of the default world and algorithm
+bilevel train --world bandit --algorithm alternating --help     … and of others
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 2 for a mistake in what was asked, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    set_up_jax()
+    # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
+    from bilevel.checkpoint import CheckpointError
+    from experiments.options import OptionError, choose
+    from experiments.run_folder import RunFolderError
+
+    try:
+        command = choose("command", arguments[0], {"train": train_command, "report": report_command})
+        return command(arguments[1:])
+    except (OptionError, RunFolderError, CheckpointError) as error:
+        print("bilevel: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbilevel: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+def set_up_jax() -> None:
+    """Chooses devices and compile cache before any device is used; the environment's own settings win."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", cores)  # one a core: faster than one device with many threads
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+# train ------------------------------------------------------------------------------------------------------------------
+
+
+def train_command(arguments: list[str]) -> int:
+    """`bilevel train`."""
+    from experiments.train import train
+
+    config, output = parse_train(arguments)
+    command = "bilevel train " + " ".join(arguments)
+    train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions:
+    """Where results go."""
+
+    out: str = ""
+    """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
+    allow_layout_change: bool = False
+    """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
+
+
+def parse_train(arguments: list[str]):
+    """(config, output) of the arguments of `train`; help prints and exits with 0.
+
+    Raises:
+        OptionError: with one line.
+    """
+    import tyro
+
+    from experiments.config import PARTS, Config, check, default_config, part_types
+
+    world, rest = _take("world", arguments, "gridworld")
+    algorithm, rest = _take("algorithm", rest, "bilevel")
+    kinds = part_types(world, algorithm)
+    default = default_config(world, algorithm)
+    fields = [(name, Annotated[kinds[name], tyro.conf.arg(name="")], getattr(default, name)) for name in PARTS]
+    fields.append(("output", Annotated[OutputOptions, tyro.conf.arg(name="")], OutputOptions()))
+    everything = dataclasses.make_dataclass("Train", fields, frozen=True)
+    everything.__doc__ = (
+        f"Run {algorithm} on {world}, or resume it. --world WORLD and --algorithm ALGORITHM choose others; "
+        "each has its own options."
+    )
+    parsed = _parse(everything, rest, "bilevel train")
+    config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
+    return check(config), parsed.output
+
+
+def _take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
+    """The value of `--option VALUE` or `--option=VALUE`, and the other arguments."""
+    from experiments.options import OptionError
+
+    value, rest, flag = default, [], f"--{option}"
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
+        elif argument.startswith(flag + "="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def _parse(kind: type, arguments: list[str], program: str) -> Any:
+    """tyro's reading of the arguments; its boxes of several lines become one."""
+    import tyro
+
+    from experiments.options import OptionError
+
+    if {"-h", "--help"} & set(arguments):
+        return tyro.cli(kind, args=["--help"], prog=program)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
+            return tyro.cli(kind, args=arguments, prog=program)
+    except SystemExit as error:
+        words = re.sub(r"[─━│┃╭╮╰╯┌┐└┘├┤]+|\x1b\[[0-9;]*m", " ", shown.getvalue())
+        raise OptionError(
+            " ".join(words.split()) or f"these arguments cannot be read: {' '.join(arguments)}"
+        ) from error
+
+
+# report -----------------------------------------------------------------------------------------------------------------
+
+
+def report_command(arguments: list[str]) -> int:
+    """`bilevel report RUN`."""
+    from experiments.options import OptionError
+    from experiments.train import report
+
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "usage: bilevel report RUN\n\nWrite the figures, summary and report of a run folder anew; print its table."
+        )
+        return 0
+    if len(arguments) != 1:
+        raise OptionError(
+            f"report got {len(arguments)} arguments; required: one run folder, as in bilevel report runs/NAME"
+        )
+    report(Path(arguments[0]), say=_say)
+    return 0
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

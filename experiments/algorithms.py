@@ -1,0 +1,114 @@
+"""The algorithms that the command line knows, each with its own options."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel.algorithms.alternating import AlternatingConfig, alternating
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
+from bilevel.ascent import Optimizer
+from bilevel.types import Algorithm, Gradients, Hyper, Problem
+from experiments.options import OptionError, Values, choose, count, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """The ascent: step sizes and optimizers of both levels."""
+
+    num_policy_steps: int = count(10)
+    """K, inner (policy) steps an outer step."""
+    policy_step_size: Values = positive((0.1,))
+    """tau, step size of the policy. Several values: a sweep."""
+    policy_optimizer: str = "sgd"
+    """Any optax optimizer by its name and arguments, such as adam, or sgd:momentum=0.9."""
+    reward_step_size: Values = positive((0.003,))
+    """eta, step size of the reward. Several values: a sweep."""
+    reward_optimizer: str = "adam"
+    """Any optax optimizer by its name and arguments, such as adam, or sgd:momentum=0.9."""
+
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        """The policy's and the reward's optimizer, as functions of their step sizes."""
+        return optimizer("policy-optimizer", self.policy_optimizer), optimizer(
+            "reward-optimizer", self.reward_optimizer
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BilevelOptions(StepOptions):
+    """Algorithm 1 (bilevel)."""
+
+    sigma: Values = positive((0.1,))
+    """sigma, weight of G in the penalised lower level, above 0; the proxy's bias is O(sigma). Several values: a sweep."""
+    estimator: Literal["weighted", "coupled", "independent"] = "weighted"
+    """Estimator of line 7's difference: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
+    objective: Literal["log_likelihood", "excess_log_likelihood", "excess_brier"] = "log_likelihood"
+    """Upper objective: the paper's, or its excess over what the true reward attains."""
+    reuse_labels: bool = False
+    """One batch of labels an outer step, reweighted as the policy moves; otherwise fresh ones at every inner step."""
+
+    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
+        """The algorithm; called inside the traced function."""
+        config = BilevelConfig(self.num_policy_steps, self.reuse_labels, *self.optimizers())
+        return bilevel_rlhf(problem, gradients, config, hyper)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingOptions(StepOptions):
+    """Alternating RLHF: the upper gradient without the implicit term."""
+
+    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
+        """The algorithm; called inside the traced function."""
+        return alternating(problem, gradients, AlternatingConfig(self.num_policy_steps, *self.optimizers()), hyper)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStageOptions(StepOptions):
+    """Two-stage RLHF: the reward is fitted once on pairs of the reference policy."""
+
+    num_batches: int = count(10)
+    """Batches of pairs (of batch-size / 2 each) collected from the reference policy at the start."""
+    num_reward_steps: int = count(200)
+    """Full-gradient steps of the reward on them."""
+
+    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
+        """The algorithm; called inside the traced function."""
+        counts = (self.num_batches, self.num_reward_steps, self.num_policy_steps)
+        return two_stage(problem, gradients, TwoStageConfig(*counts, *self.optimizers()), hyper)
+
+
+ALGORITHMS = {"bilevel": BilevelOptions, "alternating": AlternatingOptions, "two_stage": TwoStageOptions}
+
+
+def optimizer(option: str, text: str) -> Optimizer:
+    """An optax optimizer from `name` or `name:argument=number,…`, as a function of its step size.
+
+    Raises:
+        OptionError: optax has none of that name, or it does not take those arguments.
+    """
+    name, _, rest = text.partition(":")
+    constructor = choose(option, name, OPTIMIZERS)
+    try:
+        arguments = {key.strip(): float(value) for key, value in (pair.split("=") for pair in rest.split(",") if pair)}
+        jax.eval_shape(lambda: constructor(0.1, **arguments).init(jnp.zeros(1)))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"--{option} is {text!r}; required: name or name:argument=number,argument=number, such as sgd:momentum=0.9 "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return functools.partial(constructor, **arguments)
+
+
+# Those whose update needs only gradients and parameters, and whose first argument is the step size.
+OPTIMIZERS = {
+    name: getattr(optax, name)
+    for name in (
+        "adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad lamb lars lion nadam nadamw "
+        "noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent radam rmsprop rprop sgd sign_sgd sm3 yogi"
+    ).split()
+    if hasattr(optax, name)
+}

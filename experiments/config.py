@@ -1,0 +1,198 @@
+"""A run's configuration: assembled from its parts, checked as a whole, written to JSON and read back."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bilevel.types import Hyper
+from experiments.algorithms import ALGORITHMS
+from experiments.options import COMMON, OptionError, Values, check_fields, nearest, choose
+from experiments.worlds import WORLDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The parts of a run, each a frozen dataclass of `experiments.options` or `experiments.worlds`."""
+
+    world_name: str
+    algorithm_name: str
+    world: Any
+    algorithm: Any
+    run: Any
+    problem: Any
+    annotator: Any
+    models: Any
+    estimation: Any
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts that hold options, by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def __getattr__(self, name: str) -> Any:
+        # An option is reached by its own name, whichever part holds it: config.sigma.
+        if not name.startswith("__"):
+            for part in PARTS:
+                options = self.__dict__.get(part)
+                if options is not None and name in {field.name for field in dataclasses.fields(options)}:
+                    return getattr(options, name)
+        raise AttributeError(name)
+
+
+PARTS = ("world", "algorithm", *COMMON)
+
+
+def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -> Config:
+    """A checked configuration: the world's and the algorithm's defaults, with `options` in their place.
+
+    Args:
+        world: a name in `experiments.worlds.WORLDS`.
+        algorithm: a name in `experiments.options.ALGORITHMS`.
+        options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
+
+    Raises:
+        OptionError: an option is unknown or out of its range, or two do not fit each other.
+    """
+    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
+    for name, value in options.items():
+        home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
+        if home is None:
+            known = [field.name for kind in parts.values() for field in dataclasses.fields(kind)]
+            raise OptionError(
+                f"{world} with {algorithm} has no option {name!r}; did you mean {nearest(name, known)!r}?"
+            )
+        field = next(f for f in dataclasses.fields(parts[home]) if f.name == name)
+        if field.type in (Values, tuple[int, ...]):
+            value = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,)
+        parts[home] = dataclasses.replace(parts[home], **{name: value})
+    return check(Config(world, algorithm, **parts))
+
+
+def part_types(world: str, algorithm: str) -> dict[str, type]:
+    """The dataclass of each part, for a world and an algorithm by name."""
+    return {"world": choose("world", world, WORLDS), "algorithm": choose("algorithm", algorithm, ALGORITHMS)} | COMMON
+
+
+def _defaults(kind: type, world: str) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in WORLDS[world].defaults.items() if name in names}
+
+
+def default_config(world: str, algorithm: str) -> Config:
+    """The configuration with every default, unchecked."""
+    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
+    return Config(world, algorithm, **parts)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as a flat dict of JSON values; `from_dict` is its inverse."""
+    flat = {"world": config.world_name, "algorithm": config.algorithm_name}
+    for part in config.parts.values():
+        flat |= {f.name: _to_json(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    return flat
+
+
+def from_dict(flat: dict[str, Any]) -> Config:
+    """The configuration that `as_dict` wrote, checked again."""
+    options = {name: _from_json(value) for name, value in flat.items() if name not in ("world", "algorithm")}
+    return configure(flat["world"], flat["algorithm"], **options)
+
+
+def _to_json(value):
+    if isinstance(value, tuple):
+        return [_to_json(x) for x in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value  # JSON has no infinity
+
+
+def _from_json(value):
+    if isinstance(value, list):
+        return tuple(_from_json(x) for x in value)
+    return float(value) if value in ("inf", "-inf") else value
+
+
+# Sweeps -----------------------------------------------------------------------------------------------------------------
+
+SWEEPABLE = tuple(Hyper._fields)
+
+
+def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
+    """The names of the swept hyperparameters, and every point of the grid as a dict over all of `Hyper`."""
+    axes = {name: getattr(config, name, (Hyper._field_defaults[name],)) for name in SWEEPABLE}
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [name for name, values in axes.items() if len(values) > 1], points
+
+
+# Checks across options --------------------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> Config:
+    """The same configuration, or an OptionError for the first thing that is wrong with it."""
+    for part in config.parts.values():
+        check_fields(part)
+    for rule in (_check_sweep, _check_bandit, _check_finite, _check_exact, _check_critic):
+        rule(config)
+    return config
+
+
+def _check_sweep(config: Config) -> None:
+    for name in SWEEPABLE:
+        values = getattr(config, name, ())
+        if len(set(values)) < len(values):
+            raise OptionError(f"--{_flag(name)} repeats a value in {list(values)}; required: distinct values")
+
+
+def _check_bandit(config: Config) -> None:
+    if config.world_name == "bandit":
+        for name, value in {"discount": (0.0,), "segment_length": 1, "rollout_length": 1}.items():
+            if getattr(config, name) != value:
+                given = _shown(getattr(config, name))
+                raise OptionError(f"--{_flag(name)} is {given}; a bandit has one step and needs {_shown(value)}")
+    elif min(config.discount) <= 0:
+        raise OptionError(f"--discount is {min(config.discount)}; required: in (0, 1); 0 is for the bandit world alone")
+
+
+def _check_finite(config: Config) -> None:
+    if config.world_name not in FINITE:
+        wanted = {
+            "reward": "table",
+            "policy": "table",
+            "critic_model": "table",
+            "critic": "exact",
+            "gradients": "exact",
+        }
+        for name, value in wanted.items():
+            if getattr(config, name) == value:
+                raise OptionError(
+                    f"--{_flag(name)} is {value}, which needs a finite world; {config.world_name} is not finite: "
+                    f"choose another {_flag(name)}, or a world among {', '.join(FINITE)}"
+                )
+    if config.world_name == "garnet" and config.successors > config.states:
+        raise OptionError(f"--successors is {config.successors}; required: at most --states, {config.states}")
+
+
+def _check_exact(config: Config) -> None:
+    if config.gradients == "exact" and min(config.kl_weight) == 0:
+        raise OptionError(
+            "--kl-weight is 0 with --gradients exact; exact oracles of the optimal policy need a kl-weight above 0"
+        )
+
+
+def _check_critic(config: Config) -> None:
+    if config.num_transitions % config.num_chains:
+        raise OptionError(
+            f"--num-transitions is {config.num_transitions}; required: a multiple of --num-chains, {config.num_chains}"
+        )
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _shown(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+FINITE = ("gridworld", "garnet", "bandit", "file")

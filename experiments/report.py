@@ -1,0 +1,295 @@
+"""One page about a run, complete in itself: what was run, what came out, what it cost, and what looks wrong."""
+
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from experiments.figures import Baselines, draw, save_pngs
+from experiments.summary import (
+    DIVERGED,
+    bracket,
+    describe,
+    estimate,
+    final_status,
+    format_table,
+    hyper_points,
+    key_metrics,
+    last_finite,
+    metric,
+    metric_names,
+    number,
+    point_label,
+    seed_counts,
+    time_words,
+)
+
+GROWTH = 10.0  # a quantity that grew by this factor from the first to the last tenth of the steps is told
+STILL = 1e-6  # below it, nothing moves
+DETERMINISTIC = 0.01  # nats of entropy, below which a policy over finitely many actions explores no more
+FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
+
+CAPTIONS = {
+    "outcomes": "What was reached, after each outer step. Dashed lines: what is known of the world.",
+    "optimisation": "How the optimisation went, after each outer step.",
+    "cost": "What was reached, against what it cost.",
+    "sweep": "What was reached at the end, for each value of what was swept; grey lines join points that differ in "
+    "nothing else.",
+    "rewards": "The learned reward beside the true one, in one colour scale. Arrows, on a map: from each cell, each "
+    "move, as long as it is probable.",
+}
+STYLE = """
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
+.headline { font-size: 1.1rem } .note { background: #fff4d6; padding: .5rem 1rem; border-left: 4px solid #e69f00 }
+figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem } svg { width: 100%; height: auto }
+table { border-collapse: collapse; font-size: .9rem } pre { font-size: .75rem; line-height: 1.35; overflow-x: auto }
+td, th { text-align: left; padding: .1rem 1.2rem .1rem 0; vertical-align: top; border-bottom: 1px solid #eee }
+.facts { columns: 2 22rem } .facts td:last-child { overflow-wrap: anywhere } .facts tr { break-inside: avoid }
+"""
+FONTS = "DejaVu Sans, Verdana, sans-serif"
+SVG_SAVINGS = {  # a third of the bytes
+    r"<metadata>.*?</metadata>": "",
+    r' id="[\w.]+_\d+"': "",  # matplotlib numbers groups from one in every figure; a page may hold an id only once
+    r'font-family: [^;"]+;? ?': "",
+    r' transform="rotate\(-0 [^)]*\)"': "",
+    r"(\d\.\d\d)\d+": r"\1",
+    r">\s+<": "><",
+}
+
+
+def write_report(
+    folder: str | os.PathLike[str], dataset: xr.Dataset, summary: dict[str, Any], notes: Sequence[str] = ()
+) -> Path:
+    """Writes `report.html` and `figures/*.png` into the run's folder; the path of the former.
+
+    Args:
+        folder: of the run. Of config.json, manifest.json, baselines.json and tables.npz, what is there is used.
+        dataset: its metrics, dims (hyper, seed, step).
+        summary: of `experiments.summary.summarise`.
+        notes: what the reader must know besides, one sentence each.
+    """
+    folder = Path(folder)
+    baselines = _read_json(folder, "baselines.json")
+    figures = draw(dataset, baselines, _read_tables(folder))
+    save_pngs(figures, folder)
+    page = _page(folder, dataset, summary, baselines, figures, notes)
+    path, temporary = folder / "report.html", folder / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _page(
+    folder: Path,
+    dataset: xr.Dataset,
+    summary: dict[str, Any],
+    baselines: Baselines,
+    figures: Mapping[str, Figure],
+    notes: Sequence[str],
+) -> str:
+    config, manifest = _read_json(folder, "config.json"), _read_json(folder, "manifest.json")
+    made_with = {name: value for name, value in manifest.items() if name != "config"}
+    name = html.escape(folder.resolve().name)
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta name="viewport" content="width=device-width"><title>{name}</title>',
+            f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>",
+            f'<p class="headline">{html.escape(headline(summary, baselines))}</p>',
+            *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
+            _section("Signs of failure", _items(failure_signs(dataset))),
+            _section("Results", f"<pre>{html.escape(format_table(summary))}</pre>"),
+            _section("Figures", "".join(_figure(name, figure) for name, figure in figures.items())),
+            _section("Cost", _cost_table(summary)),
+            _section("What was run", f'<div class="facts">{_facts(config)}</div>'),
+            _section("What it was run with", f'<div class="facts">{_facts(made_with)}</div>'),
+            "</body></html>\n",
+        ]
+    )
+
+
+def headline(summary: dict[str, Any], baselines: Baselines) -> str:
+    """The run in one or two sentences: where the metric that matters most began and ended, and who is alive."""
+    names, points = key_metrics(list(summary["units"])), summary["points"]
+    if not names:
+        return "Nothing was measured."
+
+    def last(point):
+        value = point["metrics"][names[0]]["last"]["all"]["interquartile_mean"]
+        return -np.inf if value is None else value
+
+    best = max(points, key=last)
+    ends, seeds = best["metrics"][names[0]], best["seeds"]
+    first, final = ends["first"]["all"]["interquartile_mean"], ends["last"]["all"]
+    label = describe(names[0]).label
+    known = ", ".join(f"{who} {number(value)}" for who, value in baselines.get(names[0], {}).items())
+    interval = bracket(final["interquartile_mean_interval"])
+    where = (
+        f"At {point_label(best['hyper'])}, the best of {len(points)} points by this number: {label}"
+        if len(points) > 1
+        else label
+    )
+    return (
+        f"{where[0].upper()}{where[1:]} from {number(first)} to {number(final['interquartile_mean'])} {interval} in "
+        f"{summary['steps']:,} outer steps (interquartile mean and 95 % interval over {seeds['total']} seeds)"
+        f"{'; ' + known if known else ''}. {seeds['alive']} of {seeds['total']} seeds alive, "
+        f"{seeds['converged']} converged."
+    )
+
+
+def failure_signs(dataset: xr.Dataset) -> list[str]:
+    """What looks wrong in a run, one sentence each, computed from its metrics; or one that says that nothing does.
+
+    A sign is a reason to look, not a proof: a true return may be high in spite of it.
+    """
+    points = hyper_points(dataset)
+    signs = []
+    for i, point in enumerate(points):
+        where = f"At {point_label(point)}: " if len(points) > 1 else ""
+        signs += [where + sign for sign in _signs_at(dataset, i)]
+    return signs or [
+        "None found. Looked for: seeds that diverged or measured nothing, an exploding gradient or critic loss, a "
+        "deterministic policy, a reward that does not move, a falling true return."
+    ]
+
+
+def _signs_at(dataset: xr.Dataset, hyper: int) -> Iterator[str]:
+    values = {name: metric(dataset, name, hyper) for name in metric_names(dataset)}
+    seeds = seed_counts(dataset, hyper)
+    if seeds["diverged"]:
+        step = min(death["step"] for death in seeds["deaths"])
+        yield f"{seeds['diverged']} of {seeds['total']} seeds diverged, the first at outer step {step}."
+    alive = final_status(dataset, hyper) != DIVERGED
+    for name, x in values.items():
+        if missing := int(np.sum(np.isnan(x[alive]).all(axis=1))):
+            yield f"The {describe(name).label} was never finite in {missing} of the {seeds['alive']} living seeds."
+    values = {name: x for name, x in values.items() if np.isfinite(x).any()}
+    for name in [name for name in ("gradient_norm", "critic_loss") if name in values]:
+        yield from _growth(describe(name).label, values[name])
+    yield from _collapse(values)
+    yield from _stillness(values)
+    yield from _fall(values)
+
+
+def _growth(label: str, values: np.ndarray) -> Iterator[str]:
+    window = max(1, values.shape[1] // 10)
+    (low, before, high), (late_low, after, late_high) = (
+        np.nanquantile(x, (0.25, 0.5, 0.75)) for x in (values[:, :window], values[:, -window:])
+    )
+    when = "from the first to the last tenth of the steps"
+    if after > GROWTH * max(before, STILL):
+        yield f"The {label} grew {when}: median {before:.3g} → {after:.3g}."
+    elif late_high - late_low > GROWTH * max(high - low, 0.1 * before, STILL):
+        yield f"The {label} spread out {when}: interquartile range {high - low:.3g} → {late_high - late_low:.3g}."
+
+
+def _collapse(values: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if "policy_entropy" not in values:
+        return
+    entropy = last_finite(values["policy_entropy"])
+    # A density, unlike a distribution over actions, may have negative entropy and still explore.
+    collapsed = np.mean((entropy > -STILL) & (entropy < DETERMINISTIC))
+    kl = np.nanmedian(last_finite(values.get("kl_to_reference", np.full((1, 1), np.inf))))
+    if collapsed > 0.5 and kl > FAR:
+        yield (
+            f"The policy became deterministic in {collapsed:.0%} of the seeds, with entropy below {DETERMINISTIC} nats"
+            + (f" at {kl:.3g} nats from the reference." if np.isfinite(kl) else ".")
+        )
+
+
+def _stillness(values: Mapping[str, np.ndarray]) -> Iterator[str]:
+    name = "reward_change" if "reward_change" in values else "gradient_norm"
+    if name in values and (largest := np.nanmax(np.abs(values[name]))) < STILL:
+        yield f"The reward does not move: the {describe(name).label} never exceeded {largest:.2g}."
+
+
+def _fall(values: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if "true_return" not in values:
+        return
+    change = estimate(last_finite(values["true_return"]) - values["true_return"][:, 0])
+    if change.high < 0:
+        interval = bracket([float(change.low), float(change.high)], 3)
+        yield f"The true return fell from the first to the last step, by {change.center:.3g} {interval}."
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """A figure as an `<svg>` element to stand inside HTML; its text stays text.
+
+    Args:
+        figure: of `experiments.figures.draw`.
+        title: for readers who cannot see it; figures of one page need different ones.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()[file.getvalue().index("<svg") :]
+    for pattern, replacement in SVG_SAVINGS.items():
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    svg = re.sub(r' d="[^"]+"', lambda path: re.sub(r"\s*([A-Zz])\s*", r"\1", path[0]), svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" font-family="{FONTS}" ', 1)
+
+
+def _figure(name: str, figure: Figure) -> str:
+    caption = html.escape(CAPTIONS.get(name.split("_")[0], name))
+    return f"<figure>{to_svg(figure, name)}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>\n{body}"
+
+
+def _items(sentences: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)] if head else []
+    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _facts(tree: Mapping[str, Any]) -> str:
+    return _table(list(_flatten(tree))) if tree else "<p>Not recorded.</p>"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            items = value if isinstance(value, list) else [value]
+            yield prefix + name, ", ".join(number(item, 6) for item in items)
+
+
+def _cost_table(summary: dict[str, Any]) -> str:
+    rows = []
+    for point in summary["points"]:
+        ranges = [f"{min(x['per_seed']):,} – {max(x['per_seed']):,}" for x in point["cost"].values()]
+        rows.append([f"a seed, least – most{', ' if point['hyper'] else ''}{point_label(point['hyper'])}", *ranges])
+    rows.append(["all seeds", *(f"{total:,}" for total in summary["cost"].values())])
+    head = ["", *(name.replace("_", " ") for name in summary["cost"])]
+    seconds = ", ".join(time_words(name, value) for name, value in summary["seconds"].items())
+    return _table(rows, head) + f"<p>{html.escape(seconds)}</p>"
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _read_tables(folder: Path) -> dict[str, np.ndarray] | None:
+    path = folder / "tables.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

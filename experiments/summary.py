@@ -1,0 +1,300 @@
+"""What a run came to: numbers with intervals over seeds, as JSON values and as a table to print.
+
+A seed is the unit of every interval. Numbers are given over all seeds, where one that diverged counts with its last
+finite values, and over the survivors alone, which is the kinder and the more biased of the two.
+"""
+
+import functools
+import math
+import textwrap
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+COUNTS = ("transitions", "labels", "queries", "gradient_evaluations")
+RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
+
+TRIM = 0.25  # of the interquartile mean, on each side
+LEVELS = (0.025, 0.975)
+RESAMPLES = 2000
+WIDTH = 100
+
+
+class Metric(NamedTuple):
+    """What a variable is called where people read it, and its unit ("" if it has none)."""
+
+    label: str
+    unit: str
+
+
+METRICS = {
+    "true_return": Metric("true return", "true reward"),
+    "upper_objective": Metric("upper objective", "nats"),
+    "kl_to_reference": Metric("KL to the reference", "nats"),
+    "policy_entropy": Metric("policy entropy", "nats"),
+    "learned_return": Metric("learned return", "learned reward"),
+    "gradient_norm": Metric("gradient norm", "nats / unit of φ"),
+    "implicit_gradient_norm": Metric("implicit gradient norm", "nats / unit of φ"),
+    "policy_gradient_norm": Metric("policy gradient norm", "learned reward / unit of λ"),
+    "proxy_gradient_norm": Metric("proxy gradient norm", "learned reward / unit of λ′"),
+    "critic_loss": Metric("critic loss", "squared learned reward"),
+}
+KEY_METRICS = ("true_return", "true_score", "upper_objective", "kl_to_reference")
+
+
+def describe(name: str) -> Metric:
+    """The label and unit of a variable; of an unknown one, its name in words and no unit."""
+    return METRICS.get(name, Metric(name.replace("_", " "), ""))
+
+
+def metric_names(dataset: xr.Dataset) -> list[str]:
+    """The variables that are measurements, neither counts nor `status`: known ones first, in the order of `METRICS`."""
+    found = [str(name) for name, x in dataset.items() if set(x.dims) == {"hyper", "seed", "step"}]
+    found = [name for name in found if name not in (*COUNTS, "status")]
+    return [name for name in METRICS if name in found] + sorted(set(found) - set(METRICS))
+
+
+def key_metrics(names: list[str]) -> list[str]:
+    """Those of `names` that a sweep is judged by; where none is known, the first three."""
+    return [name for name in KEY_METRICS if name in names] or names[:3]
+
+
+def metric(dataset: xr.Dataset, name: str, hyper: int = 0) -> np.ndarray:
+    """One variable at one hyperparameter point, [seed, step] float64, NaN where it is not finite."""
+    values = dataset[name].transpose("hyper", "seed", "step").values[hyper].astype(np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def counts(dataset: xr.Dataset, name: str, hyper: int = 0) -> np.ndarray:
+    """A cost of each outer step at one hyperparameter point, [seed, step] int64; its sums are exact."""
+    values = dataset[name].transpose("hyper", "seed", "step").values[hyper]
+    return np.nan_to_num(values).astype(np.int64)
+
+
+def final_status(dataset: xr.Dataset, hyper: int = 0) -> np.ndarray:
+    """How each seed stands after the last step, [seed]; a dataset without `status` has no dead."""
+    if "status" not in dataset:
+        return np.full(dataset.sizes["seed"], RUNNING)
+    return counts(dataset, "status", hyper).max(axis=1)  # the two final ones never change, and are never mixed
+
+
+def last_finite(values: np.ndarray) -> np.ndarray:
+    """The last finite value along the last axis, NaN where there is none: [seed, step] -> [seed]."""
+    finite = np.isfinite(values)
+    last = values.shape[-1] - 1 - np.argmax(finite[..., ::-1], axis=-1)
+    return np.take_along_axis(values, last[..., None], axis=-1)[..., 0]
+
+
+def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """The value of each swept hyperparameter at each point along `hyper`; empty dictionaries where nothing is swept."""
+    names = [name for name, x in dataset.coords.items() if x.dims == ("hyper",) and name != "hyper"]
+    return [{str(n): dataset[n].values[i].item() for n in names} for i in range(dataset.sizes["hyper"])]
+
+
+def point_label(point: dict[str, Any]) -> str:
+    """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
+    return ", ".join(f"{name} = {number(value)}" for name, value in point.items())
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number as people read it; a dash for one that is not there."""
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "–"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def bracket(interval: list[float] | None, digits: int = 4) -> str:
+    """An interval in brackets; a dash for one that is not there."""
+    return "–" if interval is None else f"[{number(interval[0], digits)}, {number(interval[1], digits)}]"
+
+
+class Estimate(NamedTuple):
+    """A trimmed mean over seeds, its 95 % bootstrap interval (NaN below two seeds), and how many seeds were finite."""
+
+    center: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    num: np.ndarray
+
+
+def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
+    """The trimmed mean over the first axis with its percentile bootstrap interval, each [...].
+
+    A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
+    resampled weights [resamples, seeds] serves every column, and all columns are one product. Values that are not
+    finite are left out.
+
+    Args:
+        values: [seed, ...].
+        trim: fraction in [0, ½) cut off on each side, as in `scipy.stats.trim_mean`: ¼ for the interquartile mean, 0
+            for the mean.
+    """
+    shape = np.shape(values)[1:]
+    columns = np.where(np.isfinite(values), values, np.nan).reshape(len(values), math.prod(shape))
+    ordered = np.sort(columns, axis=0)  # NaN last
+    num = np.sum(np.isfinite(ordered), axis=0)
+    results = np.full((3, ordered.shape[1]), np.nan)
+    for size in np.unique(num[num > 0]):
+        results[:, num == size] = _bootstrap(ordered[:size, num == size], trim)
+    return Estimate(*results.reshape(3, *shape), num.reshape(shape))
+
+
+def _bootstrap(ordered: np.ndarray, trim: float) -> np.ndarray:
+    size = len(ordered)
+    cut = int(trim * size)
+    center = np.mean(ordered[cut : size - cut], axis=0)
+    if size < 2:
+        return np.stack([center, np.full_like(center, np.nan), np.full_like(center, np.nan)])
+    return np.stack([center, *np.quantile(_resampled_weights(size, cut) @ ordered, LEVELS, axis=0)])
+
+
+@functools.lru_cache(maxsize=8)
+def _resampled_weights(size: int, cut: int) -> np.ndarray:
+    ranks = np.sort(np.random.default_rng(0).integers(size, size=(RESAMPLES, size)), axis=1)[:, cut : size - cut]
+    cells = ranks + size * np.arange(RESAMPLES)[:, None]
+    return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
+
+
+def summarise(dataset: xr.Dataset, timing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
+
+    Args:
+        dataset: dims (hyper, seed, step); see `metric_names`.
+        timing: seconds and speeds of the run, copied.
+
+    Returns:
+        `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
+        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts. Beside them `cost`, summed
+        over the points, `steps`, `seconds` and `units`.
+    """
+    points = [_summarise_point(dataset, i, point) for i, point in enumerate(hyper_points(dataset))]
+    names = [name for name in COUNTS if name in dataset]
+    return {
+        "steps": dataset.sizes["step"],
+        "points": points,
+        "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
+        "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
+        "units": {name: describe(name).unit for name in metric_names(dataset)},
+    }
+
+
+def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any]) -> dict[str, Any]:
+    alive = final_status(dataset, hyper) != DIVERGED
+    metrics = {}
+    for name in metric_names(dataset):
+        values = metric(dataset, name, hyper)
+        ends = {"first": values[:, 0], "last": last_finite(values)}
+        metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
+    cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
+    return {
+        "hyper": {name: _json_number(value) for name, value in point.items()},
+        "seeds": seed_counts(dataset, hyper),
+        "metrics": metrics,
+        "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
+    }
+
+
+def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
+    """How many seeds there are, are alive (converged ones too), converged and diverged, and when each of those died."""
+    status = final_status(dataset, hyper)
+    dead = np.flatnonzero(status == DIVERGED)
+    died_at = [int(np.argmax(counts(dataset, "status", hyper)[i] == DIVERGED)) for i in dead]
+    seeds, steps = dataset["seed"].values, dataset["step"].values
+    return {
+        "total": len(status),
+        "alive": len(status) - len(dead),
+        "converged": int(np.sum(status == CONVERGED)),
+        "diverged": len(dead),
+        "deaths": [{"seed": int(seeds[i]), "step": int(steps[t])} for i, t in zip(dead, died_at, strict=True)],
+    }
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    result = {}
+    for name, trim in (("interquartile_mean", TRIM), ("mean", 0.0)):
+        center, low, high, num = estimate(values, trim)
+        result[name] = _json_number(center)
+        result[f"{name}_interval"] = [_json_number(low), _json_number(high)] if num > 1 else None
+    return {**result, "seeds": int(np.sum(np.isfinite(values)))}
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def format_table(summary: dict[str, Any]) -> str:
+    """The summary as plain text of at most 100 columns.
+
+    One row a metric; of a sweep, for each key metric one row a hyperparameter point.
+    """
+    points = summary["points"]
+    names = list(summary["units"])
+    died = any(point["seeds"]["diverged"] for point in points)
+    if len(points) == 1:
+        blocks = {"metric": [(describe(name).label, points[0]["seeds"], points[0]["metrics"][name]) for name in names]}
+    else:
+        blocks = {
+            describe(name).label: [(point_label(p["hyper"]), p["seeds"], p["metrics"][name]) for p in points]
+            for name in key_metrics(names)
+        }
+    lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, died), ""]]
+    return "\n".join([*lines, *_format_notes(summary)])
+
+
+def _format_block(title: str, rows: list[tuple[str, dict, dict]], died: bool) -> list[str]:
+    for digits in (4, 3):
+        head = ["first", "last", "95 % interval", "alive", *(["survivors: last, 95 % interval"] if died else [])]
+        cells = [head, *(_format_row(seeds, metrics, died, digits) for _, seeds, metrics in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        room = WIDTH - sum(widths) - 2 * len(widths)
+        if room >= max(len(label) for label, _, _ in rows):
+            break
+    labels = [label if len(label) <= room else label[: room - 1] + "…" for label in [title, *(row[0] for row in rows)]]
+    indent = max(map(len, labels))
+    lines = [
+        label.ljust(indent) + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for label, row in zip(labels, cells, strict=True)
+    ]
+    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+
+
+def _format_row(seeds: dict, metrics: dict, died: bool, digits: int) -> list[str]:
+    first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
+    center, interval = "interquartile_mean", "interquartile_mean_interval"
+    row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
+    beside = f"{number(survivors[center], digits)} {bracket(survivors[interval], digits)}"
+    return [*row, f"{seeds['alive']}/{seeds['total']}", *([beside] if died else [])]
+
+
+def _format_notes(summary: dict[str, Any]) -> list[str]:
+    units: dict[str, list[str]] = {}
+    for name, unit in summary["units"].items():
+        units.setdefault(unit or "no unit known", []).append(describe(name).label)
+    deaths = [
+        f"seed {death['seed']} at step {death['step']}" + (f" ({point_label(p['hyper'])})" if p["hyper"] else "")
+        for p in summary["points"]
+        for death in p["seeds"]["deaths"]
+    ]
+    more = [f"and {len(deaths) - 8} more"] if len(deaths) > 8 else []
+    notes = [
+        f"Interquartile mean over all seeds after the first and the last of {summary['steps']:,} outer steps, 95 % "
+        "bootstrap interval over seeds. A diverged seed counts with its last finite values, if it ever had any.",
+        _sentence("Units", [f"{unit} for {', '.join(labels)}" for unit, labels in units.items()], "; "),
+        _sentence("Diverged", deaths[:8] + more),
+        _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
+        _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
+    ]
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH)]
+
+
+def time_words(name: str, value: Any) -> str:
+    """An entry of a run's timing in words, as in `compile 4.2 s`."""
+    words = name.removesuffix("_seconds").replace("_", " ")
+    return f"{words} {number(value)}{' s' if name.endswith('_seconds') else ''}"
+
+
+def _sentence(subject: str, items: list[str], separator: str = ", ") -> str:
+    return f"{subject}: {separator.join(items)}." if items else ""

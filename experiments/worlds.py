@@ -1,0 +1,171 @@
+"""The worlds that the command line knows, each with its own options and the defaults that it asks of the other parts."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from envs.bandit import bandit, linear_bandit
+from envs.base import MDP, World
+from envs.cartpole import cartpole
+from envs.gridworld import MAPS, grid_index, gridworld
+from envs.gymnax import gymnax_world
+from envs.lqr import double_integrator, lqr
+from envs.tabular import check_mdp, garnet, tabular
+from experiments.options import OptionError, count, option, positive, unit
+
+CONTINUOUS = {"discount": (0.95,), "rollout_length": 100, "reward_bound": 3.0, "rationality": (1.0,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions:
+    """GridWorld: walk to the goal, past walls, with slips."""
+
+    map: str = option("open", f"one of {', '.join(MAPS)}", lambda x: x in MAPS)
+    """Which map: open (5 x 5), four_rooms (11 x 11, 104 cells) or cliff (4 x 6, traps)."""
+    slip: float = unit(0.1, high=False)
+    """Probability that a move is replaced by one in a uniformly random direction, in [0, 1)."""
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def build(self) -> World:
+        """The world."""
+        return tabular(gridworld(self.map, self.slip))
+
+    def grid(self) -> np.ndarray:
+        """[rows, cols] state indices, -1 for walls: where each state stands."""
+        return grid_index(self.map)
+
+
+@dataclasses.dataclass(frozen=True)
+class GarnetOptions:
+    """A random finite MDP (Garnet)."""
+
+    states: int = count(10)
+    """S, number of states."""
+    actions: int = count(3, 2)
+    """A, number of actions."""
+    successors: int = count(3)
+    """States that each state and action can reach, 1 to S."""
+    instance: int = count(0, 0)
+    """Which random instance, at least 0."""
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def build(self) -> World:
+        """The world."""
+        return tabular(garnet(jax.random.key(self.instance), self.states, self.actions, self.successors))
+
+
+@dataclasses.dataclass(frozen=True)
+class BanditOptions:
+    """A contextual bandit with linear reward: one step, discount 0."""
+
+    contexts: int = count(8)
+    """X, number of contexts."""
+    actions: int = count(4, 2)
+    """A, number of actions."""
+    dimension: int = count(4)
+    """d, length of the features of a context and action, whose norm is at most 1."""
+    norm_bound: float = positive(3.0)
+    """B, norm of the true parameter: rewards lie in [-B, B]."""
+    instance: int = count(0, 0)
+    """Which random instance, at least 0."""
+    defaults: ClassVar[dict[str, Any]] = {
+        "discount": (0.0,),
+        "segment_length": 1,
+        "rollout_length": 1,
+        "reward": "linear",
+        "policy": "table",
+        "critic_model": "table",
+        "policy_step_size": (1.0,),
+        "reward_step_size": (0.03,),
+        "critic_step_size": (2.0,),
+    }
+
+    def build(self) -> World:
+        """The world."""
+        key = jax.random.key(self.instance)
+        return bandit(*linear_bandit(key, self.contexts, self.actions, self.dimension, self.norm_bound))
+
+
+@dataclasses.dataclass(frozen=True)
+class FileOptions:
+    """A finite MDP from a file."""
+
+    mdp: str = ""
+    """An .npz file with the arrays `initial` [S], `transition` [S, A, S] and `reward` [S, A] (numpy.savez)."""
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def build(self) -> World:
+        """The world."""
+        arrays = load_arrays("mdp", self.mdp, MDP._fields)
+        try:
+            check_mdp(MDP(**arrays))
+        except ValueError as error:
+            raise OptionError(f"--mdp {self.mdp}: {error}") from error
+        return tabular(MDP(**{name: jax.numpy.asarray(x, float) for name, x in arrays.items()}))
+
+
+@dataclasses.dataclass(frozen=True)
+class CartPoleOptions:
+    """CartPole-v1, with a visible absorbing state after the fall."""
+
+    defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 50}
+
+    def build(self) -> World:
+        """The world."""
+        return cartpole()
+
+
+@dataclasses.dataclass(frozen=True)
+class RegulatorOptions:
+    """A linear-quadratic regulator (double integrator): continuous actions with exact values."""
+
+    defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 10, "policy_hidden": ()}
+
+    def build(self) -> World:
+        """The world."""
+        return lqr(double_integrator())
+
+
+@dataclasses.dataclass(frozen=True)
+class GymnaxOptions:
+    """Any gymnax environment."""
+
+    environment: str = "Pendulum-v1"
+    """gymnax's name of the environment."""
+    defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 50}
+
+    def build(self) -> World:
+        """The world."""
+        try:
+            return gymnax_world(self.environment)
+        except (ImportError, ValueError) as error:
+            raise OptionError(f"--environment {self.environment}: {error}") from error
+
+
+WORLDS = {
+    "gridworld": GridOptions,
+    "garnet": GarnetOptions,
+    "bandit": BanditOptions,
+    "file": FileOptions,
+    "cartpole": CartPoleOptions,
+    "lqr": RegulatorOptions,
+    "gymnax": GymnaxOptions,
+}
+
+
+def load_arrays(option: str, path: str, names) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, or an OptionError that says what the file lacks."""
+    required = f"an .npz file with {', '.join(names)}; write it with numpy.savez"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise OptionError(f"--{option} {path} lacks {', '.join(missing)}; required: {required}")
+            return {name: file[name] for name in names}
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OptionError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"--{option} {path or repr('')} cannot be read ({reason}); required: {required}") from error
