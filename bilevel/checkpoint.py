@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from bilevel.types import Array
 
+WIDE = ("float64", "int64", "uint64")
 Tree = Any  # a pytree of arrays, or of jax.ShapeDtypeStruct
 
 
@@ -29,8 +30,8 @@ class CheckpointError(Exception):
 def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator["Checkpoints"]:
     """The checkpoints in a directory, which is created if need be; leaving the block waits for the last save.
 
-    Opening clears away what a killed save has left, so one process (or one group of distributed processes) at a time
-    may hold a directory open. A save that fails in the background is raised by the next call, or on leaving.
+    One process (or one group of distributed processes) at a time may save, others may read meanwhile; the first save
+    clears away what a killed one has left. A save that fails in the background is raised by the next call or the end.
 
     Args:
         directory: where the checkpoints are, one subdirectory a step.
@@ -44,21 +45,14 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
         raise CheckpointError(f"keep={keep} was given; at least 2 are required, so that one can be damaged: raise it")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with _hush():
-            newest = ocp.training.preservation_policies.LatestN(keep)
-            orbax = ocp.training.Checkpointer(path, preservation_policy=newest, cleanup_tmp_directories=True)
+        checkpoints = Checkpoints(path, keep)
     except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot hold checkpoints: {_one_line(error)}; a writable directory is required: choose another"
-        ) from error
-    checkpoints = Checkpoints(path, orbax)
+        why = _one_line(error)
+        raise CheckpointError(f"{path} cannot hold checkpoints: {why}; choose a writable directory") from error
     try:
         yield checkpoints
     finally:
-        try:
-            checkpoints.wait()
-        finally:
-            orbax.close()
+        checkpoints._close()
 
 
 class Checkpoints:
@@ -67,10 +61,24 @@ class Checkpoints:
     Every save and restore is made by all processes of a distributed run.
     """
 
-    def __init__(self, path: Path, orbax: ocp.training.Checkpointer):
+    def __init__(self, path: Path, keep: int):
         self._path = path
-        self._orbax = orbax
+        self._newest = ocp.training.preservation_policies.LatestN(keep)
         self._position: int | None = None
+        self._may_write = False
+        self._open()
+
+    def _open(self) -> None:
+        with _hush():
+            self._orbax = ocp.training.Checkpointer(
+                self._path, preservation_policy=self._newest, cleanup_tmp_directories=self._may_write
+            )
+
+    def _close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, newest first, damaged ones among them."""
@@ -97,26 +105,26 @@ class Checkpoints:
         """
         names, leaves = _flatten(tree)
         if not leaves:
-            raise CheckpointError(f"a tree without leaves was given for step {step}; pass the state's arrays")
+            raise CheckpointError(f"a tree without leaves was given at step {step}: pass the state's arrays")
         for name, leaf in zip(names, leaves, strict=True):
             _refuse_unstorable(name, leaf)
         rejected = [old for old in self.steps() if self._position is None or old > self._position]
         if rejected and self._position is None:
-            raise CheckpointError(
-                f"{self._path} holds checkpoints of steps {rejected}; a new run requires an empty directory: "
-                "restore first, or choose another"
-            )
+            raise CheckpointError(f"{self._path} already holds checkpoints of steps {rejected}: restore first")
         if self._position is not None and step <= self._position:
-            raise CheckpointError(
-                f"step {step} was given after step {self._position}; steps must grow: pass the outer steps done"
-            )
-        record = _seal(_describe(names, leaves))
+            raise CheckpointError(f"step {step} was given after {self._position}; steps must grow: pass the steps done")
+        record = json.dumps(_describe(names, leaves))
+        sealed = {"leaves": record, "crc32": zlib.crc32(record.encode())}
         self._position = step
         with self._naming_failure():
+            if not self._may_write:  # only now: a reader must not clear away what another process is about to complete
+                self._may_write = True
+                self._orbax.close()
+                self._open()
             for old in rejected:
                 self._orbax.delete(old)
             # force: the policies of orbax may skip a save without a word, as when another one runs.
-            self._orbax.save_async(step, tree, force=True, custom_metadata=record)
+            self._orbax.save_async(step, jax.tree.map(_narrow, tree), force=True, custom_metadata=sealed)
 
     def restore(self, template: Tree) -> tuple[int, Tree, list[str]]:
         """(step, tree, notes): the newest checkpoint that is whole, and one line on each newer one that is not.
@@ -132,19 +140,15 @@ class Checkpoints:
             CheckpointError: if the template has another leaf, dtype or shape than the checkpoint, or if no checkpoint
                 is whole.
         """
-        target = jax.tree.map(_as_target, template)
-        notes: list[str] = []
+        target, notes = jax.tree.map(_as_target, template), []
         for step in self.steps():
             tree, damage = self._try_to_load(step, target)
             if not damage:
                 self._position = step
                 return step, tree, notes
             notes.append(f"checkpoint {step} in {self._path} is damaged and was passed over: {damage}")
-        tried = "; ".join(notes) if notes else "there is none"
-        raise CheckpointError(
-            f"no checkpoint in {self._path} can be restored: {tried}; one whole checkpoint is required: "
-            "copy one back from elsewhere, or start again in an empty directory"
-        )
+        tried = "; ".join(notes) or "there is none"
+        raise CheckpointError(f"no checkpoint in {self._path} can be restored: {tried}; put a whole one there")
 
     @contextmanager
     def _naming_failure(self) -> Iterator[None]:
@@ -169,13 +173,8 @@ class Checkpoints:
         recorded = _unseal(self._orbax.metadata(step).custom_metadata)
         names, wanted = _flatten(target)
         _compare(step, recorded, names, wanted)
-        tree = self._orbax.load(step, target)
+        tree = jax.tree.map(_widen, self._orbax.load(step, jax.tree.map(_narrow, target)), target)
         for old, new in zip(recorded, _describe(names, jax.tree.leaves(tree)), strict=True):
-            if old["dtype"] != new["dtype"]:  # orbax loads in threads of its own, which jax.enable_x64 does not reach
-                raise CheckpointError(
-                    f"leaf {old['name']} is {old['dtype']} and came back as {new['dtype']}; 64 bits are required in "
-                    "every thread: call jax.config.update('jax_enable_x64', True) first"
-                )
             if old != new:
                 raise ValueError(f"leaf {old['name']} has digest {new['digest']:08x}, not {old['digest']:08x} as saved")
         return tree
@@ -203,24 +202,34 @@ def _flatten(tree: Tree) -> tuple[list[str], list[Any]]:
 
 def _refuse_unstorable(name: str, leaf: Any) -> None:
     if not isinstance(leaf, jax.Array):
-        kind = f"of type {type(leaf).__name__}"
-    elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        kind = "a PRNG key"
-    elif jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        kind = "complex"
-    elif leaf.size == 0:
-        kind = f"empty, of shape {leaf.shape}"
+        kind = type(leaf).__name__
+    elif leaf.size == 0 or not any(jnp.issubdtype(leaf.dtype, t) for t in (jnp.bool_, jnp.integer, jnp.floating)):
+        kind = str(jax.typeof(leaf))
     else:
         return
     raise CheckpointError(
-        f"leaf {name} is {kind}; a checkpoint requires non-empty jax arrays of bool, integers or reals: "
-        "convert it, or leave it out of the state"
+        f"leaf {name} is {kind}; non-empty jax arrays of bool, integers or reals are required: convert it"
     )
 
 
 def _as_target(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _narrow(leaf: Any) -> Any:
+    # Orbax loads in threads of its own, which `with jax.enable_x64(True)` does not reach: give it pairs of 32 bits.
+    if leaf.dtype.itemsize != 8:
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    return jax.ShapeDtypeStruct((*leaf.shape, 2), jnp.uint32, sharding=leaf.sharding)
+
+
+def _widen(leaf: Array, target: jax.ShapeDtypeStruct) -> Array:
+    if target.dtype.itemsize != 8:
+        return leaf
+    return jax.jit(lambda x: jax.lax.bitcast_convert_type(x, target.dtype), out_shardings=target.sharding)(leaf)
 
 
 def _describe(names: list[str], leaves: list[Array]) -> list[dict[str, Any]]:
@@ -260,11 +269,6 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def _seal(leaves: list[dict[str, Any]]) -> dict[str, Any]:
-    text = json.dumps(leaves)
-    return {"leaves": text, "crc32": zlib.crc32(text.encode())}
-
-
 def _unseal(sealed: Any) -> list[dict[str, Any]]:
     # The record has a checksum of its own: a damaged dtype in it must not pass for a template that does not fit.
     if not isinstance(sealed, dict) or {"leaves", "crc32"} - sealed.keys():
@@ -283,6 +287,8 @@ def _compare(step: int, recorded: list[dict[str, Any]], names: list[str], wanted
                 f"leaf {name} is {saved.get(name, 'absent')} in checkpoint {step} and {asked.get(name, 'absent')} in "
                 "the template; they must agree: resume with the settings and precision of the first run"
             )
+        if asked[name].startswith(WIDE) and not jax.config.jax_enable_x64:
+            raise CheckpointError(f"leaf {name} is {asked[name]}; 64 bits are required: switch jax_enable_x64 on")
 
 
 def _one_line(error: BaseException) -> str:

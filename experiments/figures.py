@@ -33,18 +33,7 @@ Tables = Mapping[str, np.ndarray]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.title_fontsize": 8,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-}
+STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
 DIAGNOSTICS = ("_norm", "_loss", "_change")  # endings of what tells how the optimisation went, not what it reached
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
 COSTS = ("transitions", "labels", "gradient_evaluations")
@@ -72,7 +61,11 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
         "sweep": _sweep(dataset, key_metrics(names), baselines),
     }
     figures |= _tables(tables, [point_label(point) for point in hyper_points(dataset)]) if tables else {}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for figure in figures.values():  # once, and not each time that it is saved
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
+    return figures
 
 
 def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

@@ -256,7 +256,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_metrics(folder: Path, group: str, first_step: int, arrays: dict[str, np.ndarray]) -> None:
     """Writes one chunk of metrics, and drops the later ones of its group: a resumed run computes those anew.
 
-    Call it before the checkpoint at the chunk's end is saved: a kill in between then repeats a chunk and leaves no hole.
+    Call it before the checkpoint at the chunk's end is saved: a kill in between then repeats a chunk, leaving no hole.
 
     Args:
         folder: of the run.

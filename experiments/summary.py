@@ -241,7 +241,7 @@ def format_table(summary: dict[str, Any]) -> str:
             for name in key_metrics(names)
         }
     lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, died), ""]]
-    return "\n".join([*lines, *_format_notes(summary)])
+    return "\n".join([*lines, *_format_notes(summary, names if len(points) == 1 else key_metrics(names))])
 
 
 def _format_block(title: str, rows: list[tuple[str, dict, dict]], died: bool) -> list[str]:
@@ -269,10 +269,10 @@ def _format_row(seeds: dict, metrics: dict, died: bool, digits: int) -> list[str
     return [*row, f"{seeds['alive']}/{seeds['total']}", *([beside] if died else [])]
 
 
-def _format_notes(summary: dict[str, Any]) -> list[str]:
+def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
     units: dict[str, list[str]] = {}
-    for name, unit in summary["units"].items():
-        units.setdefault(unit or "no unit known", []).append(describe(name).label)
+    for label, unit in map(describe, names):
+        units.setdefault(unit or "no unit known", []).append(label)
     deaths = [
         f"seed {death['seed']} at step {death['step']}" + (f" ({point_label(p['hyper'])})" if p["hyper"] else "")
         for p in summary["points"]

@@ -243,7 +243,7 @@ class Study:
     def learned(self, state: RunState) -> Learned:
         """Host arrays [hyper, seed, …]."""
         algorithm, _ = self.setup.make(Hyper())
-        flat = self.layout.gather(algorithm.params(state.algorithm))
+        flat = self.layout.gather(jax.vmap(jax.vmap(algorithm.params))(state.algorithm))
         shape = (self.num_points, self.group.num_seeds)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
 

@@ -1,10 +1,11 @@
 """Algorithm 1: bilevel online RLHF by a first-order penalty method (Gaur et al., arXiv 2410.15610).
 
 Upper level: maximise Φ(φ) = G(φ, λ*(φ)) in the reward parameters φ. Lower level: λ*(φ) ∈ argmax_λ J(λ, φ). The proxy
-Φ_σ(φ) = max_λ { G(φ, λ) − (J(λ*(φ), φ) − J(λ, φ))/σ } has a gradient without second derivatives (line 7), taken at λ*(φ) and at
-λ*_σ(φ) ∈ argmax_λ { J + σ G }. The line numbers in the margin are the algorithm's.
+Φ_σ(φ) = max_λ { G(φ, λ) − (J(λ*(φ), φ) − J(λ, φ))/σ } has a gradient without second derivatives (line 7), taken at
+λ*(φ) and at λ*_σ(φ) ∈ argmax_λ { J + σ G }. The line numbers in the margin are the algorithm's.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,11 +35,10 @@ class BilevelConfig(NamedTuple):
 
 
 class BilevelState(NamedTuple):
-    """φ, λ and λ′."""
+    """φ, and both lower-level iterates on a leading axis of two: λ, then λ′."""
 
     reward: Level
-    actor: Level
-    proxy: Level
+    lower: Level
 
 
 def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, hyper: Hyper) -> Algorithm:
@@ -58,56 +58,63 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
         key_reward, key_policy, key_critic = jax.random.split(key, 3)
         reward, policy = problem.reward.init(key_reward), problem.policy.init(key_policy)
         actor = Level(policy, policy_optimizer.init(policy), gradients.init(key_critic))
-        return BilevelState(Level(reward, reward_optimizer.init(reward)), actor, actor)
+        both = jax.tree.map(lambda x: jnp.stack([x, x]), actor)
+        return BilevelState(Level(reward, reward_optimizer.init(reward)), both)
 
-    def step(key, state):  # 2  for t
-        key_labels, key_lower, key_labels_upper, key_upper = jax.random.split(key, 4)
+    def step(key, state):  # 2  for t = 0 … T−1
+        key_labels, key_lower, key_upper = jax.random.split(key, 3)
         reward_params = state.reward.params
-        kept = collect(key_labels, state.proxy) if config.reuse_labels else None
+        kept = collect(key_labels, state.lower) if config.reuse_labels else None
 
-        def lower_step(levels, key):  # 3  for k
+        def return_gradient(key, level):
+            return gradients.return_in_policy(key, level.critic, level.params, reward_params)
+
+        def lower_step(lower, key):  # 3  for k = 0 … K−1
             key_pairs, key_return = jax.random.split(key)
-            actor, proxy = levels
-            pairs = kept if config.reuse_labels else collect(key_pairs, proxy)
-            grad, critic, loss = return_gradient(key_return, actor, reward_params)  # 4–5  d
-            grad_proxy, critic_proxy, _ = return_gradient(key_return, proxy, reward_params)  # 4–5  d′
-            penalty = gradients.preference_in_policy(pairs, proxy.params, reward_params)
-            grad_proxy = jax.tree.map(lambda j, g: j + hyper.sigma * g, grad_proxy, penalty)
-            actor = ascend(policy_optimizer, actor._replace(critic=critic), grad)  # 6  λ
-            proxy = ascend(policy_optimizer, proxy._replace(critic=critic_proxy), grad_proxy)  # 6  λ′
-            fresh_labels = jnp.int32(0) if config.reuse_labels else gradients.labels(pairs)
-            return (actor, proxy), (loss, optax.tree.norm(grad), optax.tree.norm(grad_proxy), fresh_labels)
+            grads, critics, losses = jax.vmap(return_gradient, in_axes=(None, 0))(key_return, lower)  # 4–5  ∇_λ J
+            pairs = kept if config.reuse_labels else collect(key_pairs, lower)
+            penalty = gradients.preference_in_policy(pairs, proxy_of(lower.params), reward_params)
+            grads = jax.tree.map(lambda d, g: d.at[1].add(hyper.sigma * g), grads, penalty)  # 5  d′ = … + σ ∇_λ G
+            lower = jax.vmap(partial(ascend, policy_optimizer))(lower._replace(critic=critics), grads)  # 6
+            fresh_labels = 0 if config.reuse_labels else gradients.labels(pairs)
+            return lower, (losses[0], jax.vmap(optax.tree.norm)(grads), jnp.int32(fresh_labels))
 
         keys = jax.random.split(key_lower, config.num_policy_steps)
-        (actor, proxy), (losses, norms, proxy_norms, labels) = jax.lax.scan(
-            lower_step, (state.actor, state.proxy), keys
-        )
+        lower, (losses, norms, labels) = jax.lax.scan(lower_step, state.lower, keys)
 
-        pairs = kept if config.reuse_labels else collect(key_labels_upper, proxy)
-        policy = bind(problem.policy, proxy.params)
-        value, direct = gradients.preference_in_reward(pairs, policy, reward_params)  # 7  g
-        difference = gradients.return_difference(key_upper, reward_params, actor.params, proxy.params)
-        grad = jax.tree.map(jnp.add, direct, difference)
-        reward = ascend(reward_optimizer, state.reward, grad)  # 8  φ_{t+1}
+        pairs = kept if config.reuse_labels else collect(key_labels, lower)
+        actor_params, proxy_params = actor_of(lower.params), proxy_of(lower.params)
+        proxy = bind(problem.policy, proxy_params)
+        value, direct = gradients.preference_in_reward(pairs, proxy, reward_params)  # 7  ∇_φ G(φ, λ′)
+        difference = gradients.return_difference(key_upper, reward_params, actor_params, proxy_params)
+        grad = jax.tree.map(jnp.add, direct, difference)  # 7  … + (∇_φ J(λ′, φ) − ∇_φ J(λ, φ))/σ
+        reward = ascend(reward_optimizer, state.reward, grad)  # 8
         info = {
             "upper_objective": value,
             "gradient_norm": optax.tree.norm(grad),
             "implicit_gradient_norm": optax.tree.norm(difference),
-            "policy_gradient_norm": norms[-1],
-            "proxy_gradient_norm": proxy_norms[-1],
+            "policy_gradient_norm": norms[-1, 0],
+            "proxy_gradient_norm": norms[-1, 1],
             "critic_loss": losses[-1],
             "labels": jnp.sum(labels) + gradients.labels(pairs),
             **cost.as_info(),
         }
-        return BilevelState(reward, actor, proxy), info
+        return BilevelState(reward, lower), info
 
-    def collect(key, proxy):
-        return gradients.collect(key, bind(problem.policy, proxy.params))
+    def collect(key, lower):
+        return gradients.collect(key, bind(problem.policy, proxy_of(lower.params)))
 
-    def return_gradient(key, level, reward_params):
-        return gradients.return_in_policy(key, level.critic, level.params, reward_params)
+    return Algorithm(init, step, lambda state: Learned(state.reward.params, actor_of(state.lower.params)))
 
-    return Algorithm(init, step, lambda state: Learned(state.reward.params, state.actor.params))
+
+def actor_of(both):
+    """λ's part of a pair."""
+    return jax.tree.map(lambda x: x[0], both)
+
+
+def proxy_of(both):
+    """λ′'s part of a pair."""
+    return jax.tree.map(lambda x: x[1], both)
 
 
 def step_cost(gradients: Gradients, config: BilevelConfig) -> Cost:
