@@ -146,6 +146,22 @@ def optimal_policy(problem: LowerLevel, tolerance: float | None = None, max_iter
     return Solution(_gibbs(problem, values), error)
 
 
+def best_return(problem: LowerLevel) -> Array:
+    """max_π E Σ_t γ^t r without the KL term, [], by value iteration to rounding: what no policy exceeds."""
+
+    def backup(values):
+        return jnp.max(problem.reward + problem.discount * problem.transition @ values, axis=-1)
+
+    def moving(carry):
+        values, sweeps = carry
+        slack = 8 * jnp.finfo(values.dtype).eps * jnp.maximum(jnp.max(jnp.abs(values)), 1.0)
+        return (jnp.max(jnp.abs(backup(values) - values)) > slack) & (sweeps < 100_000)
+
+    start = jnp.zeros_like(problem.initial)
+    values, _ = jax.lax.while_loop(moving, lambda carry: (backup(carry[0]), carry[1] + 1), (start, jnp.int32(0)))
+    return problem.initial @ values
+
+
 def _soft_backup(problem: LowerLevel, values: Array) -> Array:
     """(T V)(s) = w log E_{a~π_ref} exp((r + γ P V)/w), [S]."""
     scores = problem.reward + problem.discount * problem.transition @ values

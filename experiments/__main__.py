@@ -13,6 +13,8 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
 
   train                 run an algorithm on a world, many seeds in one program; the same command resumes it
   report RUN            write the figures, summary and report of a run folder anew, and print its table
+  study NAME            run a study and write its figure: ladder (Algorithm 1 from exact to learned gradients) or
+                        variance (line 7's three estimators against sigma)
 
 bilevel train --help                                    every option of the default world and algorithm
 bilevel train --world bandit --algorithm alternating --help     … and of others
@@ -32,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     from experiments.run_folder import RunFolderError
 
     try:
-        command = choose("command", arguments[0], {"train": train_command, "report": report_command})
+        command = choose(
+            "command", arguments[0], {"train": train_command, "report": report_command, "study": study_command}
+        )
         return command(arguments[1:])
     except (OptionError, RunFolderError, CheckpointError) as error:
         print("bilevel: " + " ".join(str(error).split()), file=sys.stderr)
@@ -160,6 +164,25 @@ def report_command(arguments: list[str]) -> int:
             f"report got {len(arguments)} arguments; required: one run folder, as in bilevel report runs/NAME"
         )
     report(Path(arguments[0]), say=_say)
+    return 0
+
+
+# study ------------------------------------------------------------------------------------------------------------------
+
+
+def study_command(arguments: list[str]) -> int:
+    """`bilevel study`."""
+    from experiments import ladder, variance
+    from experiments.options import OptionError, choose
+
+    out, rest = _take("out", arguments, "")
+    if {"-h", "--help"} & set(rest):
+        print("usage: bilevel study {ladder,variance} [--out FOLDER]\n\nA few minutes; writes NAME.png and NAME.json.")
+        return 0
+    if len(rest) != 1:
+        raise OptionError(f"study got {rest}; required: one name, as in bilevel study ladder")
+    run = choose("study", rest[0], {"ladder": ladder.main, "variance": variance.main})
+    run(Path(out or f"runs/{rest[0]}"), _say)
     return 0
 
 

@@ -223,17 +223,24 @@ def tables(setup: Setup, learned: Learned) -> dict[str, np.ndarray]:
     return {"learned_reward": np.asarray(rewards), "policy": np.asarray(policies), "true_reward": truth}
 
 
-def baselines(setup: Setup, hyper: Hyper) -> dict[str, dict[str, float]]:
-    """What curves are compared with, on a finite world: the reference policy, and the optimum of r* with and without KL."""
+def baselines(setup: Setup, points: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What true returns are compared with, on a finite world: the reference policy's, the best with and without KL.
+
+    Those that differ between the points of a sweep are left out.
+    """
     env, mdp = setup.world.env, setup.world.mdp
-    reference = policy_table(env, setup.problem(hyper).reference)
-    truth = exact.lower_level(mdp, mdp.reward, reference, hyper.discount, 0.0)
 
-    def optimum(kl_weight):
-        return exact.optimal_policy(truth._replace(kl_weight=kl_weight)).policy
+    def at(point):
+        hyper = Hyper(**point)
+        reference = policy_table(env, setup.problem(hyper).reference)
+        truth = exact.lower_level(mdp, mdp.reward, reference, hyper.discount, 0.0)
+        values = {"reference policy": exact.regularised_return(truth, reference), "best": exact.best_return(truth)}
+        if hyper.kl_weight > 0:
+            optimum = exact.optimal_policy(truth._replace(kl_weight=hyper.kl_weight)).policy
+            values["best with KL"] = exact.regularised_return(truth, optimum)
+        return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
-    policies = {"reference policy": reference}
-    if hyper.kl_weight > 0:
-        policies["optimal policy with KL"] = optimum(hyper.kl_weight)
-    values = {name: float(exact.regularised_return(truth, policy)) for name, policy in policies.items()}
-    return {"true_return": {name: value for name, value in values.items() if np.isfinite(value)}}
+    settings = {(point["discount"], point["kl_weight"]): point for point in points}
+    found = [at(point) for point in settings.values()]
+    same = {name: x for name, x in found[0].items() if all(other.get(name) == x for other in found)}
+    return {"true_return": same}

@@ -121,7 +121,7 @@ def _finish_panel(axes: Axes, name: str, x_label: str, baselines: Baselines) -> 
     axes.locator_params(axis="x", integer=True)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
-    if name.endswith(DIAGNOSTICS) and len(drawn) and drawn.min() > 0 and drawn.max() > 30 * drawn.min():
+    if name.endswith(DIAGNOSTICS) and len(drawn) and drawn.min() > 0 and drawn.max() > 10 * drawn.min():
         axes.set_yscale("log")
     _draw_baselines(axes, baselines.get(name, {}))
 

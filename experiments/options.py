@@ -105,17 +105,17 @@ class ModelOptions:
 
     reward: Literal["mlp", "linear", "table"] = "mlp"
     """r_phi: a tanh network, linear in the features, or one number for each state and action."""
-    reward_hidden: tuple[int, ...] = sizes((64, 64))
+    reward_hidden: tuple[int, ...] = sizes((32, 32))
     """Widths of the reward network's hidden layers."""
     reward_bound: float = positive(math.inf, finite=False)
     """The reward network's output is squashed into (-bound, bound) by tanh; inf: off."""
     policy: Literal["mlp", "table"] = "mlp"
     """pi_lambda: a softmax (or Gaussian, where actions are continuous) network, or a softmax table."""
-    policy_hidden: tuple[int, ...] = sizes((64, 64))
+    policy_hidden: tuple[int, ...] = sizes((32, 32))
     """Widths of the policy network's hidden layers."""
     critic_model: Literal["mlp", "table"] = "mlp"
     """Q_theta of Algorithm 2: a tanh network, or a table."""
-    critic_hidden: tuple[int, ...] = sizes((64, 64))
+    critic_hidden: tuple[int, ...] = sizes((32, 32))
     """Widths of the critic network's hidden layers."""
 
 
@@ -141,9 +141,9 @@ class GradientOptions:
     """Algorithm 2 returns the averaged iterate of its last pass; otherwise the last iterate."""
     reset_critic: bool = False
     """Every pass of Algorithm 2 starts from the initial critic; otherwise from the previous pass's result."""
-    critic_step_size: Values = positive((0.2,))
-    """beta', step size of Algorithm 2's SGD. Several values: a sweep."""
-    critic_radius: Values = positive((math.inf,), finite=False)
+    critic_step_size: Values = positive((0.05,))
+    """beta', step size of Algorithm 2's SGD; a network of width W needs about 2/W or less. Several values: a sweep."""
+    critic_radius: Values = positive((20.0,), finite=False)
     """Radius of the ball around the initial critic that Algorithm 2 projects on; inf: off. Several values: a sweep."""
 
 

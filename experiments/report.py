@@ -33,7 +33,7 @@ from experiments.summary import (
     time_words,
 )
 
-GROWTH = 10.0  # a quantity that grew by this factor from the first to the last tenth of the steps is told
+GROWTH = 10.0  # from the first half of the steps to the last tenth; losses start near zero, so the first tenth misleads
 STILL = 1e-6  # below it, nothing moves
 DETERMINISTIC = 0.01  # nats of entropy, below which a policy over finitely many actions explores no more
 FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
@@ -73,10 +73,11 @@ def write_report(
     """Writes `report.html` and `figures/*.png` into the run's folder; the path of the former.
 
     Args:
-        folder: of the run. Of config.json, manifest.json, baselines.json and tables.npz, what is there is used.
+        folder: of the run. Of config.json, manifest.json, notes.json, baselines.json and tables.npz, it uses what there
+            is.
         dataset: its metrics, dims (hyper, seed, step).
         summary: of `experiments.summary.summarise`.
-        notes: what the reader must know besides, one sentence each.
+        notes: what the reader must know besides those in notes.json, one sentence each.
     """
     folder = Path(folder)
     baselines = _read_json(folder, "baselines.json")
@@ -98,7 +99,9 @@ def _page(
     notes: Sequence[str],
 ) -> str:
     config, manifest = _read_json(folder, "config.json"), _read_json(folder, "manifest.json")
-    made_with = {name: value for name, value in manifest.items() if name != "config"}
+    told = _read_json(folder, "notes.json")
+    made_with = {"command": told.get("command") or "not recorded"} | manifest
+    made_with.pop("config", None)
     name = html.escape(folder.resolve().name)
     return "\n".join(
         [
@@ -106,7 +109,7 @@ def _page(
             f'<meta name="viewport" content="width=device-width"><title>{name}</title>',
             f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>",
             f'<p class="headline">{html.escape(headline(summary, baselines))}</p>',
-            *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
+            *(f'<p class="note">{html.escape(note)}</p>' for note in [*told.get("notes", []), *notes]),
             _section("Signs of failure", _items(failure_signs(dataset))),
             _section("Results", f"<pre>{html.escape(format_table(summary))}</pre>"),
             _section("Figures", "".join(_figure(name, figure) for name, figure in figures.items())),
@@ -182,15 +185,15 @@ def _signs_at(dataset: xr.Dataset, hyper: int) -> Iterator[str]:
 
 
 def _growth(label: str, values: np.ndarray) -> Iterator[str]:
-    window = max(1, values.shape[1] // 10)
+    half, tenth = (max(1, values.shape[1] // n) for n in (2, 10))
     (low, before, high), (late_low, after, late_high) = (
-        np.nanquantile(x, (0.25, 0.5, 0.75)) for x in (values[:, :window], values[:, -window:])
+        np.nanquantile(x, (0.25, 0.5, 0.75)) for x in (values[:, :half], values[:, -tenth:])
     )
-    when = "from the first to the last tenth of the steps"
+    when = "from the first half to the last tenth of the steps"
     if after > GROWTH * max(before, STILL):
-        yield f"The {label} grew {when}: median {before:.3g} → {after:.3g}."
+        yield f"The {label} grew {when}: median {before:.4g} → {after:.4g}."
     elif late_high - late_low > GROWTH * max(high - low, 0.1 * before, STILL):
-        yield f"The {label} spread out {when}: interquartile range {high - low:.3g} → {late_high - late_low:.3g}."
+        yield f"The {label} spread out {when}: interquartile range {high - low:.4g} → {late_high - late_low:.4g}."
 
 
 def _collapse(values: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -259,7 +262,7 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def _facts(tree: Mapping[str, Any]) -> str:
-    return _table(list(_flatten(tree))) if tree else "<p>Not recorded.</p>"
+    return _table(list(_flatten(tree))) if tree else "<p>not recorded</p>"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -274,7 +277,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 def _cost_table(summary: dict[str, Any]) -> str:
     rows = []
     for point in summary["points"]:
-        ranges = [f"{min(x['per_seed']):,} – {max(x['per_seed']):,}" for x in point["cost"].values()]
+        ends = [sorted({min(x["per_seed"]), max(x["per_seed"])}) for x in point["cost"].values()]
+        ranges = [" – ".join(f"{end:,}" for end in pair) for pair in ends]
         rows.append([f"a seed, least – most{', ' if point['hyper'] else ''}{point_label(point['hyper'])}", *ranges])
     rows.append(["all seeds", *(f"{total:,}" for total in summary["cost"].values())])
     head = ["", *(name.replace("_", " ") for name in summary["cost"])]

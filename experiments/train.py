@@ -275,7 +275,7 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
             arrays["grid"] = config.world.grid()
         np.savez(folder / "tables.npz", **arrays)
         _, points = sweep(config)
-        write_json(folder, "baselines.json", baselines(setup, Hyper(**points[0])))
+        write_json(folder, "baselines.json", baselines(setup, points))
     write_json(folder, "notes.json", {"notes": notes, "command": command})
     report(folder, say)
 

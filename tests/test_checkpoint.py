@@ -215,23 +215,38 @@ def test_a_template_that_does_not_fit_is_refused_by_leaf(three, change, message)
         restore(three, state_of(0)._replace(**change))
 
 
-def test_float64_without_64_bits_in_every_thread_is_refused(tmp_path):
+def test_64_bits_in_one_thread_suffice_and_without_them_float64_is_refused(tmp_path):
     with jax.enable_x64(True):
-        tree = {"x": jnp.ones(3)}
+        tree = {"x": jnp.array([1 / 3, np.nan, -0.0]), "n": jnp.array(-1)}
+        assert tree["x"].dtype == jnp.float64 and tree["n"].dtype == jnp.int64
         with open_checkpoints(tmp_path) as checkpoints:
             checkpoints.save(1, tree)
-        with pytest.raises(CheckpointError, match=r"leaf \['x'\] is float64 and came back as float32"):
-            restore(tmp_path, tree)
+        step, restored, notes = restore(tmp_path, tree)
+    assert (step, notes) == (1, [])
+    assert_same_bits(restored, tree)
+    with pytest.raises(CheckpointError, match=r"leaf \['n'\] is int64\[\]; 64 bits are required"):
+        restore(tmp_path, tree)
+
+
+def test_a_reader_leaves_the_save_of_another_alone_and_a_writer_clears_what_a_killed_one_left(three):
+    unfinished = three / "4.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    with open_checkpoints(three) as checkpoints:
+        assert checkpoints.steps() == [3, 2, 1] and checkpoints.restore(state_of(0))[0] == 3
+        time.sleep(0.2)
+        assert unfinished.exists()
+        checkpoints.save(5, state_of(5))
+    assert not unfinished.exists()
 
 
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (jax.random.key(0), "a PRNG key"),
-        (3, "of type int"),
-        (np.ones(3), "of type ndarray"),
-        (jnp.zeros((0, 2)), "empty"),
-        (jnp.ones(2, "complex64"), "complex"),
+        (jax.random.key(0), r"key<fry>\[\]"),
+        (3, "int"),
+        (np.ones(3), "ndarray"),
+        (jnp.zeros((0, 2)), r"float32\[0,2\]"),
+        (jnp.ones(2, "complex64"), r"complex64\[2\]"),
     ],
 )
 def test_a_leaf_that_cannot_be_kept_is_refused_by_name(tmp_path, leaf, message):
@@ -248,7 +263,7 @@ def test_steps_grow_and_a_used_directory_is_restored_first(three):
         with pytest.raises(CheckpointError, match="restore first"):
             checkpoints.save(9, state_of(9))
         checkpoints.restore(state_of(0))
-        with pytest.raises(CheckpointError, match="step 3 was given after step 3; steps must grow"):
+        with pytest.raises(CheckpointError, match="step 3 was given after 3; steps must grow"):
             checkpoints.save(3, state_of(3))
         assert checkpoints.steps() == [3, 2, 1]
 

@@ -141,6 +141,15 @@ def test_a_write_that_dies_halfway_leaves_the_old_file(run, monkeypatch):
     assert read_json(run, "config.json") == {"other": 1}
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_write_returns(run, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        act = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, act=act: (calls.append(name), act(*args)))
+    write_json(run, "config.json", CONFIG)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
 def test_a_full_disk_is_told_in_one_line(run, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
@@ -182,7 +191,7 @@ def test_a_manifest_survives_its_file_and_names_what_the_bits_depend_on(manifest
         ("refused", "versions.jax", "0.1", 'versions.jax: was "{was}", now "0.1"'),
         ("refused", "precision", "float64", 'precision: was "float32", now "float64"'),
         ("refused", "width", 8, "width: was 4, now 8"),
-        ("refused", "chunk", 8, "chunk: was 5, now 8"),
+        ("warnings", "chunk", 8, "chunk: was 5, now 8"),
         ("refused", "python", "3.99.1", 'python: was "{was}", now "3.99.1"'),
         ("layout", "layout.num_devices", 64, "layout.num_devices: was {was}, now 64"),
         ("layout", "layout.platform", "gpu", 'layout.platform: was "cpu", now "gpu"'),

@@ -1,0 +1,137 @@
+"""Line 7's estimators: total variance of (∇_φ J(λ′) − ∇_φ J(λ))/σ against σ, at the exact λ*(φ) and λ*_σ(φ).
+
+Expected slopes of log variance against log σ: −2 with independent rollouts, −1 with coupled ones, 0 with weighted ones.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from bilevel import exact, models
+from bilevel.preferences import annotator, log_likelihood
+from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, return_difference
+from bilevel.types import Array, Hyper, Problem
+from envs.base import MDP
+from envs.tabular import garnet, tabular
+
+DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
+SIGMAS = (0.3, 0.1, 0.03, 0.01, 0.003)
+EXPECTED = {"independent": -2.0, "coupled": -1.0, "weighted": 0.0}
+
+
+class Sizes(NamedTuple):
+    """How much the study computes.
+
+    Attributes:
+        num_batches: independent estimates; the variance is over them.
+        batch_size: trajectories an estimate; variances are reported for one trajectory.
+        rollout_length: T, steps of a rollout.
+    """
+
+    num_batches: int = 4000
+    batch_size: int = 64
+    rollout_length: int = 60
+
+
+class Result(NamedTuple):
+    """The study's numbers, by estimator.
+
+    Attributes:
+        variance: [σ] total variance of one trajectory's estimate.
+        interval: [2, σ] its 95 % bootstrap interval.
+        slope: of log variance against log σ, and its 95 % bootstrap interval, refitted for each resample.
+    """
+
+    variance: dict[str, np.ndarray]
+    interval: dict[str, np.ndarray]
+    slope: dict[str, tuple[float, float, float]]
+
+
+def estimates(mdp: MDP, reward: Array, sigma: Array, estimator: str, sizes: Sizes) -> Array:
+    """Independent estimates of the difference at exact λ*(φ), λ*_σ(φ), [num_batches, S·A]."""
+    world = tabular(mdp)
+    hyper = Hyper(sigma, KL_WEIGHT, DISCOUNT)
+    uniform = models.uniform_reference(world.env)
+    tables = models.table(*mdp.reward.shape), models.table_policy(*mdp.reward.shape)
+    problem = Problem(world.env, annotator(world.reward, DISCOUNT), *tables, uniform)
+    segments = exact.enumerate_segments(*mdp.reward.shape, LENGTH)
+    comparisons = exact.exact_comparisons(problem.annotate, segments)
+    lower = exact.lower_level(mdp, reward, jnp.full(mdp.reward.shape, 1 / mdp.reward.shape[1]), DISCOUNT, KL_WEIGHT)
+
+    def penalty(policy):
+        return exact.preference_objective(mdp, policy, reward, segments, comparisons, log_likelihood, DISCOUNT)
+
+    actor = jnp.log(exact.optimal_policy(lower).policy)
+    proxy = jnp.log(exact.penalised_policy(lower, penalty, sigma).policy)
+    difference = return_difference(
+        problem, SampleSizes(sizes.batch_size, sizes.rollout_length, LENGTH, estimator), hyper
+    )
+    keys = jax.random.split(jax.random.key(0), sizes.num_batches)
+    return jax.lax.map(lambda key: difference(key, reward, actor, proxy).ravel(), keys, batch_size=16)
+
+
+def study(sizes: Sizes = Sizes()) -> Result:  # noqa: B008
+    """Runs the study on a random MDP of three states and two actions, in float64."""
+    variance, interval, slope = {}, {}, {}
+    with jax.enable_x64(True):
+        mdp = garnet(jax.random.key(1), 3, 2)
+        reward = jax.random.normal(jax.random.key(2), mdp.reward.shape)
+        for name in ESTIMATORS:
+            run = jax.jit(lambda sigma, name=name: estimates(mdp, reward, sigma, name, sizes))
+            samples = np.stack([run(jnp.asarray(sigma)) for sigma in SIGMAS])
+            variance[name], interval[name], slope[name] = analyse(samples * np.sqrt(sizes.batch_size))
+    return Result(variance, interval, slope)
+
+
+def analyse(samples: np.ndarray, num_resamples: int = 500):
+    """Variance [σ], its interval [2, σ], and the slope with its interval, from samples [σ, N, dimension]."""
+    rng = np.random.default_rng(0)
+    squares = np.sum((samples - samples.mean(axis=1, keepdims=True)) ** 2, axis=-1)  # [σ, N]
+    picks = rng.integers(squares.shape[1], size=(num_resamples, squares.shape[1]))
+    resampled = squares[:, picks].mean(axis=-1)  # [σ, resamples]
+    slopes = np.polyfit(np.log(SIGMAS), np.log(resampled), 1)[0]
+    low, high = np.quantile(slopes, (0.025, 0.975))
+    variance = squares.sum(axis=1) / (squares.shape[1] - 1)
+    slope = float(np.polyfit(np.log(SIGMAS), np.log(variance), 1)[0])
+    return variance, np.quantile(resampled, (0.025, 0.975), axis=1), (slope, float(low), float(high))
+
+
+def draw(result: Result) -> Figure:
+    """Variance against σ on log axes, with the expected slopes beside."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(ESTIMATORS, ("#D55E00", "#0072B2", "#009E73"), strict=True):
+        slope, low, high = result.slope[name]
+        label = f"{name}: slope {slope:.2f} [{low:.2f}, {high:.2f}]"
+        below = result.variance[name] - result.interval[name][0]
+        above = result.interval[name][1] - result.variance[name]
+        bars = np.maximum([below, above], 0)
+        axes.errorbar(SIGMAS, result.variance[name], bars, color=color, marker="o", markersize=4, label=label)
+        guide = result.variance[name][-1] * (np.array(SIGMAS) / SIGMAS[-1]) ** EXPECTED[name]
+        axes.plot(SIGMAS, guide, color=color, linestyle=":", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="σ, weight of G in the penalised lower level")
+    axes.set_ylabel("total variance of one trajectory's estimate")
+    axes.set_title("Line 7's difference: measured (points), expected slopes −2, −1, 0 (dotted)", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(title="estimator, slope with its 95 % interval", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def main(out: Path, say=print) -> None:
+    """Runs the study and writes `variance.png` and `variance.json`."""
+    result = study()
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        name: {"variance": dict(zip(map(str, SIGMAS), result.variance[name].tolist(), strict=True)), "slope": slope}
+        for name, slope in result.slope.items()
+    }
+    (out / "variance.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    draw(result).savefig(out / "variance.png", dpi=120)
+    for name, (slope, low, high) in result.slope.items():
+        say(f"{name:12s} slope {slope:6.3f}  95 % interval [{low:.3f}, {high:.3f}]  expected {EXPECTED[name]:g}")
+    say(f"figure: {out / 'variance.png'}")
