@@ -168,7 +168,7 @@ def exact_critic(problem: Problem, mdp: MDP, hyper: Hyper) -> Critic:
     return Critic(lambda key: (), fit, advantage)
 
 
-# What the critics share -------------------------------------------------------------------------------------------------
+# What the critics share -----------------------------------------------------------------------------------------------
 
 
 def kl_penalty(problem: Problem, policy_params: Params, hyper: Hyper):

@@ -56,7 +56,7 @@ def lower_level(mdp: MDP, reward: Array, reference: Array, discount, kl_weight) 
     return LowerLevel(mdp.initial, mdp.transition, reward, reference, discount, kl_weight)
 
 
-# Values of a given policy --------------------------------------------------------------------------------------------
+# Values of a given policy ---------------------------------------------------------------------------------------------
 
 
 def regularised_reward(problem: LowerLevel, policy: Array) -> Array:

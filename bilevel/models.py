@@ -36,7 +36,7 @@ class Categorical(distrax.Categorical):
         return jnp.sum(uniform >= inner, axis=-1, dtype=jnp.int32)
 
 
-# Rewards and critics ----------------------------------------------------------------------------------------------------
+# Rewards and critics --------------------------------------------------------------------------------------------------
 
 
 def table(num_states: int, num_actions: int) -> Model:
@@ -75,7 +75,7 @@ def mlp(features: Callable[..., Array], size: int, hidden_sizes: Sequence[int], 
     return Model(lambda key: network.init(key, jnp.zeros(size)), apply)
 
 
-# Policies ---------------------------------------------------------------------------------------------------------------
+# Policies -------------------------------------------------------------------------------------------------------------
 
 
 def table_policy(num_states: int, num_actions: int) -> Model:
@@ -126,7 +126,7 @@ def started_at(model: Model, params: Params) -> Model:
     return model._replace(init=lambda key: params)
 
 
-# Reference policies -----------------------------------------------------------------------------------------------------
+# Reference policies ---------------------------------------------------------------------------------------------------
 
 
 def uniform_reference(env: Env) -> Callable[..., Distribution]:
@@ -142,7 +142,7 @@ def given_reference(probabilities: Array) -> Callable[..., Distribution]:
     return lambda obs: Categorical(logits[obs])
 
 
-# Features ---------------------------------------------------------------------------------------------------------------
+# Features -------------------------------------------------------------------------------------------------------------
 
 
 def state_features(world: World) -> tuple[Callable[..., Array], int]:

@@ -11,7 +11,7 @@ from bilevel.types import Array, Comparison, Key, Trajectory
 Objective = Callable[[Array, Comparison], Array]
 
 
-# Upper objectives: (logit, comparison) -> ℓ, elementwise over any batch shape; larger is better ---------------------
+# Upper objectives: (logit, comparison) -> ℓ, elementwise over any batch shape; larger is better -----------------------
 
 
 def log_likelihood(logit: Array, comparison: Comparison) -> Array:

@@ -1,1 +1,20 @@
 """Runs and studies: the driver, the command line, and readers of their results."""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "configure": "experiments.config",
+    "train": "experiments.train",
+    "report": "experiments.train",
+    "load_params": "experiments.train",
+    "load_run": "experiments.run_folder",
+}
+__all__ = ["configure", "load_params", "load_run", "report", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: help and tab completion need none of it, and JAX takes a second to import.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'experiments' has no attribute {name!r}")

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import inspect
+import types
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
@@ -94,7 +95,7 @@ def optimizer(option: str, text: str) -> Optimizer:
     constructor = choose(option, name, OPTIMIZERS)
     try:
         arguments = {key.strip(): float(value) for key, value in (pair.split("=") for pair in rest.split(",") if pair)}
-        jax.eval_shape(lambda: constructor(0.1, **arguments).init(jnp.zeros(1)))
+        jax.eval_shape(lambda x: constructor(0.1, **arguments).update(x, constructor(0.1, **arguments).init(x), x), 1.0)
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"--{option} is {text!r}; required: name or name:argument=number,argument=number, such as sgd:momentum=0.9 "
@@ -103,12 +104,10 @@ def optimizer(option: str, text: str) -> Optimizer:
     return functools.partial(constructor, **arguments)
 
 
-# Those whose update needs only gradients and parameters, and whose first argument is the step size.
-OPTIMIZERS = {
-    name: getattr(optax, name)
-    for name in (
-        "adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad lamb lars lion nadam nadamw "
-        "noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent radam rmsprop rprop sgd sign_sgd sm3 yogi"
-    ).split()
-    if hasattr(optax, name)
-}
+def _is_optimizer(name: str, constructor) -> bool:
+    if name.startswith(("_", "scale_by")) or not isinstance(constructor, types.FunctionType | functools.partial):
+        return False
+    return next(iter(inspect.signature(constructor).parameters), "") == "learning_rate"
+
+
+OPTIMIZERS = {name: constructor for name, constructor in vars(optax).items() if _is_optimizer(name, constructor)}

@@ -122,7 +122,7 @@ def build_measure(config: Config, world: World, problem: Problem, hyper: Hyper):
     return sampled_measure(problem, world, hyper, EVALUATION_ROLLOUTS, length)
 
 
-# The reference policy ---------------------------------------------------------------------------------------------------
+# The reference policy -------------------------------------------------------------------------------------------------
 
 
 def build_reference(config: Config, world: World, policy: Model):
@@ -210,7 +210,7 @@ def _names(path: str) -> tuple[str, ...]:
         return ()  # whoever reads it says why
 
 
-# What a report shows of a finite world ----------------------------------------------------------------------------------
+# What a report shows of a finite world --------------------------------------------------------------------------------
 
 
 def tables(setup: Setup, learned: Learned) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevel.types import Hyper
 from experiments.algorithms import ALGORITHMS
-from experiments.options import COMMON, OptionError, Values, check_fields, nearest, choose
+from experiments.options import COMMON, OptionError, Values, check_fields, choose, nearest
 from experiments.worlds import WORLDS
 
 
@@ -78,7 +78,7 @@ def part_types(world: str, algorithm: str) -> dict[str, type]:
 
 def _defaults(kind: type, world: str) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in WORLDS[world].defaults.items() if name in names}
+    return {name: value for name, value in getattr(WORLDS[world], "defaults", {}).items() if name in names}
 
 
 def default_config(world: str, algorithm: str) -> Config:
@@ -113,7 +113,7 @@ def _from_json(value):
     return float(value) if value in ("inf", "-inf") else value
 
 
-# Sweeps -----------------------------------------------------------------------------------------------------------------
+# Sweeps ---------------------------------------------------------------------------------------------------------------
 
 SWEEPABLE = tuple(Hyper._fields)
 
@@ -125,7 +125,7 @@ def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
     return [name for name, values in axes.items() if len(values) > 1], points
 
 
-# Checks across options --------------------------------------------------------------------------------------------------
+# Checks across options ------------------------------------------------------------------------------------------------
 
 
 def check(config: Config) -> Config:
@@ -145,17 +145,20 @@ def _check_sweep(config: Config) -> None:
 
 
 def _check_bandit(config: Config) -> None:
-    if config.world_name == "bandit":
+    if getattr(config.world, "one_step", False):
         for name, value in {"discount": (0.0,), "segment_length": 1, "rollout_length": 1}.items():
             if getattr(config, name) != value:
                 given = _shown(getattr(config, name))
-                raise OptionError(f"--{_flag(name)} is {given}; a bandit has one step and needs {_shown(value)}")
+                raise OptionError(
+                    f"--{_flag(name)} is {given}; {config.world_name} has one step and needs {_shown(value)}"
+                )
     elif min(config.discount) <= 0:
-        raise OptionError(f"--discount is {min(config.discount)}; required: in (0, 1); 0 is for the bandit world alone")
+        raise OptionError(f"--discount is {min(config.discount)}; required: in (0, 1); 0 is for bandits alone")
 
 
 def _check_finite(config: Config) -> None:
-    if config.world_name not in FINITE:
+    if not getattr(config.world, "finite", False):
+        others = [name for name, kind in WORLDS.items() if getattr(kind, "finite", False)]
         wanted = {
             "reward": "table",
             "policy": "table",
@@ -167,7 +170,7 @@ def _check_finite(config: Config) -> None:
             if getattr(config, name) == value:
                 raise OptionError(
                     f"--{_flag(name)} is {value}, which needs a finite world; {config.world_name} is not finite: "
-                    f"choose another {_flag(name)}, or a world among {', '.join(FINITE)}"
+                    f"choose another {_flag(name)}, or a world among {', '.join(others)}"
                 )
     if config.world_name == "garnet" and config.successors > config.states:
         raise OptionError(f"--successors is {config.successors}; required: at most --states, {config.states}")
@@ -193,6 +196,3 @@ def _flag(name: str) -> str:
 
 def _shown(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-FINITE = ("gridworld", "garnet", "bandit", "file")

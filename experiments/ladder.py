@@ -152,7 +152,7 @@ def study(sizes: Sizes = Sizes()) -> Result:  # noqa: B008
     return Result(np.asarray(best), float(value), float(gradient), gap, distance)
 
 
-# What it shows ----------------------------------------------------------------------------------------------------------
+# What it shows --------------------------------------------------------------------------------------------------------
 
 
 def sigmas_of(rung: str) -> tuple[float, ...]:

@@ -144,7 +144,7 @@ def chunk_length(config: Config, done: int) -> int:
     return max(config.steps - done, 1) if config.chunk == "all" else min(int(config.chunk), config.steps)
 
 
-# The groups of seeds ----------------------------------------------------------------------------------------------------
+# The groups of seeds --------------------------------------------------------------------------------------------------
 
 
 def groups_of(folder: Path, num_seeds: int) -> list[Group]:
@@ -261,7 +261,7 @@ def _add_seconds(folder: Path, seconds: dict[str, float]) -> None:
     write_json(folder, "timing.json", {name: before.get(name, 0.0) + value for name, value in seconds.items()})
 
 
-# The end of a run -------------------------------------------------------------------------------------------------------
+# The end of a run -----------------------------------------------------------------------------------------------------
 
 
 def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: list[str], command: str, say) -> None:

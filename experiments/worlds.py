@@ -1,4 +1,8 @@
-"""The worlds that the command line knows, each with its own options and the defaults that it asks of the other parts."""
+"""The worlds that the command line knows: a dataclass of options each, whose `build()` is the `World`.
+
+Class variables say the rest: `finite` (tables and exact oracles exist), `one_step` (a bandit), `defaults` (of options of
+the other parts). A method `grid()` gives the [rows, cols] state indices that a report draws as a map.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -26,7 +30,7 @@ class GridOptions:
     """Which map: open (5 x 5), four_rooms (11 x 11, 104 cells) or cliff (4 x 6, traps)."""
     slip: float = unit(0.1, high=False)
     """Probability that a move is replaced by one in a uniformly random direction, in [0, 1)."""
-    defaults: ClassVar[dict[str, Any]] = {}
+    finite: ClassVar[bool] = True
 
     def build(self) -> World:
         """The world."""
@@ -49,7 +53,7 @@ class GarnetOptions:
     """States that each state and action can reach, 1 to S."""
     instance: int = count(0, 0)
     """Which random instance, at least 0."""
-    defaults: ClassVar[dict[str, Any]] = {}
+    finite: ClassVar[bool] = True
 
     def build(self) -> World:
         """The world."""
@@ -70,6 +74,8 @@ class BanditOptions:
     """B, norm of the true parameter: rewards lie in [-B, B]."""
     instance: int = count(0, 0)
     """Which random instance, at least 0."""
+    finite: ClassVar[bool] = True
+    one_step: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {
         "discount": (0.0,),
         "segment_length": 1,
@@ -94,7 +100,7 @@ class FileOptions:
 
     mdp: str = ""
     """An .npz file with the arrays `initial` [S], `transition` [S, A, S] and `reward` [S, A] (numpy.savez)."""
-    defaults: ClassVar[dict[str, Any]] = {}
+    finite: ClassVar[bool] = True
 
     def build(self) -> World:
         """The world."""

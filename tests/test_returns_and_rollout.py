@@ -1,0 +1,292 @@
+"""Sums along trajectories against loops, rollouts against their chain's laws, lookups against direct evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import exact, models
+from bilevel.lookup import bind, over_observations, over_pairs, pair_table, policy_table
+from bilevel.returns import discount_powers, leave_one_out_mean, returns_to_go
+from bilevel.rollout import restart_chain, rollout, rollouts
+from envs.base import MDP, Env
+from envs.tabular import garnet, tabular_env
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+GAMMA = 0.8
+
+
+def close(value, expected, tolerance=1e-12):
+    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
+
+
+def assert_frequencies(counts, probabilities):
+    """Counts [..., N] are within 4 standard errors of what the probabilities [..., N] foresee."""
+    counts, probabilities = np.asarray(counts), np.asarray(probabilities)
+    total = counts.sum(axis=-1, keepdims=True)
+    error = np.sqrt(total * probabilities * (1 - probabilities))
+    assert np.all(np.abs(counts - total * probabilities) <= 4 * error)
+
+
+# Returns --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.5, 0.97, 1.0])
+def test_returns_to_go_equal_a_loop(discount):
+    rewards = jax.random.normal(jax.random.key(0), (2, 3, 7))
+    expected = np.zeros(rewards.shape)
+    for t in range(7):
+        for k in range(t, 7):
+            expected[..., t] += discount ** (k - t) * np.asarray(rewards[..., k])
+    close(returns_to_go(rewards, discount), expected)
+    close(jax.jit(returns_to_go)(rewards, discount), expected)
+
+
+def test_returns_to_go_by_hand():
+    close(returns_to_go(jnp.array([1.0, 2.0, 4.0]), 0.5), [3.0, 4.0, 4.0])
+    close(returns_to_go(jnp.array([1.0, 2.0, 4.0]), 0.0), [1.0, 2.0, 4.0])
+
+
+def test_powers_of_the_discount_start_at_one():
+    close(discount_powers(0.5, 4), [1, 0.5, 0.25, 0.125])
+    close(jax.jit(discount_powers, static_argnums=1)(0.0, 3), [1, 0, 0])
+    assert discount_powers(0.5, 2, jnp.float32).dtype == jnp.float32
+
+
+def test_the_mean_of_the_others_by_hand():
+    close(leave_one_out_mean(jnp.array([1.0, 2.0, 6.0])), [4.0, 3.5, 1.5])
+    close(leave_one_out_mean(jnp.array([[1.0, 0.0], [3.0, 5.0]])), [[3.0, 5.0], [1.0, 0.0]])
+
+
+# Rollouts -------------------------------------------------------------------------------------------------------------
+
+
+def finite():
+    """A random finite world and a random policy [S, A] on it."""
+    mdp = garnet(jax.random.key(3), 4, 2)
+    policy = jax.random.dirichlet(jax.random.key(4), jnp.ones(2), (4,))
+    return mdp, policy, models.given_reference(policy)
+
+
+def test_rollouts_follow_the_chain():
+    mdp, policy, behave = finite()
+    env = tabular_env(mdp)
+    count, length = 5000, 6
+    drawn = jax.jit(lambda key: rollouts(env, behave, key, count, length))(jax.random.key(0))
+    assert drawn.state.shape == drawn.action.shape == (count, length)
+    assert jnp.array_equal(drawn.obs, drawn.state)
+    states, actions = np.asarray(drawn.state), np.asarray(drawn.action)
+    law = np.asarray(mdp.initial)
+    chain = np.einsum("sa,sat->st", policy, mdp.transition)
+    for t in range(length):
+        assert_frequencies(np.bincount(states[:, t], minlength=4), law)
+        law = law @ chain
+    visits = np.zeros((4, 2))
+    np.add.at(visits, (states, actions), 1)
+    assert_frequencies(visits, policy)
+    moves = np.zeros((4, 2, 4))
+    np.add.at(moves, (states[:, :-1], actions[:, :-1], states[:, 1:]), 1)
+    assert_frequencies(moves, mdp.transition)
+
+
+def test_rollouts_equal_single_ones_by_their_keys():
+    mdp, _, behave = finite()
+    env = tabular_env(mdp)
+    together = rollouts(env, behave, jax.random.key(0), 5, 8)
+    alone = rollout(env, behave, jax.random.split(jax.random.key(0), 5)[3], 8)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert jnp.array_equal(ours[3], theirs)
+    assert len(np.unique(together.action, axis=0)) > 1
+
+
+def test_a_rollout_does_not_end_in_an_absorbing_state():
+    mdp = MDP(jnp.array([1.0, 0.0]), jnp.array([[[0.0, 1.0]], [[0.0, 1.0]]]), jnp.zeros((2, 1)))
+    drawn = rollout(tabular_env(mdp), lambda obs: models.Categorical(jnp.zeros(1)), jax.random.key(0), 4)
+    assert drawn.state.tolist() == [0, 1, 1, 1]
+
+
+# The restart chain ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """A finite world, and 4000 chains of 60 steps on it, [chains, steps]; 0.8^60 is 2e-6."""
+    with jax.enable_x64(True):
+        mdp, policy, behave = finite()
+        env = tabular_env(mdp)
+
+        def draw(key):
+            key_init, key_chain = jax.random.split(key)
+            return restart_chain(env, behave, key_chain, env.init(key_init), 60, GAMMA)
+
+        last, transitions = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000))
+        return mdp, policy, last, transitions
+
+
+def test_the_stationary_law_of_the_restart_chain_is_the_occupancy(chains):
+    mdp, policy, last, _ = chains
+    lower = exact.lower_level(mdp, mdp.reward, jnp.full((4, 2), 0.5), GAMMA, 0.0)
+    occupancy = exact.occupancy(lower, policy)
+    counts = np.bincount(last, minlength=4)
+    assert_frequencies(counts, occupancy)
+    # Without restarts the chain would be somewhere else.
+    stationary = np.linalg.matrix_power(np.einsum("sa,sat->st", policy, mdp.transition), 200)[0]
+    with pytest.raises(AssertionError):
+        assert_frequencies(counts, stationary)
+
+
+def test_the_law_after_t_steps_is_off_by_at_most_the_power_of_the_discount(chains):
+    mdp, policy, _, transitions = chains
+    lower = exact.lower_level(mdp, mdp.reward, jnp.full((4, 2), 0.5), GAMMA, 0.0)
+    occupancy = np.asarray(exact.occupancy(lower, policy))
+    obs = np.asarray(transitions.obs)
+    for t in (0, 2, 5, 10, 40):
+        shares = np.bincount(obs[:, t], minlength=4) / len(obs)
+        noise = 4 * np.sqrt(occupancy * (1 - occupancy) / len(obs)).sum() / 2
+        assert 0.5 * np.abs(shares - occupancy).sum() <= GAMMA**t + noise
+
+
+def test_actions_come_from_the_policy_and_successors_from_the_transition_law(chains):
+    mdp, policy, _, transitions = chains
+    obs, action, next_obs, next_action = (np.asarray(x) for x in transitions)
+    for state, drawn in ((obs, action), (next_obs, next_action)):
+        counts = np.zeros((4, 2))
+        np.add.at(counts, (state, drawn), 1)
+        assert_frequencies(counts, policy)
+    moves = np.zeros((4, 2, 4))
+    np.add.at(moves, (obs, action, next_obs), 1)
+    assert_frequencies(moves, mdp.transition)
+
+
+def test_a_restart_changes_the_next_state_and_never_the_successor():
+    # On a ring that starts in 0 every s′ is s + 1, and every next s is that s′ or 0.
+    ring = jnp.roll(jnp.eye(5), 1, axis=1)[:, None]
+    mdp = MDP(jnp.eye(5)[0], ring, jnp.zeros((5, 1)))
+    env = tabular_env(mdp)
+
+    @jax.jit
+    def draw(key, discount):
+        return restart_chain(env, lambda obs: models.Categorical(jnp.zeros(1)), key, jnp.int32(2), 5000, discount)
+
+    last, transitions = draw(jax.random.key(0), 0.9)
+    obs = np.append(transitions.obs, last)
+    assert obs[0] == 2
+    assert np.array_equal(transitions.next_obs, (obs[:-1] + 1) % 5)
+    went_on = obs[1:] == transitions.next_obs
+    assert np.all(went_on | (obs[1:] == 0))
+    elsewhere = np.asarray(transitions.next_obs) != 0
+    restarted = np.sum(~went_on[elsewhere])
+    assert_frequencies([restarted, np.sum(elsewhere) - restarted], [0.1, 0.9])
+    _, bandit = draw(jax.random.key(0), 0.0)
+    assert np.all(bandit.obs[1:] == 0)
+
+
+# Lookups --------------------------------------------------------------------------------------------------------------
+
+
+def finite_visits():
+    """A finite world with visits [3, 4] to its pairs."""
+    keys = jax.random.split(jax.random.key(1))
+    obs, action = (jax.random.randint(key, (3, 4), 0, n, jnp.int32) for key, n in zip(keys, (4, 2), strict=True))
+    return tabular_env(garnet(jax.random.key(0), 4, 2)), obs, action
+
+
+def continuous(num_actions=None, action_size=None):
+    env = Env(
+        lambda key: jax.random.normal(key, (2,)),
+        lambda key, state, action: state,
+        lambda state: state,
+        num_actions=num_actions,
+        action_size=action_size,
+    )
+    return env, jax.random.normal(jax.random.key(1), (3, 4, 2))
+
+
+def assert_same_with_gradients(batched, direct, params):
+    """Both give the same values [3, 4], and the same derivatives of a weighted sum of them."""
+    weights = jax.random.normal(jax.random.key(5), (3, 4))
+    values, gradients = {}, {}
+    for name, function in (("batched", batched), ("direct", direct)):
+        values[name] = function(params)
+        gradients[name] = jax.grad(lambda x, f=function: jnp.sum(weights * f(x)))(params)
+    assert values["batched"].shape == (3, 4)
+    close(values["batched"], values["direct"])
+    assert any(jnp.any(x != 0) for x in jax.tree.leaves(gradients["direct"]))
+    for ours, theirs in zip(jax.tree.leaves(gradients["batched"]), jax.tree.leaves(gradients["direct"]), strict=True):
+        close(ours, theirs)
+
+
+def one_by_one(function, obs, action):
+    """`function` of every (observation, action) of a batch [3, 4], in a Python loop."""
+    return jnp.stack([jnp.stack([function(obs[i, j], action[i, j]) for j in range(4)]) for i in range(3)])
+
+
+def test_pairs_looked_up_on_a_finite_world_equal_direct_evaluation():
+    env, obs, action = finite_visits()
+    model = models.mlp(lambda obs, action: jnp.stack([jnp.sin(obs), obs * action, 1.0 * action]), 3, (4,))
+    params = model.init(jax.random.key(3))
+    assert_same_with_gradients(
+        lambda params: over_pairs(env, bind(model, params))(obs, action),
+        lambda params: one_by_one(bind(model, params), obs, action),
+        params,
+    )
+    table = pair_table(env, bind(model, params))
+    assert table.shape == (4, 2)
+    close(table[3, 1], model.apply(params, jnp.int32(3), jnp.int32(1)))
+
+
+@pytest.mark.parametrize(("num_actions", "action_size"), [(3, None), (None, 2)])
+def test_pairs_on_a_continuous_world_equal_direct_evaluation(num_actions, action_size):
+    env, obs = continuous(num_actions, action_size)
+    discrete = jax.random.randint(jax.random.key(2), (3, 4), 0, 3)
+    action = discrete if action_size is None else jax.random.normal(jax.random.key(2), (3, 4, 2))
+    model = models.mlp(lambda obs, action: jnp.concatenate([obs, jnp.cos(jnp.atleast_1d(action))[:1]]), 3, (4,))
+    assert_same_with_gradients(
+        lambda params: over_pairs(env, bind(model, params))(obs, action),
+        lambda params: one_by_one(bind(model, params), obs, action),
+        model.init(jax.random.key(3)),
+    )
+
+
+def test_policies_looked_up_on_a_finite_world_equal_direct_evaluation():
+    env, obs, action = finite_visits()
+    model = models.table_policy(4, 2)
+    params = jax.random.normal(jax.random.key(3), (4, 2))
+    assert_same_with_gradients(
+        lambda params: over_observations(env, bind(model, params))(obs).log_prob(action),
+        lambda params: jax.nn.log_softmax(params)[obs, action],
+        params,
+    )
+    close(policy_table(env, bind(model, params)), jax.nn.softmax(params))
+
+
+def test_policies_on_a_continuous_world_equal_direct_evaluation():
+    env, obs = continuous(action_size=2)
+    action = jax.random.normal(jax.random.key(2), (3, 4, 2))
+    model = models.gaussian_policy(lambda obs: obs, 2, 2, (4,))
+
+    params = model.init(jax.random.key(3))
+    assert_same_with_gradients(
+        lambda params: over_observations(env, bind(model, params))(obs).log_prob(action),
+        lambda params: one_by_one(lambda obs, action: model.apply(params, obs).log_prob(action), obs, action),
+        params,
+    )
+    policy = over_observations(env, bind(model, params))
+    draws = policy(jnp.broadcast_to(obs[0, 0], (3, 4, 2))).sample(seed=jax.random.key(0))
+    assert len(np.unique(draws)) == 3 * 4 * 2
+    assert policy(obs[0, 0]).sample(seed=jax.random.key(0)).shape == (2,)
+
+
+def test_a_finite_world_evaluates_its_function_once_a_state():
+    env = tabular_env(garnet(jax.random.key(0), 4, 2))
+    calls = []
+
+    def value(obs):
+        jax.debug.callback(lambda x: calls.append(int(x)), obs)
+        return 1.0 * obs
+
+    looked_up = over_observations(env, value)(jnp.zeros(1000, jnp.int32))
+    jax.block_until_ready(looked_up)
+    jax.effects_barrier()
+    assert sorted(calls) == [0, 1, 2, 3]

@@ -1,0 +1,400 @@
+"""Sampled derivatives against exact ones: unbiased, precise enough to tell, and the check sees planted errors."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import Reference, load_reference
+
+from bilevel import exact, models, sampled_gradients
+from bilevel.critics import exact_critic, monte_carlo_critic
+from bilevel.exact_gradients import exact_gradients
+from bilevel.lookup import bind
+from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, log_likelihood
+from bilevel.sampled_gradients import ESTIMATORS, SampleSizes
+from bilevel.types import Comparison, Cost, Gradients, Hyper, Model, Params, Problem
+from envs.base import Env
+
+# Cutting a rollout after T steps loses 0.9^T of it: 3e-5 at T = 100. The difference is an eighth of line 7's norm, so
+# T = 60 loses 2e-4 of that. Both are far below the standard errors.
+SIZES = SampleSizes(batch_size=512, rollout_length=100, segment_length=3)
+LINE_7_SIZES = SampleSizes(batch_size=2048, rollout_length=60, segment_length=3)
+
+
+class Setting(NamedTuple):
+    """A problem on a reference instance, and the points at which derivatives are taken."""
+
+    problem: Problem
+    reference: Reference
+    hyper: Hyper
+    reward: Params  # φ
+    policy: Params  # log π_ref
+    other: Params  # a policy that is none of the others
+    optimal: Params  # λ*(φ)
+    proxy: Params  # λ*_σ(φ)
+
+    def exact(self, function, objective=log_likelihood):
+        """`function` of the exact gradients, compiled whole."""
+        mdp, horizon = self.reference.mdp, self.reference.numbers["horizon"]
+        return jax.jit(lambda: function(exact_gradients(self.problem, mdp, horizon, self.hyper, objective)))()
+
+    def exact_return(self) -> Params:
+        """∇_λ J at the other policy (at π_ref the KL has no gradient)."""
+        return self.exact(lambda gradients: gradients.return_in_policy(None, (), self.other, self.reward)[0])
+
+    def exact_preference(self, params: Params) -> dict[str, Params]:
+        """∇_λ G and ∇_φ G at policy parameters."""
+        return self.exact(lambda gradients: self.preference(gradients, (), params))
+
+    def preference(self, gradients: Gradients, pairs, params: Params) -> dict[str, Params]:
+        """∇_λ G and ∇_φ G at policy parameters, from pairs."""
+        return {
+            "policy": gradients.preference_in_policy(pairs, params, self.reward),
+            "reward": gradients.preference_in_reward(pairs, bind(self.problem.policy, params), self.reward)[1],
+        }
+
+    def sampled(self, sizes=SIZES, critic=None, **changes) -> Gradients:
+        hyper = self.hyper._replace(**changes)
+        critic = monte_carlo_critic(self.problem, self.hyper) if critic is None else critic
+        return sampled_gradients.sampled_gradients(self.problem, critic, sizes, hyper)
+
+    def line_7(self, key, gradients: Gradients, *others: Gradients) -> list[Params]:
+        """∇_φ G at λ*_σ, then the difference over σ by each of the gradients: what Algorithm 1 adds up in line 7."""
+        key_labels, key_difference = jax.random.split(key)
+        pairs = gradients.collect(key_labels, bind(self.problem.policy, self.proxy))
+        points = (self.reward, self.optimal, self.proxy)
+        differences = [ours.return_difference(key_difference, *points) for ours in (gradients, *others)]
+        return [self.preference(gradients, pairs, self.proxy)["reward"], *differences]
+
+    def exact_line_7(self) -> Params:
+        """∇Φ_σ."""
+        return sum(self.exact(lambda gradients: self.line_7(jax.random.key(0), gradients)))
+
+
+@functools.cache
+def setting_of(number) -> Setting:
+    reference = load_reference(number)
+    numbers = reference.numbers
+    reward = Model(lambda key: reference.params, lambda params, s, a: reference.reward_table(params)[s, a])
+    annotate = annotator(reference.world.reward, numbers["discount"], numbers["rationality"])
+    prior = models.given_reference(reference.lower.reference)
+    problem = Problem(reference.world.env, annotate, reward, models.table_policy(3, 2), prior)
+    hyper = Hyper(**{name: numbers[name] for name in ("kl_weight", "discount", "rationality")}, sigma=0.1)
+    optimal, proxy = (jnp.asarray(x) for x in (numbers["optimal_policy"], numbers["proxy"]["0.1"]["penalised_policy"]))
+    other = jax.random.normal(jax.random.key(0), (3, 2))
+    policy = jnp.log(reference.lower.reference)
+    return Setting(problem, reference, hyper, reference.params, policy, other, jnp.log(optimal), jnp.log(proxy))
+
+
+@functools.cache
+def proxy_solver():
+    """σ -> logits of λ*_σ(φ) on instance 1."""
+    reference = load_reference(1)
+    lower = reference.lower
+
+    def penalty(policy):
+        return reference.objective_value(log_likelihood, policy, lower.reward)
+
+    return jax.jit(lambda sigma: jnp.log(exact.penalised_policy(lower, penalty, sigma).policy))
+
+
+def repeat(function, repetitions, at_once=1):
+    """`function` of `repetitions` keys, one compiled loop; every leaf gets a leading axis."""
+    keys = jax.random.split(jax.random.key(0), repetitions)
+    return jax.jit(lambda keys: jax.lax.map(function, keys, batch_size=at_once))(keys)
+
+
+def assert_unbiased(samples, expected, precision=0.02):
+    """The mean of the samples [R, ...] is within 4 standard errors of `expected` in every coordinate, and the standard
+    errors are small enough to tell: their norm is at most `precision` of the norm of `expected`."""
+    samples, expected = np.asarray(samples), np.asarray(expected)
+    assert samples.shape[1:] == expected.shape
+    error = np.std(samples, axis=0, ddof=1) / np.sqrt(len(samples))
+    score = np.abs(np.mean(samples, axis=0) - expected) / np.maximum(error, 1e-12 * np.linalg.norm(expected))
+    assert np.max(score) <= 4, f"biased: {np.max(score):.1f} standard errors from the exact value"
+    relative = np.linalg.norm(error) / np.linalg.norm(expected)
+    assert relative <= precision, f"imprecise: the standard error is {relative:.4f} of the norm"
+
+
+def assert_biased(samples, expected):
+    with pytest.raises(AssertionError, match="biased: "):
+        assert_unbiased(samples, expected)
+
+
+# Unbiased -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_policy_gradients_of_the_return_are_unbiased_and_with_the_wrong_sign_of_the_kl_biased(number, x64):
+    setting = setting_of(number)
+    reversed_kl = setting.hyper._replace(kl_weight=-setting.hyper.kl_weight)
+    critics = {
+        "exact": exact_critic(setting.problem, setting.reference.mdp, setting.hyper),
+        "Monte Carlo": monte_carlo_critic(setting.problem, setting.hyper),
+        "wrong": monte_carlo_critic(setting.problem, reversed_kl),
+    }
+
+    def estimates(key):
+        ours = {name: setting.sampled(critic=critic) for name, critic in critics.items()}
+        return {name: g.return_in_policy(key, (), setting.other, setting.reward)[0] for name, g in ours.items()}
+
+    samples = repeat(estimates, 100)
+    expected = setting.exact_return()
+    assert_unbiased(samples["exact"], expected)
+    assert_unbiased(samples["Monte Carlo"], expected)
+    assert_biased(samples["wrong"], expected)
+
+
+def test_preference_gradients_are_unbiased_from_fresh_pairs_and_reweighted_ones_of_another_policy(x64):
+    setting = setting_of(2)
+    gradients = setting.sampled(SIZES._replace(batch_size=4096))
+
+    def estimates(key):
+        pairs = gradients.collect(key, bind(setting.problem.policy, setting.policy))
+        other = bind(setting.problem.policy, setting.other)
+        log_other = sampled_gradients.log_probability(setting.problem.env, other, pairs.comparison)
+        return {
+            "fresh": setting.preference(gradients, pairs, setting.policy),
+            "reused": setting.preference(gradients, pairs, setting.other),
+            "ratio dropped": setting.preference(gradients, pairs._replace(log_behaviour=log_other), setting.other),
+        }
+
+    samples = repeat(estimates, 160)
+    fresh, reused = (setting.exact_preference(params) for params in (setting.policy, setting.other))
+    for name in ("policy", "reward"):
+        assert_unbiased(samples["fresh"][name], fresh[name])
+        assert_unbiased(samples["reused"][name], reused[name])
+        assert_biased(samples["ratio dropped"][name], reused[name])
+
+
+def test_line_7_is_unbiased_from_coupled_and_from_weighted_rollouts_and_with_the_wrong_sign_biased(x64):
+    setting = setting_of(1)
+    ways = [setting.sampled(LINE_7_SIZES._replace(estimator=name)) for name in ("coupled", "weighted")]
+    direct, coupled, weighted = repeat(lambda key: setting.line_7(key, *ways), 36)
+    expected = setting.reference.numbers["proxy"]["0.1"]["gradient"]
+    assert_unbiased(direct + coupled, expected)
+    assert_unbiased(direct + weighted, expected)
+    assert_biased(direct - coupled, expected)
+    assert_biased(direct - weighted, expected)
+
+
+def test_line_7_is_unbiased_from_independent_rollouts(x64):
+    # This estimator divides its noise by σ: at the σ = 0.1 of the other two it would need 25 times as many rollouts.
+    setting = setting_of(1)
+    setting = setting._replace(hyper=setting.hyper._replace(sigma=0.5), proxy=proxy_solver()(0.5))
+    gradients = setting.sampled(LINE_7_SIZES._replace(estimator="independent"))
+    samples = repeat(lambda key: sum(setting.line_7(key, gradients)), 200)
+    assert_unbiased(samples, setting.exact_line_7())
+
+
+def test_excess_objectives_are_unbiased_under_a_teacher_who_errs_skips_and_ties(x64):
+    setting = setting_of(2)
+    world, gamma = setting.reference.world, setting.hyper.discount
+    teacher = annotator(world.reward, gamma, error_rate=0.2, skip_below=0.0, tie_within=0.5)
+    problem = setting.problem._replace(annotate=teacher)
+    setting = setting._replace(problem=problem)
+    critic = monte_carlo_critic(problem, setting.hyper)
+    behave = bind(problem.policy, setting.policy)
+    sizes = SIZES._replace(batch_size=4096)
+    objectives = (excess_log_likelihood, excess_brier)
+    sampled = [sampled_gradients.sampled_gradients(problem, critic, sizes, setting.hyper, x) for x in objectives]
+
+    def estimates(key):
+        pairs = sampled[0].collect(key, behave)
+        weight, probability = pairs.comparison.weight, pairs.comparison.probability
+        shares = jnp.array([jnp.mean(weight == 0), jnp.mean(probability == 0.5)])
+        return shares, [gradients.preference_in_reward(pairs, behave, setting.reward) for gradients in sampled]
+
+    shares, samples = repeat(estimates, 50)
+    assert jnp.all((shares > 0.05) & (shares < 0.9))
+    for objective, (values, derivatives) in zip(objectives, samples, strict=True):
+        value, derivative = setting.exact(
+            lambda gradients: gradients.preference_in_reward((), behave, setting.reward), objective
+        )
+        assert_unbiased(values, value)
+        assert_unbiased(derivatives, derivative)
+
+
+def one_step_world():
+    """One state, an action in R; everything about it can be computed by hand."""
+    return Env(lambda key: jnp.zeros(1), lambda key, state, action: state, lambda state: state, action_size=1)
+
+
+def test_a_gaussian_bandit_has_the_gradients_computed_by_hand(x64):
+    # r_φ(a) = −(a − φ)², a ~ N(m, 0.5²): J = −(m − φ)² − 0.5², ∂J/∂m = 2(φ − m), ∂J/∂φ = 2(m − φ), and line 7's
+    # difference is 2(m′ − m)/σ.
+    reward = Model(lambda key: jnp.float64(1.5), lambda params, obs, action: -jnp.sum((action - params) ** 2))
+    policy = Model(lambda key: jnp.zeros(1), lambda params, obs: models.gaussian(params, jnp.array([0.5])))
+    problem = Problem(one_step_world(), None, reward, policy, bind(policy, jnp.zeros(1)))
+    hyper = Hyper(sigma=0.2, kl_weight=0.0, discount=0.0)
+    mean, proxy = jnp.array([0.3]), jnp.array([0.6])
+
+    def gradients(estimator):
+        sizes = SampleSizes(256, 1, 1, estimator)
+        return sampled_gradients.sampled_gradients(problem, monte_carlo_critic(problem, hyper), sizes, hyper)
+
+    def estimates(key):
+        ours = {name: gradients(name).return_difference(key, jnp.float64(1.5), mean, proxy) for name in ESTIMATORS}
+        in_policy, _, _ = gradients("weighted").return_in_policy(key, (), mean, jnp.float64(1.5))
+        return {"policy": in_policy, **ours}
+
+    samples = repeat(estimates, 400)
+    assert_unbiased(samples["policy"], jnp.array([2.4]))
+    for name in ("independent", "weighted"):
+        assert_unbiased(samples[name], jnp.float64(3.0))
+    # Coupled actions differ by m′ − m whatever the noise, so the difference has none.
+    np.testing.assert_allclose(samples["coupled"], 3.0, rtol=1e-10)
+
+
+# The check sees errors ------------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_discount_is_seen(x64, monkeypatch):
+    setting = setting_of(1)
+    monkeypatch.setattr(
+        sampled_gradients, "discount_powers", lambda discount, length, dtype=float: jnp.ones(length, dtype)
+    )
+    gradients = setting.sampled()
+
+    def estimates(key):
+        in_policy = gradients.return_in_policy(key, (), setting.other, setting.reward)[0]
+        return in_policy, *setting.line_7(key, gradients)
+
+    in_policy, direct, difference = repeat(estimates, 40)
+    assert_biased(in_policy, setting.exact_return())
+    assert_biased(direct, setting.exact_preference(setting.proxy)["reward"])
+    assert_biased(direct + difference, setting.exact_line_7())
+
+
+def preference_in_policy(setting, batch_size, repetitions, at_once):
+    """Samples of ∇_λ G."""
+    gradients = setting.sampled(SIZES._replace(batch_size=batch_size))
+    policy = bind(setting.problem.policy, setting.policy)
+
+    def estimate(key):
+        return gradients.preference_in_policy(gradients.collect(key, policy), setting.policy, setting.reward)
+
+    return repeat(estimate, repetitions, at_once)
+
+
+def test_a_baseline_that_contains_its_own_sample_is_seen(x64, monkeypatch):
+    setting = setting_of(2)
+    expected = setting.exact_preference(setting.policy)["policy"]
+    of_two_pairs = functools.partial(preference_in_policy, setting, 4, 12_000, at_once=12_000)
+    assert_unbiased(of_two_pairs(), expected, precision=0.1)
+    monkeypatch.setattr(sampled_gradients, "leave_one_out_mean", lambda values: jnp.mean(values, axis=0))
+    assert_biased(of_two_pairs(), expected)
+
+
+def test_a_missing_baseline_is_seen_in_the_precision(x64, monkeypatch):
+    setting = setting_of(2)
+    monkeypatch.setattr(sampled_gradients, "leave_one_out_mean", jnp.zeros_like)
+    with pytest.raises(AssertionError, match="imprecise: "):
+        assert_unbiased(
+            preference_in_policy(setting, 4096, 160, at_once=1), setting.exact_preference(setting.policy)["policy"]
+        )
+
+
+# The variance of line 7 -----------------------------------------------------------------------------------------------
+
+
+def test_the_variance_of_the_difference_grows_with_its_order_in_sigma(x64):
+    setting = setting_of(1)
+    sigmas = jnp.array([0.3, 0.1, 0.03, 0.01, 0.003])
+    proxies = jnp.stack([proxy_solver()(sigma) for sigma in sigmas])
+
+    def differences(key):
+        def difference(sigma, proxy):
+            ours = {name: setting.sampled(SampleSizes(64, 30, 3, name), sigma=sigma) for name in ESTIMATORS}
+            return {name: g.return_difference(key, setting.reward, setting.optimal, proxy) for name, g in ours.items()}
+
+        return jax.vmap(difference)(sigmas, proxies)
+
+    samples = repeat(differences, 400)
+    for name, order in (("independent", -2), ("coupled", -1), ("weighted", 0)):
+        variances = np.var(samples[name], axis=0, ddof=1).sum(axis=-1)
+        slope, _ = np.polyfit(np.log(sigmas), np.log(variances), 1)
+        assert abs(slope - order) < 0.15, f"{name}: {slope:.3f}"
+
+
+def test_policies_that_are_equal_differ_in_nothing_unless_their_rollouts_are_independent(x64):
+    setting = setting_of(1)
+    same = setting.optimal + 1.0  # a constant added to a state's logits changes the parameters and not the policy
+
+    @jax.jit
+    def differences(key):
+        ours = {name: setting.sampled(SampleSizes(16, 20, 3, name)) for name in ESTIMATORS}
+        return {name: g.return_difference(key, setting.reward, setting.optimal, same) for name, g in ours.items()}
+
+    norms = {name: jnp.linalg.norm(difference) for name, difference in differences(jax.random.key(0)).items()}
+    assert norms["coupled"] == 0
+    assert norms["weighted"] < 1e-12
+    assert norms["independent"] > 0.1
+
+
+# Counts and refusals --------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_counted_without_the_skipped_and_twice_where_two_are_needed(x64):
+    setting = setting_of(1)
+    teacher = annotator(setting.reference.world.reward, 0.9, skip_below=0.0)
+    problem = setting.problem._replace(annotate=teacher)
+    critic = monte_carlo_critic(problem, setting.hyper)
+
+    def gradients(objective):
+        return sampled_gradients.sampled_gradients(problem, critic, SIZES, setting.hyper, objective)
+
+    collect = jax.jit(lambda key: gradients(log_likelihood).collect(key, bind(problem.policy, setting.policy)))
+    pairs = collect(jax.random.key(0))
+    segments = (pairs.comparison.first, pairs.comparison.second)
+    returns = [setting.reference.mdp.reward[x.state, x.action] @ jnp.array([1.0, 0.9, 0.81]) for x in segments]
+    answered = int(jnp.sum(jnp.maximum(*returns) >= 0))
+    assert 0 < answered < SIZES.batch_size // 2
+    assert gradients(log_likelihood).labels(pairs) == answered
+    assert gradients(excess_log_likelihood).labels(pairs) == answered
+    assert gradients(excess_brier).labels(pairs) == 2 * answered
+
+
+def test_costs_are_the_transitions_and_queries_made(x64):
+    setting = setting_of(1)
+    critic = monte_carlo_critic(setting.problem, setting.hyper)._replace(cost=Cost(1000, 0, 7))
+    for estimator, rollouts_drawn in (("independent", 2), ("coupled", 2), ("weighted", 1)):
+        gradients = setting.sampled(SampleSizes(8, 20, 3, estimator), critic)
+        assert gradients.collect_cost == Cost(8 * 3, 4, 0)
+        assert gradients.return_cost == Cost(1000 + 8 * 20, 0, 7)
+        assert gradients.difference_cost == Cost(rollouts_drawn * 8 * 20, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (SampleSizes(batch_size=2), "batch_size is 2; required: an even number, at least 4"),
+        (SampleSizes(batch_size=7), "batch_size is 7; required: an even number"),
+        (SampleSizes(rollout_length=0), "rollout_length is 0; required: at least 1"),
+        (SampleSizes(segment_length=0), "segment_length is 0; required: at least 1"),
+        (SampleSizes(estimator="paired"), "estimator is 'paired'; required: one of independent, coupled, weighted"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(sizes, message, x64):
+    with pytest.raises(ValueError, match=message):
+        setting_of(1).sampled(sizes)
+
+
+@pytest.mark.parametrize(
+    ("objective", "field"), [(excess_log_likelihood, "probability"), (excess_brier, "second_label")]
+)
+def test_an_objective_whose_field_is_missing_is_refused_before_anything_is_sampled(objective, field, x64):
+    setting = setting_of(1)
+
+    def terse(key, first, second) -> Comparison:
+        comparison = setting.problem.annotate(key, first, second)
+        return comparison._replace(**{field: None})
+
+    problem = setting.problem._replace(annotate=terse)
+    critic = monte_carlo_critic(problem, setting.hyper)
+    with pytest.raises(ValueError, match=f"{objective.__name__} needs each comparison's {field}"):
+        gradients = sampled_gradients.sampled_gradients(problem, critic, SIZES, setting.hyper, objective)
+        jax.eval_shape(lambda key: gradients.collect(key, bind(problem.policy, setting.policy)), jax.random.key(0))
