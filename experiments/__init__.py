@@ -8,7 +8,7 @@ _HOMES = {
     "train": "experiments.train",
     "report": "experiments.train",
     "load_params": "experiments.train",
-    "load_run": "experiments.run_folder",
+    "load_run": "experiments.metrics",
 }
 __all__ = ["configure", "load_params", "load_run", "report", "train"]
 

@@ -189,7 +189,8 @@ def study_command(arguments: list[str]) -> int:
 def _say(line: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(line)
+    with contextlib.suppress(BrokenPipeError):  # whoever read the lines has gone; the run goes on
+        tqdm.write(line)
 
 
 if __name__ == "__main__":

@@ -234,10 +234,13 @@ def baselines(setup: Setup, points: list[dict[str, float]]) -> dict[str, dict[st
         hyper = Hyper(**point)
         reference = policy_table(env, setup.problem(hyper).reference)
         truth = exact.lower_level(mdp, mdp.reward, reference, hyper.discount, 0.0)
-        values = {"reference policy": exact.regularised_return(truth, reference), "best": exact.best_return(truth)}
+        values = {
+            "reference policy": exact.regularised_return(truth, reference),
+            "best policy": exact.best_return(truth),
+        }
         if hyper.kl_weight > 0:
             optimum = exact.optimal_policy(truth._replace(kl_weight=hyper.kl_weight)).policy
-            values["best with KL"] = exact.regularised_return(truth, optimum)
+            values["KL-optimal policy"] = exact.regularised_return(truth, optimum)
         return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
     settings = {(point["discount"], point["kl_weight"]): point for point in points}

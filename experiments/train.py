@@ -17,19 +17,18 @@ from bilevel.run import COUNTS, RUNNING, RunState, Stopping
 from bilevel.types import Hyper, Learned
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
+from experiments.metrics import load_run, write_metrics
 from experiments.options import OptionError
 from experiments.report import write_report
 from experiments.run_folder import (
     RunFolderError,
     compare_manifests,
     group_name,
-    load_run,
     make_manifest,
     open_run,
     read_json,
     run_name,
     write_json,
-    write_metrics,
 )
 from experiments.summary import format_table, summarise
 

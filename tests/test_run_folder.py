@@ -10,19 +10,17 @@ import warnings
 import numpy as np
 import pytest
 
+from experiments.metrics import load_run, read_metrics, write_metrics
 from experiments.run_folder import (
     RunFolderError,
     compare_manifests,
     config_hash,
     group_name,
-    load_run,
     make_manifest,
     open_run,
     read_json,
-    read_metrics,
     run_name,
     write_json,
-    write_metrics,
 )
 
 ROOT = pathlib.Path(__file__).parent.parent
