@@ -118,7 +118,8 @@ def gaussian_policy(
 
 def gaussian(mean: Array, std: Array) -> Distribution:
     """The Gaussian with independent coordinates, mean [D] and standard deviation [D]."""
-    return distrax.MultivariateNormalDiag(mean, std)
+    # Not distrax's MultivariateNormalDiag: stacked by vmap, it keeps the batch shape of a single one.
+    return distrax.Independent(distrax.Normal(mean, jnp.broadcast_to(std, mean.shape)), reinterpreted_batch_ndims=1)
 
 
 def started_at(model: Model, params: Params) -> Model:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bilevel import models
-from envs.base import Env, World
-from envs.tabular import garnet, tabular
+from envs.base import MDP, Env, World
+from envs.tabular import tabular
 
 KEY = jax.random.key(0)
 
@@ -17,7 +17,8 @@ def close(value, expected, tolerance=1e-6):
 
 
 def finite_world(features=None, action_features=None):
-    return tabular(garnet(KEY, 4, 3), features=features, action_features=action_features)
+    mdp = MDP(jnp.full(4, 0.25), jnp.full((4, 3, 4), 0.25), jnp.zeros((4, 3)))
+    return tabular(mdp, features=features, action_features=action_features)
 
 
 def plane(num_actions=None, action_size=None):
@@ -59,7 +60,7 @@ def test_a_network_without_hidden_layers_is_affine_and_one_with_them_is_the_tanh
     assert layer["kernel"].shape == (3, 1)
     close(affine.apply({"params": {"Dense_0": layer}}, *inputs), (x @ layer["kernel"] + layer["bias"])[0])
     deep = models.mlp(features, 3, (5, 4))
-    params = deep.init(KEY)
+    params = jax.jit(deep.init)(KEY)
     layers = [params["params"][f"Dense_{i}"] for i in range(3)]
     assert [layer["kernel"].shape for layer in layers] == [(3, 5), (5, 4), (4, 1)]
     for layer in layers[:-1]:
@@ -72,7 +73,7 @@ def test_a_network_without_hidden_layers_is_affine_and_one_with_them_is_the_tanh
 def test_a_bounded_network_stays_within_its_bound_and_is_unchanged_near_zero():
     features = lambda obs, action: jnp.append(obs, action)  # noqa: E731
     free, bounded = (models.mlp(features, 3, (8,), bound) for bound in (None, 2.0))
-    params = free.init(KEY)
+    params = jax.jit(free.init)(KEY)
     observations = 1e4 * jax.random.normal(KEY, (100, 2))
     large = jax.tree.map(lambda x: 100 * x, params)
     assert jnp.max(jnp.abs(jax.vmap(lambda obs: free.apply(large, obs, 1.0))(observations))) > 2
@@ -97,19 +98,19 @@ def test_a_table_policy_is_a_softmax_that_starts_uniform():
 def test_a_network_policy_starts_close_to_uniform_and_depends_on_the_observation():
     features, size = models.state_features(finite_world())
     model = models.mlp_policy(features, size, 3, (8,))
-    params = model.init(KEY)
-    table = jax.vmap(lambda obs: model.apply(params, obs).probs)(jnp.arange(4))
+    params = jax.jit(model.init)(KEY)
+    probabilities = jax.jit(lambda params: jax.vmap(lambda obs: model.apply(params, obs).probs)(jnp.arange(4)))
+    table = probabilities(params)
     assert table.shape == (4, 3)
     close(table, np.full((4, 3), 1 / 3), 0.02)
-    moved = jax.tree.map(lambda x: 100 * x, params)
-    table = jax.vmap(lambda obs: model.apply(moved, obs).probs)(jnp.arange(4))
+    table = probabilities(jax.tree.map(lambda x: 100 * x, params))
     close(table.sum(axis=-1), np.ones(4))
     assert jnp.max(jnp.ptp(table, axis=0)) > 0.1
 
 
 def test_a_gaussian_policy_has_the_density_of_its_mean_and_deviation():
     model = models.gaussian_policy(lambda obs: obs, 2, 3, (), initial_std=0.5)
-    params = model.init(KEY)
+    params = jax.jit(model.init)(KEY)
     kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, -1.0, 1.0]])
     params["mean"]["params"]["Dense_0"]["kernel"] = kernel
     obs, action = jnp.array([0.5, 2.0]), jnp.array([0.0, -1.0, 3.5])
@@ -259,19 +260,18 @@ def float_types(world):
     """The types of the parameters and values of every kind of model."""
     of_state, state_size = models.state_features(world)
     of_pair, pair_size = models.pair_features(world)
-    obs, action = jnp.int32(1), jnp.int32(2)
     functions = [models.table(4, 3), models.linear(of_pair, pair_size), models.mlp(of_pair, pair_size, (4,), 2.0)]
     policies = [models.table_policy(4, 3), models.mlp_policy(of_state, state_size, 3, (4,))]
     gaussian = models.gaussian_policy(of_state, state_size, 2, (4,))
-    found = set()
-    for model in (*functions, *policies, gaussian):
-        found |= {x.dtype for x in jax.tree.leaves(model.init(KEY))}
-    for model in functions:
-        found.add(model.apply(model.init(KEY), obs, action).dtype)
-    for model in policies:
-        found.add(model.apply(model.init(KEY), obs).log_prob(action).dtype)
-    found.add(gaussian.apply(gaussian.init(KEY), obs).sample(seed=KEY).dtype)
-    return found
+
+    def everything():
+        obs, action = jnp.int32(1), jnp.int32(2)
+        params = [model.init(KEY) for model in (*functions, *policies, gaussian)]
+        values = [model.apply(model.init(KEY), obs, action) for model in functions]
+        values += [model.apply(model.init(KEY), obs).log_prob(action) for model in policies]
+        return params, values, gaussian.apply(gaussian.init(KEY), obs).sample(seed=KEY)
+
+    return {x.dtype for x in jax.tree.leaves(jax.eval_shape(everything))}
 
 
 def test_parameters_and_values_are_float32_by_default():

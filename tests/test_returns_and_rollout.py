@@ -10,7 +10,7 @@ from bilevel.lookup import bind, over_observations, over_pairs, pair_table, poli
 from bilevel.returns import discount_powers, leave_one_out_mean, returns_to_go
 from bilevel.rollout import restart_chain, rollout, rollouts
 from envs.base import MDP, Env
-from envs.tabular import garnet, tabular_env
+from envs.tabular import tabular_env
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -63,10 +63,11 @@ def test_the_mean_of_the_others_by_hand():
 
 
 def finite():
-    """A random finite world and a random policy [S, A] on it."""
-    mdp = garnet(jax.random.key(3), 4, 2)
-    policy = jax.random.dirichlet(jax.random.key(4), jnp.ones(2), (4,))
-    return mdp, policy, models.given_reference(policy)
+    """A finite world and a policy [S, A] on it, drawn at random."""
+    rng = np.random.default_rng(0)
+    laws = (rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4), (4, 2)), rng.normal(size=(4, 2)))
+    policy = jnp.asarray(rng.dirichlet(np.ones(2), 4))
+    return MDP(*map(jnp.asarray, laws)), policy, models.given_reference(policy)
 
 
 def test_rollouts_follow_the_chain():
@@ -93,8 +94,8 @@ def test_rollouts_follow_the_chain():
 def test_rollouts_equal_single_ones_by_their_keys():
     mdp, _, behave = finite()
     env = tabular_env(mdp)
-    together = rollouts(env, behave, jax.random.key(0), 5, 8)
-    alone = rollout(env, behave, jax.random.split(jax.random.key(0), 5)[3], 8)
+    together = jax.jit(lambda key: rollouts(env, behave, key, 5, 8))(jax.random.key(0))
+    alone = jax.jit(lambda key: rollout(env, behave, key, 8))(jax.random.split(jax.random.key(0), 5)[3])
     for ours, theirs in zip(together, alone, strict=True):
         assert jnp.array_equal(ours[3], theirs)
     assert len(np.unique(together.action, axis=0)) > 1
@@ -189,7 +190,7 @@ def finite_visits():
     """A finite world with visits [3, 4] to its pairs."""
     keys = jax.random.split(jax.random.key(1))
     obs, action = (jax.random.randint(key, (3, 4), 0, n, jnp.int32) for key, n in zip(keys, (4, 2), strict=True))
-    return tabular_env(garnet(jax.random.key(0), 4, 2)), obs, action
+    return tabular_env(finite()[0]), obs, action
 
 
 def continuous(num_actions=None, action_size=None):
@@ -208,8 +209,8 @@ def assert_same_with_gradients(batched, direct, params):
     weights = jax.random.normal(jax.random.key(5), (3, 4))
     values, gradients = {}, {}
     for name, function in (("batched", batched), ("direct", direct)):
-        values[name] = function(params)
-        gradients[name] = jax.grad(lambda x, f=function: jnp.sum(weights * f(x)))(params)
+        values[name] = jax.jit(function)(params)
+        gradients[name] = jax.jit(jax.grad(lambda x, f=function: jnp.sum(weights * f(x))))(params)
     assert values["batched"].shape == (3, 4)
     close(values["batched"], values["direct"])
     assert any(jnp.any(x != 0) for x in jax.tree.leaves(gradients["direct"]))
@@ -218,8 +219,8 @@ def assert_same_with_gradients(batched, direct, params):
 
 
 def one_by_one(function, obs, action):
-    """`function` of every (observation, action) of a batch [3, 4], in a Python loop."""
-    return jnp.stack([jnp.stack([function(obs[i, j], action[i, j]) for j in range(4)]) for i in range(3)])
+    """`function` of every (observation, action) of a batch [3, 4]."""
+    return jax.vmap(jax.vmap(function))(obs, action)
 
 
 def test_pairs_looked_up_on_a_finite_world_equal_direct_evaluation():
@@ -279,7 +280,7 @@ def test_policies_on_a_continuous_world_equal_direct_evaluation():
 
 
 def test_a_finite_world_evaluates_its_function_once_a_state():
-    env = tabular_env(garnet(jax.random.key(0), 4, 2))
+    env = tabular_env(finite()[0])
     calls = []
 
     def value(obs):
