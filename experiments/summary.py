@@ -30,6 +30,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "true_return": Metric("true return", "true reward"),
+    "true_score": Metric("true score", "true reward, undiscounted"),
     "upper_objective": Metric("upper objective", "nats"),
     "kl_to_reference": Metric("KL to the reference", "nats"),
     "policy_entropy": Metric("policy entropy", "nats"),

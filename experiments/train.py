@@ -105,6 +105,7 @@ def admit(folder: Path, config: Config, devices, allow_layout_change: bool) -> l
     notes: list[str] = []
     if (folder / "manifest.json").exists():
         old = read_json(folder, "manifest.json")
+        changes = old.pop("layout_changes", [])
         refused, layout, notes = compare_manifests(old, manifest, EXTENDABLE)
         if refused:
             raise RunFolderError(
@@ -115,7 +116,7 @@ def admit(folder: Path, config: Config, devices, allow_layout_change: bool) -> l
                 f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
                 "to go on here, where bits may differ"
             )
-        changes = old.get("layout_changes", []) + ([layout] if layout else [])
+        changes += [layout] if layout else []
         manifest["layout_changes"] = changes
         notes += [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
     names, points = sweep(config)
@@ -285,7 +286,8 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
     timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
     summary = summarise(dataset, timing)
     write_json(folder, "summary.json", summary)
-    page = write_report(folder, dataset, summary)
+    notes = read_json(folder, "notes.json")["notes"] if (folder / "notes.json").exists() else []
+    page = write_report(folder, dataset, summary, notes)
     say(format_table(summary))
     say(f"report: {page}")
     return page

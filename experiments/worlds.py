@@ -19,7 +19,8 @@ from envs.lqr import double_integrator, lqr
 from envs.tabular import check_mdp, garnet, tabular
 from experiments.options import OptionError, count, option, positive, unit
 
-CONTINUOUS = {"discount": (0.95,), "rollout_length": 100, "reward_bound": 3.0, "rationality": (1.0,)}
+CONTINUOUS = {"discount": (0.95,), "rollout_length": 100, "reward_bound": 3.0, "policy_step_size": (0.01,)}
+GAUSSIAN = CONTINUOUS | {"policy_step_size": (0.001,)}  # a mean's curvature grows as its deviation falls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class CartPoleOptions:
 class RegulatorOptions:
     """A linear-quadratic regulator (double integrator): continuous actions with exact values."""
 
-    defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 10, "policy_hidden": ()}
+    defaults: ClassVar[dict[str, Any]] = GAUSSIAN | {"segment_length": 10, "policy_hidden": ()}
 
     def build(self) -> World:
         """The world."""
@@ -140,7 +141,7 @@ class GymnaxOptions:
 
     environment: str = "Pendulum-v1"
     """gymnax's name of the environment."""
-    defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 50}
+    defaults: ClassVar[dict[str, Any]] = GAUSSIAN | {"segment_length": 50}
 
     def build(self) -> World:
         """The world."""
