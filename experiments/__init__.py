@@ -5,12 +5,11 @@ from typing import Any
 
 _HOMES = {
     "configure": "experiments.config",
-    "train": "experiments.train",
-    "report": "experiments.train",
-    "load_params": "experiments.train",
+    "train": "experiments.driver",
+    "load_params": "experiments.driver",
     "load_run": "experiments.metrics",
 }
-__all__ = ["configure", "load_params", "load_run", "report", "train"]
+__all__ = ["configure", "load_params", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

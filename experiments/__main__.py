@@ -52,7 +52,8 @@ def set_up_jax() -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cores)  # one a core: faster than one device with many threads
+        with contextlib.suppress(RuntimeError):  # called from a program that uses JAX already: its devices stay
+            jax.config.update("jax_num_cpu_devices", cores)  # one a core: faster than one device with many threads
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -65,7 +66,7 @@ def set_up_jax() -> None:
 
 def train_command(arguments: list[str]) -> int:
     """`bilevel train`."""
-    from experiments.train import train
+    from experiments.driver import train
 
     config, output = parse_train(arguments)
     command = "bilevel train " + " ".join(arguments)
@@ -152,7 +153,7 @@ def _parse(kind: type, arguments: list[str], program: str) -> Any:
 def report_command(arguments: list[str]) -> int:
     """`bilevel report RUN`."""
     from experiments.options import OptionError
-    from experiments.train import report
+    from experiments.driver import report
 
     if {"-h", "--help"} & set(arguments):
         print(

@@ -79,7 +79,7 @@ def test_the_fitted_table_approaches_the_exact_values_like_the_root_of_the_trans
     values = exact.action_values(lower, setting().policy)
     weights = exact.occupancy(lower, setting().policy)[:, None] * setting().policy
     errors = []
-    for num_transitions in (512, 8192):
+    for num_transitions in (1024, 16384):
         tables, advantages = fit_table(TDSizes(12, num_transitions, 16), hyper, 16)
         errors.append(float(jnp.sqrt(jnp.mean(jnp.sum(weights * (tables - values) ** 2, axis=(1, 2))))))
     assert abs(np.log(errors[1] / errors[0]) / np.log(16) + 0.5) < 0.15
@@ -117,7 +117,8 @@ def test_one_pass_equals_a_loop(average, radius):
     start = anchor + 0.1
     hyper = Hyper(critic_step_size=0.7, critic_radius=radius)
     batch = Transition(obs, action, obs, action)
-    ours, loss = sgd_pass(models.table(3, 2), start, anchor, batch, targets, average, hyper)
+    fit = jax.jit(lambda start: sgd_pass(models.table(3, 2), start, anchor, batch, targets, average, hyper))
+    ours, loss = fit(start)
     table, iterates, losses, projections = np.array(start), [], [], 0
     for states, actions, ys in zip(*map(np.asarray, (obs, action, targets)), strict=True):
         errors = table[states, actions] - ys
@@ -164,28 +165,21 @@ def test_a_fit_stays_in_its_ball_and_an_infinite_radius_is_no_ball():
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_with_reset_every_pass_starts_from_the_first_parameters(reset):
-    problem, reference, hyper, params = setting()
-    sizes = TDSizes(3, 16, 4, reset=reset)
-    critic = td_critic(problem, models.table(3, 2), sizes, hyper._replace(critic_step_size=0.0))
-    fresh = critic.init(jax.random.key(0))
-    moved = fresh._replace(params=fresh.params + 1.0)
-    state, _ = jax.jit(critic.fit)(jax.random.key(1), moved, params, reference.params)
-    assert jnp.array_equal(state.params, fresh.params if reset else moved.params)
-    assert jnp.array_equal(state.anchor, fresh.anchor)
-
-
-def test_the_chains_go_on_from_where_they_stood():
-    # On a ring without restarts, two targets of three steps each move every chain by six.
+def test_a_fit_goes_on_from_its_chains_and_from_its_parameters_unless_they_are_reset(reset):
+    # On a ring without restarts, two targets of three steps each move every chain by six; steps of size 0 show where a
+    # pass starts.
     mdp = MDP(jnp.full(5, 0.2), jnp.roll(jnp.eye(5), 1, axis=1)[:, None], jnp.zeros((5, 1)))
     env = tabular_env(mdp)
-    policy = models.table_policy(5, 1)
-    problem = Problem(env, None, models.table(5, 1), policy, models.uniform_reference(env))
-    critic = td_critic(problem, models.table(5, 1), TDSizes(2, 24, 8), Hyper(discount=1.0))
-    state = jax.jit(critic.init)(jax.random.key(0))
-    assert len(np.unique(state.chain)) > 1
-    after, _ = jax.jit(critic.fit)(jax.random.key(1), state, jnp.zeros((5, 1)), jnp.zeros((5, 1)))
-    assert jnp.array_equal(after.chain, (state.chain + 6) % 5)
+    problem = Problem(env, None, models.table(5, 1), models.table_policy(5, 1), models.uniform_reference(env))
+    hyper = Hyper(discount=1.0, critic_step_size=0.0)
+    critic = td_critic(problem, models.table(5, 1), TDSizes(2, 24, 8, reset=reset), hyper)
+    fresh = jax.jit(critic.init)(jax.random.key(0))
+    assert len(np.unique(fresh.chain)) > 1
+    moved = fresh._replace(params=fresh.params + 1.0)
+    after, _ = jax.jit(critic.fit)(jax.random.key(1), moved, jnp.zeros((5, 1)), jnp.zeros((5, 1)))
+    assert jnp.array_equal(after.chain, (fresh.chain + 6) % 5)
+    assert jnp.array_equal(after.params, fresh.params if reset else moved.params)
+    assert jnp.array_equal(after.anchor, fresh.params)
 
 
 def test_the_cost_is_the_transitions_and_gradients_of_one_fit():

@@ -286,8 +286,7 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
     timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
     summary = summarise(dataset, timing)
     write_json(folder, "summary.json", summary)
-    notes = read_json(folder, "notes.json")["notes"] if (folder / "notes.json").exists() else []
-    page = write_report(folder, dataset, summary, notes)
+    page = write_report(folder, dataset, summary)
     say(format_table(summary))
     say(f"report: {page}")
     return page
