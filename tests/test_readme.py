@@ -61,7 +61,11 @@ def test_the_snippet_without_the_command_line_runs(tmp_path, monkeypatch, capsys
 
 def test_the_snippet_of_primitives_runs():
     names: dict = {}
-    text = block("def final_reward").replace("SampleSizes()", "SampleSizes(8, 5, 2)").replace("num_steps=20", "num_steps=2")
+    text = (
+        block("def final_reward")
+        .replace("SampleSizes()", "SampleSizes(8, 5, 2)")
+        .replace("num_steps=20", "num_steps=2")
+    )
     exec(text, names)
     assert names["rewards"].shape == (8, 5, 3)
     assert np.all(np.isfinite(names["rewards"]))

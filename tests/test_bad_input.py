@@ -1,0 +1,175 @@
+"""A mistake gets one line: what was given, what is required, what to do; exit code 2, before anything compiles."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import driver
+from experiments.__main__ import main
+
+CASES = {
+    "unknown command": (["trian"], ["trian", "did you mean", "train"]),
+    "unknown world": (["train", "--world", "gridwrld"], ["gridwrld", "required", "--world gridworld"]),
+    "unknown algorithm": (["train", "--algorithm", "bilevl"], ["bilevl", "--algorithm bilevel"]),
+    "unknown option": (["train", "--sgima", "0.1"], ["--sgima"]),
+    "option of another world": (["train", "--contexts", "3"], ["--contexts"]),
+    "no world given": (["train", "--world"], ["--world", "without a value"]),
+    "no seeds": (["train", "--seeds", "0"], ["--seeds is 0", "at least 1"]),
+    "negative steps": (["train", "--steps", "-3"], ["--steps is -3", "at least 1"]),
+    "no width": (["train", "--width", "0"], ["--width is 0", "at least 1"]),
+    "negative seed": (["train", "--seed", "-1"], ["--seed is -1", "at least 0"]),
+    "half a seed": (["train", "--seeds", "1.5"], ["1.5"]),
+    "seeds that are a word": (["train", "--seeds", "many"], ["many"]),
+    "chunk of nothing": (["train", "--chunk", "0"], ["--chunk is 0", "or all"]),
+    "chunk that is a word": (["train", "--chunk", "most"], ["--chunk is most", "or all"]),
+    "odd batch": (["train", "--batch-size", "7"], ["--batch-size is 7", "even number"]),
+    "no inner steps": (["train", "--num-policy-steps", "0"], ["--num-policy-steps is 0"]),
+    "no segment": (["train", "--segment-length", "0"], ["--segment-length is 0"]),
+    "width of a layer": (["train", "--reward-hidden", "8", "0"], ["--reward-hidden is 0"]),
+    "sigma of zero": (["train", "--sigma", "0"], ["--sigma is 0.0", "above 0", "0.1"]),
+    "negative sigma in a sweep": (["train", "--sigma", "0.1", "-0.2"], ["--sigma is -0.2", "above 0"]),
+    "sigma that is not a number": (["train", "--sigma", "nan"], ["--sigma is nan", "above 0"]),
+    "sigma without bound": (["train", "--sigma", "inf"], ["--sigma is inf"]),
+    "sigma twice": (["train", "--sigma", "0.1", "0.1"], ["--sigma repeats", "distinct"]),
+    "no sigma": (["train", "--sigma"], ["--sigma"]),
+    "discount of one": (["train", "--discount", "1.0"], ["--discount is 1.0", "[0, 1)"]),
+    "discount of zero on a grid": (["train", "--discount", "0"], ["--discount is 0.0", "bandits alone"]),
+    "discount above one": (["train", "--discount", "1.5"], ["--discount is 1.5"]),
+    "discount of a bandit": (["train", "--world", "bandit", "--discount", "0.9"], ["--discount is 0.9", "needs 0.0"]),
+    "negative KL": (["train", "--kl-weight", "-1"], ["--kl-weight is -1.0", "at least 0"]),
+    "no KL for exact gradients": (["train", "--kl-weight", "0", "--gradients", "exact"], ["--kl-weight", "above 0"]),
+    "error rate above a half": (["train", "--error-rate", "0.7"], ["--error-rate is 0.7", "[0, 0.5]"]),
+    "myopia of zero": (["train", "--myopia", "0"], ["--myopia is 0.0"]),
+    "no rationality": (["train", "--rationality", "0"], ["--rationality is 0.0"]),
+    "unknown map": (["train", "--map", "maze"], ["--map is maze", "four_rooms"]),
+    "slip of one": (["train", "--slip", "1"], ["--slip is 1.0"]),
+    "table on CartPole": (["train", "--world", "cartpole", "--policy", "table"], ["--policy is table", "finite world"]),
+    "exact critic on the regulator": (
+        ["train", "--world", "lqr", "--critic", "exact"],
+        ["--critic is exact", "finite"],
+    ),
+    "more successors than states": (
+        ["train", "--world", "garnet", "--states", "3", "--successors", "5"],
+        ["--successors is 5", "at most --states, 3"],
+    ),
+    "part of a chain": (["train", "--num-transitions", "100"], ["--num-transitions is 100", "multiple", "32"]),
+    "unknown estimator": (["train", "--estimator", "best"], ["best", "weighted"]),
+    "unknown optimizer": (["train", "--policy-optimizer", "adamm"], ["adamm", "did you mean --policy-optimizer adam?"]),
+    "optimizer's argument": (["train", "--policy-optimizer", "sgd:speed=3"], ["sgd:speed=3", "sgd:momentum=0.9"]),
+    "too many segments": (["train", "--gradients", "exact"], ["(S·A)^H", "at most 4096", "shorten the segments"]),
+    "more devices than there are": (["train", "--devices", "999"], ["--devices is 999", "at most"]),
+    "gymnax has no such environment": (
+        ["train", "--world", "gymnax", "--environment", "Pendulum-v9"],
+        ["Pendulum-v9"],
+    ),
+    "an MDP without a file": (["train", "--world", "file"], ["--mdp", "numpy.savez"]),
+    "a reference that is no file": (["train", "--reference", "expert"], ["--reference is 'expert'", ".npz"]),
+    "a reference that is missing": (["train", "--reference", "expert.npz"], ["expert.npz cannot be read"]),
+    "a report of nothing": (["report"], ["one run folder"]),
+    "a report of two": (["report", "a", "b"], ["one run folder"]),
+    "a report of what is no run": (["report", "nowhere"], ["nowhere is not a run"]),
+    "an unknown study": (["study", "lader"], ["lader", "ladder"]),
+}
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a mistaken command in an empty folder; returns its one line, after checking that nothing was done."""
+    monkeypatch.chdir(tmp_path)
+
+    def banned(*arguments):
+        raise AssertionError("this should have been refused before anything compiles")
+
+    monkeypatch.setattr(driver.Study, "compile", banned)
+
+    def run(arguments):
+        before = sorted(tmp_path.rglob("*"))
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("bilevel: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_on_the_command_line_gets_one_line(refused, name):
+    arguments, words = CASES[name]
+    message = refused(arguments)
+    for word in words:
+        assert word in message
+
+
+def arrays(**changes):
+    """A finite MDP of two states and two actions as arrays, with changes."""
+    transition = np.full((2, 2, 2), 0.5)
+    return {"initial": np.array([0.5, 0.5]), "transition": transition, "reward": np.zeros((2, 2))} | changes
+
+
+BAD_MDPS = {
+    "reward of another shape": ({"reward": np.zeros((2, 3))}, ["reward has shape (2, 3)", "(2, 2)"]),
+    "rows that do not sum to one": ({"transition": np.full((2, 2, 2), 0.4)}, ["transition[0, 0] sums to 0.8", "1"]),
+    "NaN": ({"reward": np.array([[0, np.nan], [0, 0]])}, ["reward[0, 1] is nan", "finite"]),
+    "negative probability": ({"initial": np.array([1.5, -0.5])}, ["initial", "negative probability -0.5"]),
+    "flat transition": ({"transition": np.ones((2, 2))}, ["transition has shape (2, 2)", "[S, A, S]"]),
+    "words": ({"reward": np.array([["a", "b"], ["c", "d"]])}, ["reward has dtype", "real numbers"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MDPS)
+def test_a_mistake_in_an_mdp_gets_one_line(refused, tmp_path, name):
+    changes, words = BAD_MDPS[name]
+    np.savez(tmp_path / "mdp.npz", **arrays(**changes))
+    message = refused(["train", "--world", "file", "--mdp", "mdp.npz"])
+    for word in ["--mdp mdp.npz", *words]:
+        assert word in message
+
+
+def test_a_file_without_its_arrays_or_not_a_file_at_all_gets_one_line(refused, tmp_path):
+    np.savez(tmp_path / "part.npz", initial=np.ones(1))
+    assert "lacks transition, reward" in refused(["train", "--world", "file", "--mdp", "part.npz"])
+    (tmp_path / "text.npz").write_text("not an archive")
+    assert "cannot be read" in refused(["train", "--world", "file", "--mdp", "text.npz"])
+
+
+BAD_REFERENCES = {
+    "shape": ({"policy": np.full((3, 4), 0.25)}, ["policy has shape (3, 4)", "(25, 4)"]),
+    "rows": ({"policy": np.full((25, 4), 0.3)}, ["policy[0] sums to 1.2"]),
+    "zero": ({"policy": np.tile([1.0, 0, 0, 0], (25, 1))}, ["entry 0.0", "above 0"]),
+    "actions out of range": ({"obs": np.zeros(3, int), "action": np.array([0, 4, 1])}, ["action holds 4", "0 to 3"]),
+    "states out of range": ({"obs": np.array([0, 25]), "action": np.zeros(2, int)}, ["obs holds 25", "0 to 24"]),
+    "lengths": ({"obs": np.zeros(3, int), "action": np.zeros(2, int)}, ["action has shape (2,)"]),
+    "nothing": ({"other": np.zeros(3)}, ["lacks obs, action"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REFERENCES)
+def test_a_mistake_in_a_reference_policy_gets_one_line(refused, tmp_path, name):
+    content, words = BAD_REFERENCES[name]
+    np.savez(tmp_path / "reference.npz", **content)
+    message = refused(["train", "--reference", "reference.npz"])
+    for word in ["reference.npz", *words]:
+        assert word in message
+
+
+def test_an_output_folder_that_is_not_a_run_gets_one_line(refused, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    message = refused(["train", "--out", "mine"])
+    assert "not a run" in message
+    assert "name another" in message
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(["train", "--out", "file/run"])
+
+
+def test_a_report_of_a_broken_run_gets_one_line(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused(["report", "run"])
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"world": "gridworld"}))
+    assert "holds no metrics" in refused(["report", "run"])
