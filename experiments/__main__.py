@@ -92,7 +92,9 @@ def parse_train(arguments: list[str]):
     """
     import tyro
 
+    from experiments.algorithms import ALGORITHMS
     from experiments.config import PARTS, Config, check, default_config, part_types
+    from experiments.worlds import WORLDS
 
     world, rest = _take("world", arguments, "gridworld")
     algorithm, rest = _take("algorithm", rest, "bilevel")
@@ -103,7 +105,7 @@ def parse_train(arguments: list[str]):
     everything = dataclasses.make_dataclass("Train", fields, frozen=True)
     everything.__doc__ = (
         f"Run {algorithm} on {world}, or resume it. --world WORLD and --algorithm ALGORITHM choose others; "
-        "each has its own options."
+        "each has its own options. Worlds: " + ", ".join(WORLDS) + ". Algorithms: " + ", ".join(ALGORITHMS) + "."
     )
     parsed = _parse(everything, rest, "bilevel train")
     config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
@@ -142,9 +144,9 @@ def _parse(kind: type, arguments: list[str], program: str) -> Any:
             return tyro.cli(kind, args=arguments, prog=program)
     except SystemExit as error:
         words = re.sub(r"[─━│┃╭╮╰╯┌┐└┘├┤]+|\x1b\[[0-9;]*m", " ", shown.getvalue())
-        raise OptionError(
-            " ".join(words.split()) or f"these arguments cannot be read: {' '.join(arguments)}"
-        ) from error
+        _, *sentences = re.split(r"\s-{5,}\s", " ".join(words.split()))  # a title, and rules between them
+        said = "; ".join(x.rstrip(".") for x in sentences)
+        raise OptionError(said or f"these arguments cannot be read: {' '.join(arguments)}") from error
 
 
 # report ---------------------------------------------------------------------------------------------------------------
@@ -152,8 +154,8 @@ def _parse(kind: type, arguments: list[str], program: str) -> Any:
 
 def report_command(arguments: list[str]) -> int:
     """`bilevel report RUN`."""
-    from experiments.options import OptionError
     from experiments.driver import report
+    from experiments.options import OptionError
 
     if {"-h", "--help"} & set(arguments):
         print(

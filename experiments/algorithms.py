@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import inspect
+import math
 import types
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
@@ -92,10 +94,15 @@ def optimizer(option: str, text: str) -> Optimizer:
         OptionError: optax has none of that name, or it does not take those arguments.
     """
     name, _, rest = text.partition(":")
-    constructor = choose(option, name, OPTIMIZERS)
+    constructor = choose(f"--{option}", name, OPTIMIZERS)
     try:
         arguments = {key.strip(): float(value) for key, value in (pair.split("=") for pair in rest.split(",") if pair)}
-        jax.eval_shape(lambda x: constructor(0.1, **arguments).update(x, constructor(0.1, **arguments).init(x), x), 1.0)
+        if not all(map(math.isfinite, arguments.values())):
+            raise ValueError("an argument is not finite")
+        ours = constructor(0.1, **arguments)
+        _, state = jax.eval_shape(lambda x: ours.update(x, ours.init(x), x), jnp.zeros(1))
+        if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+            raise ValueError("it draws random numbers of its own, which a run does not save")
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"--{option} is {text!r}; required: name or name:argument=number,argument=number, such as sgd:momentum=0.9 "

@@ -172,6 +172,7 @@ def check_policy(path: str, table: np.ndarray, env) -> jax.Array:
     shape = (env.num_states, env.num_actions)
     if table.shape != shape:
         raise OptionError(f"--reference {path}: policy has shape {table.shape}; required: {shape}, [S, A]")
+    _check_real(path, "policy", table)
     if not np.all(np.isfinite(table)) or table.min() <= 0:
         raise OptionError(f"--reference {path}: policy has the entry {table.min()}; required: probabilities above 0")
     worst = np.abs(table.sum(axis=1) - 1).argmax()
@@ -188,10 +189,11 @@ def check_demonstrations(path: str, data: dict[str, np.ndarray], world: World) -
     limits = {"obs": env.num_states, "action": env.num_actions}
     for name, shape in shapes.items():
         array = data[name]
-        if array.shape[1:] != shape or len(array) != len(data["obs"]) or not len(array):
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape or not 0 < len(array) == len(data["obs"]):
             raise OptionError(
                 f"--reference {path}: {name} has shape {array.shape}; required: (N, {', '.join(map(str, shape))}), N ≥ 1"
             )
+        _check_real(path, name, array)
         if not np.all(np.isfinite(array)):
             raise OptionError(f"--reference {path}: {name} has entries that are not finite; required: finite numbers")
         if limits[name] and (array.min() < 0 or array.max() >= limits[name] or np.any(array != array.astype(int))):
@@ -202,11 +204,16 @@ def check_demonstrations(path: str, data: dict[str, np.ndarray], world: World) -
     return tuple(jnp.asarray(data[n], jnp.int32 if limits[n] else float) for n in ("obs", "action"))
 
 
+def _check_real(path: str, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "fiu":
+        raise OptionError(f"--reference {path}: {name} has dtype {array.dtype}; required: real numbers")
+
+
 def _names(path: str) -> tuple[str, ...]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return tuple(file)
-    except (OSError, ValueError, EOFError):
+    except Exception:
         return ()  # whoever reads it says why
 
 

@@ -73,7 +73,10 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -
 
 def part_types(world: str, algorithm: str) -> dict[str, type]:
     """The dataclass of each part, for a world and an algorithm by name."""
-    return {"world": choose("world", world, WORLDS), "algorithm": choose("algorithm", algorithm, ALGORITHMS)} | COMMON
+    return {
+        "world": choose("--world", world, WORLDS),
+        "algorithm": choose("--algorithm", algorithm, ALGORITHMS),
+    } | COMMON
 
 
 def _defaults(kind: type, world: str) -> dict[str, Any]:
@@ -132,16 +135,33 @@ def check(config: Config) -> Config:
     """The same configuration, or an OptionError for the first thing that is wrong with it."""
     for part in config.parts.values():
         check_fields(part)
-    for rule in (_check_sweep, _check_bandit, _check_finite, _check_exact, _check_critic):
+    for rule in (_check_rounded, _check_sweep, _check_bandit, _check_finite, _check_exact, _check_critic):
         rule(config)
     return config
+
+
+def _rounded(config: Config, values: tuple[float, ...]) -> tuple[float, ...]:
+    """The values as the run will see them."""
+    with np.errstate(over="ignore"):
+        return tuple(np.asarray(values, config.precision).tolist())
+
+
+def _check_rounded(config: Config) -> None:
+    for part in config.parts.values():
+        values = {f.name: _rounded(config, getattr(part, f.name)) for f in dataclasses.fields(part) if f.type is Values}
+        try:
+            check_fields(dataclasses.replace(part, **values))
+        except OptionError as error:
+            raise OptionError(f"in {config.precision}, {error}") from error
 
 
 def _check_sweep(config: Config) -> None:
     for name in SWEEPABLE:
         values = getattr(config, name, ())
-        if len(set(values)) < len(values):
-            raise OptionError(f"--{_flag(name)} repeats a value in {list(values)}; required: distinct values")
+        if len(set(_rounded(config, values))) < len(values):
+            raise OptionError(
+                f"--{_flag(name)} repeats a value in {list(values)}; required: values distinct in {config.precision}"
+            )
 
 
 def _check_bandit(config: Config) -> None:

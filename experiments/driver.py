@@ -119,6 +119,11 @@ def admit(folder: Path, config: Config, devices, allow_layout_change: bool) -> l
         changes += [layout] if layout else []
         manifest["layout_changes"] = changes
         notes += [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
+    elif (folder / "metrics").exists():
+        raise RunFolderError(
+            f"{folder} has metrics but no manifest.json; required: the manifest, to know what was run: restore it, or "
+            "name another --out"
+        )
     names, points = sweep(config)
     write_json(folder, "sweep.json", {"names": names, "values": [[point[n] for n in names] for point in points]})
     write_json(folder, "config.json", as_dict(config))

@@ -17,43 +17,51 @@ class OptionError(ValueError):
 
 
 def option(default, required: str, test: Callable[[Any], bool]):
+    """A field with that default, whose values must pass the test."""
     return dataclasses.field(default=default, metadata={"required": required, "test": test})
 
 
-def count(default: int, least: int = 1):
-    return option(default, f"a whole number, at least {least}", lambda x: x >= least)
+def count(default: int, least: int = 1, most: int = 2**20):
+    """A whole number between `least` and `most`."""
+    return option(default, f"a whole number, at least {least} and at most {most}", lambda x: least <= x <= most)
 
 
 def positive(default, finite=True):
-    extra = "" if finite else ", or inf"
-    return option(default, f"a number above 0{extra}", lambda x: x > 0 and (x < math.inf or not finite))
+    """A number above 0, finite unless it need not be."""
+    required = "a finite number above 0" if finite else "a number above 0, or inf"
+    return option(default, required, lambda x: x > 0 and (x < math.inf or not finite))
 
 
 def at_least_zero(default):
+    """A finite number that is 0 or more."""
     return option(default, "a number, at least 0", lambda x: 0 <= x < math.inf)
 
 
 def unit(default, low=True, high=True):
+    """A number in [0, 1], or without either end."""
     required = f"a number in {'[' if low else '('}0, 1{']' if high else ')'}"
     return option(default, required, lambda x: 0 <= x <= 1 and (low or x > 0) and (high or x < 1))
 
 
 def sizes(default: tuple[int, ...]):
-    return option(default, "widths of at least 1, such as 64 64 (none: an affine function)", lambda x: x >= 1)
+    """Widths of hidden layers."""
+    return option(
+        default, "widths from 1 to 65536, such as 64 64 (none: an affine function)", lambda x: 1 <= x <= 2**16
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """The run: how many seeds and steps, and how they are laid out."""
 
-    seed: int = count(0, 0)
-    """Base seed: chooses the randomness of the whole study. At least 0."""
+    seed: int = count(0, 0, 2**32 - 1)
+    """Base seed: chooses the randomness of the whole study, 0 to 2^32 - 1."""
     seeds: int = count(32)
     """Number of seeds, run beside each other in one program. More than before extends a finished run."""
-    steps: int = count(100)
+    steps: int = count(100, 1, 2**31 - 1)
     """T, outer steps. More than before extends a finished run."""
     chunk: str = option(
-        "10", "a whole number, at least 1, or all", lambda x: x == "all" or (x.isdigit() and int(x) > 0)
+        "10", "a whole number, at least 1, or all", lambda x: x == "all" or (x.isdecimal() and int(x) > 0)
     )
     """Outer steps between two checkpoints; `all`: the whole run as one call of one program, equal bit for bit."""
     width: int = count(16)
@@ -158,11 +166,11 @@ EXTENDABLE = ("steps", "seeds")  # a finished run may be asked for more of these
 
 
 def choose(kind: str, name: str, choices) -> Any:
-    """The choice of that name, or an OptionError with the nearest one."""
+    """The choice of that name, or an OptionError with the nearest one; `kind` is what it is called, such as --world."""
     if name in choices:
         return choices[name]
     known, hint = ", ".join(choices), nearest(name, choices)
-    raise OptionError(f"--{kind} is {name!r}; required: one of {known}; did you mean --{kind} {hint}?")
+    raise OptionError(f"{kind} is {name!r}; required: one of {known}; did you mean {kind} {hint}?")
 
 
 def nearest(name: str, choices) -> str:

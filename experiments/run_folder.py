@@ -234,6 +234,7 @@ def _as_json(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
+    """The value as JSON of one spelling: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

@@ -52,7 +52,7 @@ class GarnetOptions:
     """A, number of actions."""
     successors: int = count(3)
     """States that each state and action can reach, 1 to S."""
-    instance: int = count(0, 0)
+    instance: int = count(0, 0, 2**32 - 1)
     """Which random instance, at least 0."""
     finite: ClassVar[bool] = True
 
@@ -73,7 +73,7 @@ class BanditOptions:
     """d, length of the features of a context and action, whose norm is at most 1."""
     norm_bound: float = positive(3.0)
     """B, norm of the true parameter: rewards lie in [-B, B]."""
-    instance: int = count(0, 0)
+    instance: int = count(0, 0, 2**32 - 1)
     """Which random instance, at least 0."""
     finite: ClassVar[bool] = True
     one_step: ClassVar[bool] = True
@@ -105,6 +105,8 @@ class FileOptions:
 
     def build(self) -> World:
         """The world."""
+        if not self.mdp:
+            raise OptionError("--mdp was not given; required: an .npz file; write one with numpy.savez")
         arrays = load_arrays("mdp", self.mdp, MDP._fields)
         try:
             check_mdp(MDP(**arrays))
@@ -147,7 +149,7 @@ class GymnaxOptions:
         """The world."""
         try:
             return gymnax_world(self.environment)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, OSError) as error:  # some games fetch their data
             raise OptionError(f"--environment {self.environment}: {error}") from error
 
 
@@ -167,12 +169,11 @@ def load_arrays(option: str, path: str, names) -> dict[str, np.ndarray]:
     required = f"an .npz file with {', '.join(names)}; write it with numpy.savez"
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise OptionError(f"--{option} {path} lacks {', '.join(missing)}; required: {required}")
-            return {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, OptionError):
-            raise
-        reason = str(error).splitlines()[0]
+            arrays = {name: file[name] for name in names if name in file}
+    except Exception as error:  # which one, depends on what is wrong with the file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OptionError(f"--{option} {path or repr('')} cannot be read ({reason}); required: {required}") from error
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise OptionError(f"--{option} {path} lacks {', '.join(missing)}; required: {required}")
+    return arrays

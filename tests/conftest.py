@@ -1,8 +1,14 @@
 """Shared fixtures: the reference instances, and float64 where a test asks for it."""
 
 import json
+import os
 import pathlib
 from typing import NamedTuple
+
+# Programs are compiled once and kept for the next test, and for the next run of the tests; subprocesses share them.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import jax.numpy as jnp

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from experiments import driver
+from experiments import driver, worlds
 from experiments.__main__ import main
 
 CASES = {
-    "unknown command": (["trian"], ["trian", "did you mean", "train"]),
+    "unknown command": (["trian"], ["command is 'trian'", "did you mean command train?"]),
     "unknown world": (["train", "--world", "gridwrld"], ["gridwrld", "required", "--world gridworld"]),
     "unknown algorithm": (["train", "--algorithm", "bilevl"], ["bilevl", "--algorithm bilevel"]),
     "unknown option": (["train", "--sgima", "0.1"], ["--sgima"]),
@@ -23,6 +23,13 @@ CASES = {
     "seeds that are a word": (["train", "--seeds", "many"], ["many"]),
     "chunk of nothing": (["train", "--chunk", "0"], ["--chunk is 0", "or all"]),
     "chunk that is a word": (["train", "--chunk", "most"], ["--chunk is most", "or all"]),
+    "chunk of a superscript": (["train", "--chunk", "²"], ["--chunk is ²", "or all"]),
+    "more steps than can be counted": (["train", "--steps", "3000000000"], ["--steps is 3000000000", "at most"]),
+    "a seed beyond 64 bits": (["train", "--seed", "99999999999999999999"], ["--seed is 9999", "at most"]),
+    "an instance beyond 64 bits": (
+        ["train", "--world", "garnet", "--instance", "99999999999999999999"],
+        ["--instance is 9999", "at most"],
+    ),
     "odd batch": (["train", "--batch-size", "7"], ["--batch-size is 7", "even number"]),
     "no inner steps": (["train", "--num-policy-steps", "0"], ["--num-policy-steps is 0"]),
     "no segment": (["train", "--segment-length", "0"], ["--segment-length is 0"]),
@@ -30,7 +37,19 @@ CASES = {
     "sigma of zero": (["train", "--sigma", "0"], ["--sigma is 0.0", "above 0", "0.1"]),
     "negative sigma in a sweep": (["train", "--sigma", "0.1", "-0.2"], ["--sigma is -0.2", "above 0"]),
     "sigma that is not a number": (["train", "--sigma", "nan"], ["--sigma is nan", "above 0"]),
-    "sigma without bound": (["train", "--sigma", "inf"], ["--sigma is inf"]),
+    "sigma without bound": (["train", "--sigma", "inf"], ["--sigma is inf", "finite"]),
+    "sigma that is zero in single precision": (
+        ["train", "--sigma", "1e-46"],
+        ["in float32, --sigma is 0.0", "above 0"],
+    ),
+    "sigma that single precision cannot hold": (["train", "--sigma", "1e39"], ["in float32, --sigma is inf"]),
+    "discount that rounds to one": (["train", "--discount", "0.99999999999"], ["--discount is 1.0", "[0, 1)"]),
+    "sigmas that round to one number": (["train", "--sigma", "0.1", "0.10000000001"], ["--sigma repeats", "float32"]),
+    "sigma that float32 does not have": (["train", "--sigma", "1e-300"], ["in float32, --sigma is 0.0", "above 0"]),
+    "a seed that would wrap": (["train", "--seed", "4294967296"], ["--seed is 4294967296", "at most 4294967295"]),
+    "steps without end": (["train", "--steps", "1" + "0" * 22], ["--steps is 1", "at most"]),
+    "seeds without end": (["train", "--seeds", "1000000000000"], ["--seeds is", "at most"]),
+    "a layer without end": (["train", "--reward-hidden", "1000000000000"], ["--reward-hidden is", "65536"]),
     "sigma twice": (["train", "--sigma", "0.1", "0.1"], ["--sigma repeats", "distinct"]),
     "no sigma": (["train", "--sigma"], ["--sigma"]),
     "discount of one": (["train", "--discount", "1.0"], ["--discount is 1.0", "[0, 1)"]),
@@ -57,13 +76,17 @@ CASES = {
     "unknown estimator": (["train", "--estimator", "best"], ["best", "weighted"]),
     "unknown optimizer": (["train", "--policy-optimizer", "adamm"], ["adamm", "did you mean --policy-optimizer adam?"]),
     "optimizer's argument": (["train", "--policy-optimizer", "sgd:speed=3"], ["sgd:speed=3", "sgd:momentum=0.9"]),
+    "optimizer that is a line search": (["train", "--reward-optimizer", "lbfgs"], ["lbfgs", "required"]),
+    "optimizer with a key": (["train", "--reward-optimizer", "noisy_sgd"], ["noisy_sgd", "random numbers of its own"]),
+    "optimizer's argument that is not finite": (["train", "--policy-optimizer", "sgd:momentum=nan"], ["not finite"]),
+    "optimizer's argument without a number": (["train", "--policy-optimizer", "adam:b1"], ["adam:b1", "sgd:momentum"]),
     "too many segments": (["train", "--gradients", "exact"], ["(S·A)^H", "at most 4096", "shorten the segments"]),
     "more devices than there are": (["train", "--devices", "999"], ["--devices is 999", "at most"]),
     "gymnax has no such environment": (
         ["train", "--world", "gymnax", "--environment", "Pendulum-v9"],
         ["Pendulum-v9"],
     ),
-    "an MDP without a file": (["train", "--world", "file"], ["--mdp", "numpy.savez"]),
+    "an MDP without a file": (["train", "--world", "file"], ["--mdp was not given", "numpy.savez"]),
     "a reference that is no file": (["train", "--reference", "expert"], ["--reference is 'expert'", ".npz"]),
     "a reference that is missing": (["train", "--reference", "expert.npz"], ["expert.npz cannot be read"]),
     "a report of nothing": (["report"], ["one run folder"]),
@@ -77,6 +100,8 @@ CASES = {
 def refused(tmp_path, monkeypatch, capsys):
     """Runs a mistaken command in an empty folder; returns its one line, after checking that nothing was done."""
     monkeypatch.chdir(tmp_path)
+    for name, value in {"JAX_NUM_CPU_DEVICES": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}.items():
+        monkeypatch.setenv(name, value)  # so that the command leaves the settings of this process as they are
 
     def banned(*arguments):
         raise AssertionError("this should have been refused before anything compiles")
@@ -91,6 +116,7 @@ def refused(tmp_path, monkeypatch, capsys):
         assert err.startswith("bilevel: ")
         assert err.count("\n") == 1
         assert "Traceback" not in err
+        assert "----" not in err
         assert sorted(tmp_path.rglob("*")) == before
         return err
 
@@ -134,7 +160,19 @@ def test_a_file_without_its_arrays_or_not_a_file_at_all_gets_one_line(refused, t
     np.savez(tmp_path / "part.npz", initial=np.ones(1))
     assert "lacks transition, reward" in refused(["train", "--world", "file", "--mdp", "part.npz"])
     (tmp_path / "text.npz").write_text("not an archive")
-    assert "cannot be read" in refused(["train", "--world", "file", "--mdp", "text.npz"])
+    (tmp_path / "nothing.npz").touch()
+    (tmp_path / "folder.npz").mkdir()
+    np.savez(tmp_path / "objects.npz", **arrays(reward=np.array([{}], object)))
+    with (tmp_path / "one_array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez(tmp_path / "whole.npz", **arrays())
+    content = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(content[: len(content) // 2])
+    for name in ("text", "nothing", "folder", "objects", "one_array", "half"):
+        for option in (["--world", "file", "--mdp"], ["--reference"]):
+            message = refused(["train", *option, f"{name}.npz"])
+            assert f"{name}.npz cannot be read" in message or f"{name}.npz lacks obs, action" in message
+            assert "numpy.savez" in message
 
 
 BAD_REFERENCES = {
@@ -144,6 +182,13 @@ BAD_REFERENCES = {
     "actions out of range": ({"obs": np.zeros(3, int), "action": np.array([0, 4, 1])}, ["action holds 4", "0 to 3"]),
     "states out of range": ({"obs": np.array([0, 25]), "action": np.zeros(2, int)}, ["obs holds 25", "0 to 24"]),
     "lengths": ({"obs": np.zeros(3, int), "action": np.zeros(2, int)}, ["action has shape (2,)"]),
+    "halves of states": ({"obs": np.array([0.5]), "action": np.zeros(1, int)}, ["obs holds 0.5", "whole numbers"]),
+    "states of words": ({"obs": np.array(["a"]), "action": np.zeros(1, int)}, ["obs has dtype <U1", "real numbers"]),
+    "one state alone": ({"obs": np.array(0), "action": np.array(0)}, ["obs has shape ()", "N ≥ 1"]),
+    "no state at all": ({"obs": np.zeros(0, int), "action": np.zeros(0, int)}, ["obs has shape (0,)", "N ≥ 1"]),
+    "words": ({"policy": np.full((25, 4), "a")}, ["policy has dtype <U1", "real numbers"]),
+    "complex": ({"policy": np.full((25, 4), 0.25 + 0j)}, ["policy has dtype complex128", "real numbers"]),
+    "NaN": ({"policy": np.full((25, 4), np.nan)}, ["policy has the entry nan", "above 0"]),
     "nothing": ({"other": np.zeros(3)}, ["lacks obs, action"]),
 }
 
@@ -155,6 +200,15 @@ def test_a_mistake_in_a_reference_policy_gets_one_line(refused, tmp_path, name):
     message = refused(["train", "--reference", "reference.npz"])
     for word in ["reference.npz", *words]:
         assert word in message
+
+
+def test_a_game_whose_data_cannot_be_fetched_gets_one_line(refused, monkeypatch):
+    def offline(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(worlds, "gymnax_world", offline)
+    message = refused(["train", "--world", "gymnax", "--environment", "MNISTBandit-bsuite"])
+    assert "--environment MNISTBandit-bsuite: no route to host" in message
 
 
 def test_an_output_folder_that_is_not_a_run_gets_one_line(refused, tmp_path):

@@ -57,6 +57,7 @@ class Setting(NamedTuple):
         }
 
     def sampled(self, sizes=SIZES, critic=None, **changes) -> Gradients:
+        """Sampled gradients with other hyperparameters; the Monte Carlo critic where none is given."""
         hyper = self.hyper._replace(**changes)
         critic = monte_carlo_critic(self.problem, self.hyper) if critic is None else critic
         return sampled_gradients.sampled_gradients(self.problem, critic, sizes, hyper)
@@ -120,6 +121,7 @@ def assert_unbiased(samples, expected, precision=0.02):
 
 
 def assert_biased(samples, expected):
+    assert np.all(np.isfinite(samples))
     with pytest.raises(AssertionError, match="biased: "):
         assert_unbiased(samples, expected)
 
@@ -174,10 +176,12 @@ def test_line_7_is_unbiased_from_coupled_and_from_weighted_rollouts_and_with_the
     ways = [setting.sampled(LINE_7_SIZES._replace(estimator=name)) for name in ("coupled", "weighted")]
     direct, coupled, weighted = repeat(lambda key: setting.line_7(key, *ways), 36)
     expected = setting.reference.numbers["proxy"]["0.1"]["gradient"]
-    assert_unbiased(direct + coupled, expected)
-    assert_unbiased(direct + weighted, expected)
-    assert_biased(direct - coupled, expected)
-    assert_biased(direct - weighted, expected)
+    _, difference = setting.exact(lambda gradients: setting.line_7(jax.random.key(0), gradients))
+    # Most of line 7 is ∇_φ G, in whose noise an error of the difference could hide: so the difference alone as well.
+    for samples, precision in ((coupled, 0.08), (weighted, 0.02)):
+        assert_unbiased(direct + samples, expected)
+        assert_unbiased(samples, difference, precision)
+        assert_biased(direct - samples, expected)
 
 
 def test_line_7_is_unbiased_from_independent_rollouts(x64):
@@ -185,8 +189,8 @@ def test_line_7_is_unbiased_from_independent_rollouts(x64):
     setting = setting_of(1)
     setting = setting._replace(hyper=setting.hyper._replace(sigma=1.0), proxy=proxy_solver()(1.0))
     gradients = setting.sampled(LINE_7_SIZES._replace(estimator="independent"))
-    samples = repeat(lambda key: sum(setting.line_7(key, gradients)), 50)
-    assert_unbiased(samples, setting.exact_line_7())
+    direct, difference = repeat(lambda key: setting.line_7(key, gradients), 50)
+    assert_unbiased(direct + difference, setting.exact_line_7())
 
 
 def test_excess_objectives_are_unbiased_under_a_teacher_who_errs_skips_and_ties(x64):
@@ -329,8 +333,7 @@ def test_the_variance_of_the_difference_grows_with_its_order_in_sigma(estimator,
 
 def test_equal_policies_differ_in_nothing_unless_their_rollouts_are_independent(x64):
     coupled, weighted, independent = (differences()[name][:, -1] for name in ("coupled", "weighted", "independent"))
-    assert jnp.all(coupled == 0)
-    assert jnp.max(jnp.abs(weighted)) < 1e-12
+    assert max(jnp.max(jnp.abs(coupled)), jnp.max(jnp.abs(weighted))) < 1e-12
     assert jnp.min(jnp.linalg.norm(independent, axis=-1)) > 0.01
 
 

@@ -1,0 +1,243 @@
+"""The driver: a run ends with what a reader needs, goes on after any interruption bit for bit, and refuses another run."""
+
+import inspect
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import configure, driver, load_params, load_run, train
+from experiments.run_folder import RunFolderError
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = {
+    "states": 3,
+    "actions": 2,
+    "successors": 2,
+    "reward": "table",
+    "policy": "table",
+    "critic_model": "table",
+    "num_policy_steps": 2,
+    "batch_size": 4,
+    "rollout_length": 4,
+    "segment_length": 2,
+    "num_targets": 1,
+    "num_transitions": 8,
+    "num_chains": 4,
+    "seeds": 3,
+    "steps": 7,
+    "chunk": "2",
+    "width": 2,
+    "sigma": (0.1, 0.2),
+}
+
+
+def tiny(**options):
+    """A configuration whose run takes a second once it is compiled."""
+    return configure("garnet", "bilevel", **(TINY | options))
+
+
+def result(folder) -> dict[str, np.ndarray]:
+    """Every metric, and every learned number, of a run."""
+    run = load_run(folder)
+    numbers = {name: run[name].values for name in run}
+    for seed in run.seed.values:
+        leaves = jax.tree.leaves(load_params(folder, int(seed), hyper=1))
+        numbers |= {f"{seed}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    return numbers
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run, and what was said."""
+    said: list[str] = []
+    folder = train(tiny(), tmp_path_factory.mktemp("whole") / "run", say=said.append, command="bilevel train …")
+    return folder, said
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Leaves out the drawing of reports, except where a test reads one."""
+    if "report.html" not in inspect.getsource(request.function):
+        monkeypatch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
+
+
+def copied(whole, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(whole[0], tmp_path / "copy"))
+
+
+def test_a_run_leaves_what_a_reader_needs(whole):
+    folder, said = whole
+    for name in ("config", "manifest", "sweep", "summary", "timing", "baselines"):
+        assert json.loads((folder / f"{name}.json").read_text())
+    assert list((folder / "figures").glob("*.png"))
+    assert "<svg" in (folder / "report.html").read_text()
+    run = load_run(folder)
+    assert dict(run.sizes) == {"hyper": 2, "seed": 3, "step": 7}
+    assert list(run.sigma.values) == [0.1, 0.2]
+    assert np.load(folder / "tables.npz")["learned_reward"].shape == (2, 3, 3, 2)
+    text = "\n".join(said)
+    assert "true return" in text
+    assert "report:" in text
+    assert "checkpoints" in text and "MB" in text
+
+
+def test_learned_parameters_are_those_of_the_seed(whole):
+    folder, _ = whole
+    table = np.load(folder / "tables.npz")["learned_reward"]
+    for hyper, seed in ((0, 2), (1, 0)):
+        np.testing.assert_array_equal(load_params(folder, seed, hyper).reward, table[hyper, seed])
+    with pytest.raises(RunFolderError, match="no seed 3"):
+        load_params(folder, 3)
+
+
+def test_interrupted_between_metrics_and_checkpoint_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
+    honest, calls = driver.write_metrics, []
+
+    def interrupt(*arguments):
+        honest(*arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "write_metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), tmp_path / "run")
+    assert_same_bits(result(train(tiny(), tmp_path / "run")), result(whole[0]))
+
+
+def test_any_chunk_length_gives_the_same_bits(whole, tmp_path):
+    for chunk in ("all", "3"):
+        assert_same_bits(result(train(tiny(chunk=chunk), tmp_path / chunk)), result(whole[0]))
+
+
+def test_more_steps_extend_a_run_to_the_longer_one(whole, tmp_path):
+    short = train(tiny(steps=4), tmp_path / "run")
+    assert_same_bits(result(train(tiny(), short)), result(whole[0]))
+
+
+def test_more_seeds_leave_the_old_ones_as_they_were(whole, tmp_path):
+    folder = train(tiny(seeds=5), copied(whole, tmp_path))
+    run, before = load_run(folder), load_run(whole[0])
+    assert list(run.seed.values) == [0, 1, 2, 3, 4]
+    for name in before:
+        np.testing.assert_array_equal(run[name].values[:, :3], before[name].values)
+    assert np.all(np.isfinite(run.true_return.values))
+    assert np.unique(run.true_return.values[0, :, -1]).size == 5
+
+
+def test_a_finished_run_prints_its_table_again_and_computes_nothing(whole, tmp_path, monkeypatch):
+    folder = copied(whole, tmp_path)
+    monkeypatch.setattr(driver.Study, "compile", None)
+    for _ in range(3):  # and again: what a rerun writes must not look like another run
+        said: list[str] = []
+        train(tiny(), folder, say=said.append)
+        assert any("true return" in line for line in said)
+
+
+def test_a_flipped_byte_in_the_newest_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    steps = [path for path in (folder / "checkpoints" / "000000-000002").iterdir() if path.name.isdigit()]
+    newest = max(steps, key=lambda path: int(path.name))
+    for data in (path for path in newest.rglob("d/*") if path.is_file()):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    said: list[str] = []
+    train(tiny(), folder, say=said.append)
+    assert any(f"checkpoint {newest.name}" in line and "damaged" in line for line in said)
+    assert_same_bits(result(folder), result(whole[0]))
+    assert "damaged" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "change", [{"sigma": (0.1, 0.3)}, {"width": 1}, {"precision": "float64"}, {"steps": 3}, {"seeds": 2}]
+)
+def test_another_run_is_refused_with_what_differs(whole, change):
+    (name,) = change
+    with pytest.raises(RunFolderError) as caught:
+        train(tiny(**change), whole[0])
+    assert name in str(caught.value)
+    assert "was" in str(caught.value)
+
+
+def test_other_library_versions_are_refused(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["jax"] = "0.0.1"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match=r"versions.jax: was \"0.0.1\""):
+        train(tiny(), folder)
+
+
+def test_metrics_without_a_manifest_are_refused(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(RunFolderError, match="no manifest"):
+        train(tiny(), folder)
+
+
+def test_another_device_layout_needs_the_option_that_the_message_names(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["layout"]["num_devices"] = 7
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match="--allow-layout-change"):
+        train(tiny(), folder)
+    for _ in range(2):  # and the report goes on saying so
+        train(tiny(), folder, allow_layout_change=True)
+        assert (folder / "report.html").read_text().count("bits may differ") == 1
+
+
+def test_the_name_of_a_run_depends_on_what_is_computed_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "run_groups", lambda *arguments: (None, []))
+    monkeypatch.setattr(driver, "finish", lambda *arguments: None)
+    name = train(tiny()).name
+    assert name.startswith("garnet-bilevel-")
+    more: dict = {}
+    for change in ({"steps": 9}, {"seeds": 4}, {"chunk": "all"}):
+        more |= change
+        assert train(tiny(**more)).name == name
+    assert train(tiny(sigma=(0.3,))).name != name
+
+
+def test_when_every_lane_has_stopped_the_rest_costs_nothing(tmp_path):
+    folder = train(tiny(gradient_tolerance=1e9, patience=2), tmp_path / "run")
+    run = load_run(folder)
+    assert dict(run.sizes)["step"] == 7
+    assert np.all(run.status.values[..., 2:] == 1)
+    assert np.all(run.transitions.values[..., 2:] == 0) and np.all(run.transitions.values[..., :2] > 0)
+
+
+def test_killed_at_once_it_resumes_bit_for_bit(tmp_path):
+    words = {name: value for name, value in TINY.items() if name not in ("steps", "sigma")}
+    command = [sys.executable, "-m", "experiments", "train", "--world", "garnet", "--out", str(tmp_path / "killed")]
+    command += ["--steps", "200", "--sigma", "0.1", "0.2"]
+    command += [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics" / "000000-000002"
+    deadline = time.monotonic() + 300
+    while len(list(metrics.glob("*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    command[command.index("--out") + 1] = str(tmp_path / "whole")
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    assert_same_bits(result(tmp_path / "killed"), result(tmp_path / "whole"))
