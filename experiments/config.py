@@ -119,6 +119,7 @@ def _from_json(value):
 # Sweeps ---------------------------------------------------------------------------------------------------------------
 
 SWEEPABLE = tuple(Hyper._fields)
+MOST_TRANSITIONS = 2**28  # probabilities of a random world: a gigabyte in float32
 
 
 def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
@@ -194,6 +195,12 @@ def _check_finite(config: Config) -> None:
                 )
     if config.world_name == "garnet" and config.successors > config.states:
         raise OptionError(f"--successors is {config.successors}; required: at most --states, {config.states}")
+    rows = {"garnet": "states", "bandit": "contexts"}.get(config.world_name)
+    if rows and getattr(config, rows) ** 2 * config.actions > MOST_TRANSITIONS:
+        raise OptionError(
+            f"--{rows} is {getattr(config, rows)} with --actions {config.actions}; required: at most {MOST_TRANSITIONS} "
+            f"transition probabilities, {rows} x actions x {rows}: ask for fewer"
+        )
 
 
 def _check_exact(config: Config) -> None:

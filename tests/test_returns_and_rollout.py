@@ -226,7 +226,7 @@ def one_by_one(function, obs, action):
 def test_pairs_looked_up_on_a_finite_world_equal_direct_evaluation():
     env, obs, action = finite_visits()
     model = models.mlp(lambda obs, action: jnp.stack([jnp.sin(obs), obs * action, 1.0 * action]), 3, (4,))
-    params = model.init(jax.random.key(3))
+    params = jax.jit(model.init)(jax.random.key(3))
     assert_same_with_gradients(
         lambda params: over_pairs(env, bind(model, params))(obs, action),
         lambda params: one_by_one(bind(model, params), obs, action),
@@ -246,7 +246,7 @@ def test_pairs_on_a_continuous_world_equal_direct_evaluation(num_actions, action
     assert_same_with_gradients(
         lambda params: over_pairs(env, bind(model, params))(obs, action),
         lambda params: one_by_one(bind(model, params), obs, action),
-        model.init(jax.random.key(3)),
+        jax.jit(model.init)(jax.random.key(3)),
     )
 
 
@@ -267,7 +267,7 @@ def test_policies_on_a_continuous_world_equal_direct_evaluation():
     action = jax.random.normal(jax.random.key(2), (3, 4, 2))
     model = models.gaussian_policy(lambda obs: obs, 2, 2, (4,))
 
-    params = model.init(jax.random.key(3))
+    params = jax.jit(model.init)(jax.random.key(3))
     assert_same_with_gradients(
         lambda params: over_observations(env, bind(model, params))(obs).log_prob(action),
         lambda params: one_by_one(lambda obs, action: model.apply(params, obs).log_prob(action), obs, action),

@@ -96,7 +96,7 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
             "policy_gradient_norm": norms[-1, 0],
             "proxy_gradient_norm": norms[-1, 1],
             "critic_loss": losses[-1],
-            "labels": jnp.sum(labels) + gradients.labels(pairs),
+            "labels": jnp.sum(labels, dtype=jnp.int32) + gradients.labels(pairs),
             **cost.as_info(),
         }
         return BilevelState(reward, lower), info
