@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import configure, driver, load_params, load_run, train
-from experiments.run_folder import RunFolderError
+from experiments.run_folder import RunFolderError, open_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -75,6 +77,17 @@ def quick(request, monkeypatch):
         monkeypatch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
 
 
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch):
+    """Figures take seconds and have tests of their own: only `whole` draws them."""
+
+    def write(folder, dataset, summary, notes=()):
+        (folder / "report.html").write_text("\n".join(notes))
+        return folder / "report.html"
+
+    monkeypatch.setattr(driver, "write_report", write)
+
+
 def copied(whole, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(whole[0], tmp_path / "copy"))
 
@@ -104,17 +117,21 @@ def test_learned_parameters_are_those_of_the_seed(whole):
         load_params(folder, 3)
 
 
-def test_interrupted_between_metrics_and_checkpoint_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
-    honest, calls = driver.write_metrics, []
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(("home", "name"), [(driver, "write_metrics"), (driver.Checkpoints, "save")])
+def test_interrupted_around_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, home, name, before):
+    honest, calls = getattr(home, name), []
 
     def interrupt(*arguments):
+        calls.append(name)
+        if len(calls) == 2 and before:
+            raise KeyboardInterrupt
         honest(*arguments)
-        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "write_metrics", interrupt)
+        patch.setattr(home, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(), tmp_path / "run")
     assert_same_bits(result(train(tiny(), tmp_path / "run")), result(whole[0]))
@@ -130,14 +147,13 @@ def test_more_steps_extend_a_run_to_the_longer_one(whole, tmp_path):
     assert_same_bits(result(train(tiny(), short)), result(whole[0]))
 
 
-def test_more_seeds_leave_the_old_ones_as_they_were(whole, tmp_path):
-    folder = train(tiny(seeds=5), copied(whole, tmp_path))
-    run, before = load_run(folder), load_run(whole[0])
-    assert list(run.seed.values) == [0, 1, 2, 3, 4]
-    for name in before:
-        np.testing.assert_array_equal(run[name].values[:, :3], before[name].values)
-    assert np.all(np.isfinite(run.true_return.values))
-    assert np.unique(run.true_return.values[0, :, -1]).size == 5
+def test_more_seeds_extend_a_run_to_the_wider_one(whole, tmp_path):
+    wide = result(train(tiny(seeds=5), tmp_path / "fresh"))
+    assert_same_bits(result(train(tiny(seeds=5), copied(whole, tmp_path))), wide)
+    assert wide["true_return"].shape == (2, 5, 7)
+    assert np.unique(wide["gradient_norm"][0, :, -1]).size == 5
+    for name, values in result(whole[0]).items():
+        np.testing.assert_array_equal(wide[name][:, :3] if values.ndim == 3 else wide[name], values, err_msg=name)
 
 
 def test_a_finished_run_prints_its_table_again_and_computes_nothing(whole, tmp_path, monkeypatch):
@@ -216,28 +232,45 @@ def test_the_name_of_a_run_depends_on_what_is_computed_alone(tmp_path, monkeypat
     assert train(tiny(sigma=(0.3,))).name != name
 
 
-def test_when_every_lane_has_stopped_the_rest_costs_nothing(tmp_path):
-    folder = train(tiny(gradient_tolerance=1e9, patience=2), tmp_path / "run")
-    run = load_run(folder)
-    assert dict(run.sizes)["step"] == 7
-    assert np.all(run.status.values[..., 2:] == 1)
-    assert np.all(run.transitions.values[..., 2:] == 0) and np.all(run.transitions.values[..., :2] > 0)
+STOPPED = {
+    "converged": ({"gradient_tolerance": 1e9, "patience": 2}, 1),
+    "diverged": ({"reward_step_size": 1e38, "reward_optimizer": "sgd"}, 2),
+}
 
 
-def test_killed_at_once_it_resumes_bit_for_bit(tmp_path):
-    words = {name: value for name, value in TINY.items() if name not in ("steps", "sigma")}
-    command = [sys.executable, "-m", "experiments", "train", "--world", "garnet", "--out", str(tmp_path / "killed")]
-    command += ["--steps", "200", "--sigma", "0.1", "0.2"]
-    command += [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "killed" / "metrics" / "000000-000002"
-    deadline = time.monotonic() + 300
+@pytest.mark.parametrize("how", STOPPED)
+def test_when_every_lane_has_stopped_the_rest_costs_nothing(tmp_path, monkeypatch, how):
+    options, status = STOPPED[how]
+    written = []
+    honest = driver.write_metrics
+    monkeypatch.setattr(driver, "write_metrics", lambda *arguments: (written.append(arguments[2]), honest(*arguments)))
+    numbers = result(train(tiny(**options), tmp_path / "run"))
+    assert max(written) < 6  # chunks of two steps begin at 0, 2, 4 and 6
+    assert numbers["transitions"].shape == (2, 3, 7)
+    np.testing.assert_array_equal(numbers["status"][..., max(written) :], status)
+    np.testing.assert_array_equal(numbers["transitions"][..., max(written) + 2 :], 0)
+    assert_same_bits(numbers, result(train(tiny(chunk="all", **options), tmp_path / "at_once")))
+
+
+def test_a_run_that_another_process_holds_is_refused(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    with open_run(folder), pytest.raises(RunFolderError, match=r"is held by process \d+ on .*; one process at a time"):
+        train(tiny(), folder)
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path):
+    folder, longer = tmp_path / "killed", tiny(steps=60)
+    words = {name: " ".join(map(str, np.atleast_1d(value))) for name, value in (TINY | {"steps": 60}).items()}
+    command = [sys.executable, "-m", "experiments", "train", "--world", "garnet", "--out", str(folder)]
+    command += [part for name, value in words.items() for part in ("--" + name.replace("_", "-"), *value.split())]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics, deadline = folder / "metrics" / "000000-000002", time.monotonic() + 300
     while len(list(metrics.glob("*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
-    command[command.index("--out") + 1] = str(tmp_path / "whole")
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
-    assert_same_bits(result(tmp_path / "killed"), result(tmp_path / "whole"))
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not (folder / "summary.json").exists()
+    assert_same_bits(result(train(longer, folder)), result(train(longer, tmp_path / "whole")))
