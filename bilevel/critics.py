@@ -48,8 +48,12 @@ def td_critic(problem: Problem, model: Model, sizes: TDSizes, hyper: Hyper) -> C
     which biases the t-th step by γ^t. Projection, averaging and reset are arguments because the paper leaves them open.
 
     Raises:
-        ValueError: num_transitions is not a multiple of num_chains.
+        ValueError: a count is below 1, or num_transitions is not a multiple of num_chains.
     """
+    if min(sizes.num_targets, sizes.num_chains) < 1:
+        raise ValueError(
+            f"num_targets is {sizes.num_targets}, num_chains {sizes.num_chains}; required: at least 1 each"
+        )
     num_steps, rest = divmod(sizes.num_transitions, sizes.num_chains)
     if rest or num_steps < 1:
         raise ValueError(

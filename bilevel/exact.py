@@ -219,10 +219,18 @@ def segment_returns(reward: Array, segments: Trajectory, discount) -> Array:
 
 
 def exact_comparisons(annotate: Callable, segments: Trajectory) -> Comparison:
-    """Every pair of segments [N, N] with the annotator's probability in place of its labels: exact expectations."""
+    """Every pair of segments [N, N] with the annotator's probability in place of both labels: exact expectations.
+
+    Raises:
+        ValueError: the annotator does not give its probability.
+    """
     key = jax.random.key(0)  # the probability of a label does not depend on how the label is drawn
     probe = jax.vmap(jax.vmap(annotate, in_axes=(None, None, 0)), in_axes=(None, 0, None))(key, segments, segments)
     probability = probe.probability
+    if probability is None:
+        raise ValueError(
+            "this annotator gives no label probability, which exact expectations need; use sampled gradients"
+        )
     return Comparison(None, None, probability, probability, probability, probe.weight)
 
 

@@ -199,5 +199,5 @@ def test_an_objective_whose_field_is_missing_is_refused_before_tracing(x64):
     def terse(key, first, second):
         return problem.annotate(key, first, second)._replace(probability=None)
 
-    with pytest.raises(ValueError, match="excess_log_likelihood needs each comparison's probability"):
+    with pytest.raises(ValueError, match="gives no label probability"):
         exact_gradients(problem._replace(annotate=terse), reference.mdp, 3, hyper, excess_log_likelihood)
