@@ -321,4 +321,6 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
         with open_checkpoints(folder / "checkpoints" / groups[0].name, KEEP) as checkpoints:
             _, state, _ = study.restore(checkpoints)
+        if state is None:
+            raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")
         return jax.tree.map(lambda x: x[hyper, seed - groups[0].first_seed], study.learned(state))

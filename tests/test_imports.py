@@ -2,6 +2,9 @@
 
 import ast
 import pathlib
+import re
+import sys
+import tomllib
 
 import pytest
 
@@ -40,6 +43,25 @@ def test_imports_point_down(module):
         assert all(x.startswith("envs.base") for x in ours)
 
 
+def test_no_module_imports_itself_in_a_circle():
+    graph = {module: imports(tree) & MODULES.keys() for module, tree in MODULES.items()}
+    order = []
+    while len(order) < len(graph):
+        ready = [module for module, needs in graph.items() if module not in order and needs <= {*order}]
+        assert ready, f"a circle among {sorted(graph.keys() - {*order})}"
+        order += ready
+
+
+def test_foreign_packages_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [x for extra in project["optional-dependencies"].values() for x in extra]
+    declared = {re.split(r"[<>=\[-]", x)[0] for x in project["dependencies"] + extras}
+    ours = {"envs", "bilevel", "experiments"}
+    for module, tree in MODULES.items():
+        foreign = {x.split(".")[0] for x in imports(tree)} - sys.stdlib_module_names - ours
+        assert foreign <= declared, module
+
+
 def test_each_foreign_package_lives_in_one_place():
     assert importers("distrax") == {"bilevel.models"}
     assert importers("orbax") == {"bilevel.checkpoint"}
@@ -50,12 +72,15 @@ def test_each_foreign_package_lives_in_one_place():
 def test_no_module_sets_the_precision_or_configures_jax_but_the_command_line():
     users = {module for module, tree in MODULES.items() if "config.update" in ast.unparse(tree)}
     assert users == {"experiments.__main__"}
+    users = {module for module, tree in MODULES.items() if "enable_x64(" in ast.unparse(tree)}
+    assert all(module.startswith("experiments.") for module in users)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_is_public_has_a_docstring(module):
     tree = MODULES[module]
     assert not tree.body or ast.get_docstring(tree)
-    for node in tree.body:
+    methods = [node for home in tree.body if isinstance(home, ast.ClassDef) for node in home.body]
+    for node in tree.body + methods:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
