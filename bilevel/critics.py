@@ -46,6 +46,8 @@ def td_critic(problem: Problem, model: Model, sizes: TDSizes, hyper: Hyper) -> C
     one pass of SGD with step β′ on ½ (Q_θ(s,a) − y)², projected on ‖θ − θ_0‖ ≤ radius; Q_l is the averaged iterate.
     The chains go on from where the last fit left them, as the policy changes under them; they started in ρ, not in d,
     which biases the t-th step by γ^t. Projection, averaging and reset are arguments because the paper leaves them open.
+    With constant steps the result has a bias of order β′/num_chains, which neither n, L nor averaging removes: an error
+    at (s, a) is correlated with the chain's next visit there. Let num_chains grow like √n (`bilevel study critic`).
 
     Raises:
         ValueError: a count is below 1, or num_transitions is not a multiple of num_chains.

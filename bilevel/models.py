@@ -28,10 +28,10 @@ class Categorical(distrax.Categorical):
 
     def __init__(self, logits: Array):
         super().__init__(logits=logits)
-        self._cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        self.cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
 
     def _sample_n(self, key, n):
-        inner, total = self._cumulative[..., :-1], self._cumulative[..., -1:]
+        inner, total = self.cumulative[..., :-1], self.cumulative[..., -1:]
         uniform = jax.random.uniform(key, (n, *total.shape), total.dtype) * total
         return jnp.sum(uniform >= inner, axis=-1, dtype=jnp.int32)
 

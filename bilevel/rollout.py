@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.lookup import over_observations
-from bilevel.types import Array, Behaviour, Key, Trajectory
+from bilevel.types import Array, Behaviour, Distribution, Key, Trajectory
 from envs.base import Action, Env, Observation, State
 
 
@@ -22,15 +22,18 @@ class Transition(NamedTuple):
 def rollout(env: Env, behave: Behaviour, key: Key, length: int) -> Trajectory:
     """One trajectory of `length` steps from ρ. Equal keys couple the rollouts of two policies: the same uniforms drive
     their actions and next states."""
-    key_init, key_steps = jax.random.split(key)
+    key_init, key_action, key_next = jax.random.split(key, 3)
+    moves = env.inversion or env
 
-    def body(state, key_step):
-        key_action, key_next = jax.random.split(key_step)
+    def body(state, noise):
+        for_action, for_next = noise
         obs = env.observe(state)
-        action = behave(obs).sample(seed=key_action)
-        return env.step(key_next, state, action), Trajectory(state, obs, action)
+        action = choose(behave(obs), for_action)
+        return moves.step(for_next, state, action), Trajectory(state, obs, action)
 
-    _, trajectory = jax.lax.scan(body, env.init(key_init), jax.random.split(key_steps, length))
+    # Drawn for all steps at once: inside the loop the same random bits take five times as long.
+    noise = action_noise(env, key_action, length), state_noise(env, key_next, length)
+    _, trajectory = jax.lax.scan(body, env.init(key_init), noise)
     return trajectory
 
 
@@ -48,16 +51,42 @@ def restart_chain(
     Its stationary law is the occupancy d; from s_0 ~ ρ, the law after t steps is off by γ^t at most. A restart only
     chooses the next s: the s′ of a transition always comes from P(· | s, a).
     """
+    key_action, key_next, key_next_action, key_restart, key_init = jax.random.split(key, 5)
+    moves = env.inversion or env
 
-    def body(state, key_step):
-        key_action, key_next, key_next_action, key_restart, key_init = jax.random.split(key_step, 5)
+    def body(state, noise):
+        for_action, for_next, for_next_action, go_on, for_init = noise
         obs = env.observe(state)
-        action = behave(obs).sample(seed=key_action)
-        successor = env.step(key_next, state, action)
+        action = choose(behave(obs), for_action)
+        successor = moves.step(for_next, state, action)
         next_obs = env.observe(successor)
-        next_action = behave(next_obs).sample(seed=key_next_action)
-        go_on = jax.random.uniform(key_restart) < discount
-        state = jax.tree.map(lambda x, y: jnp.where(go_on, x, y), successor, env.init(key_init))
+        next_action = choose(behave(next_obs), for_next_action)
+        state = jax.tree.map(lambda x, y: jnp.where(go_on, x, y), successor, moves.init(for_init))
         return state, Transition(obs, action, next_obs, next_action)
 
-    return jax.lax.scan(body, state, jax.random.split(key, length))
+    noise = (
+        action_noise(env, key_action, length),
+        state_noise(env, key_next, length),
+        action_noise(env, key_next_action, length),
+        jax.random.uniform(key_restart, (length,)) < discount,
+        state_noise(env, key_init, length),
+    )
+    return jax.lax.scan(body, state, noise)
+
+
+def action_noise(env: Env, key: Key, length: int) -> Array:
+    """What `choose` takes, for `length` steps: uniform numbers where actions are discrete, keys otherwise."""
+    return (jax.random.split if env.num_actions is None else jax.random.uniform)(key, (length,))
+
+
+def choose(policy: Distribution, noise: Array) -> Action:
+    """An action: by inverting the cumulative distribution at a uniform number, or from a key where it is continuous."""
+    if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+        return policy.sample(seed=noise)
+    cumulative = policy.cumulative if hasattr(policy, "cumulative") else jnp.cumsum(policy.probs, axis=-1)
+    return jnp.sum(noise * cumulative[-1] >= cumulative[:-1], dtype=jnp.int32)
+
+
+def state_noise(env: Env, key: Key, length: int) -> Array:
+    """What moves the state, for `length` steps: uniform numbers where the world inverts its laws, keys otherwise."""
+    return (jax.random.split if env.inversion is None else jax.random.uniform)(key, (length,))

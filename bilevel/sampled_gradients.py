@@ -1,6 +1,6 @@
 """The derivatives that the algorithms take, from samples: policy gradients, and line 7 of Algorithm 1 in three ways.
 
-Dimensions: B trajectories, T steps of a rollout, N = B/2 pairs, H steps of a segment.
+Dimensions: B trajectories, T steps of a rollout, N pairs, H steps of a segment.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,18 @@ class SampleSizes(NamedTuple):
     """How much is sampled, and how line 7 is estimated.
 
     Attributes:
-        batch_size: B ≥ 4, even: trajectories a gradient, which make B/2 pairs.
+        batch_size: B ≥ 2, trajectories a gradient of J.
         rollout_length: T ≥ 1 steps of a rollout for ∇J; truncation biases it by γ^T, relatively.
         segment_length: H ≥ 1 steps of a compared segment.
         estimator: of line 7's difference: "independent" (the paper's), "coupled" or "weighted".
+        num_pairs: N ≥ 2, labelled pairs a gradient of G; None: half of an even batch_size, the paper's.
     """
 
     batch_size: int = 64
     rollout_length: int = 50
     segment_length: int = 10
     estimator: str = "weighted"
+    num_pairs: int | None = None
 
 
 class LabelledPairs(NamedTuple):
@@ -53,12 +55,12 @@ def sampled_gradients(
         ValueError: a size is out of range, or the objective needs labels that the annotator does not give.
     """
     check_sizes(sizes)
-    env, num_pairs = problem.env, sizes.batch_size // 2
+    env, num_pairs = problem.env, sizes.num_pairs or sizes.batch_size // 2
     labels_per_query = 2 if NEEDS.get(objective) == "second_label" else 1
 
     def collect(key, behave):
         key_rollout, key_label = jax.random.split(key)
-        segments = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.segment_length)
+        segments = rollouts(env, behave, key_rollout, 2 * num_pairs, sizes.segment_length)
         first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
         comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
         check_objective(objective, comparison)
@@ -104,7 +106,7 @@ def sampled_gradients(
         preference_in_reward,
         return_in_policy,
         return_difference(problem, sizes, hyper),
-        collect_cost=Cost(sizes.batch_size * sizes.segment_length, num_pairs, 0),
+        collect_cost=Cost(2 * num_pairs * sizes.segment_length, num_pairs, 0),
         return_cost=critic.cost._replace(transitions=critic.cost.transitions + sizes.batch_size * sizes.rollout_length),
         difference_cost=Cost((1 if sizes.estimator == "weighted" else 2) * sizes.batch_size * sizes.rollout_length),
     )
@@ -167,8 +169,13 @@ def preference_logits(problem: Problem, reward_params: Params, comparison: Compa
 
 def check_sizes(sizes: SampleSizes) -> None:
     """Raises ValueError if a size is out of range."""
-    if sizes.batch_size < 4 or sizes.batch_size % 2:
-        raise ValueError(f"batch_size is {sizes.batch_size}; required: an even number, at least 4 (two pairs)")
+    if sizes.batch_size < 2 or (sizes.num_pairs is None and (sizes.batch_size < 4 or sizes.batch_size % 2)):
+        raise ValueError(
+            f"batch_size is {sizes.batch_size}; required: an even number, at least 4 (two pairs), or at least 2 with "
+            "num_pairs given"
+        )
+    if sizes.num_pairs is not None and sizes.num_pairs < 2:
+        raise ValueError(f"num_pairs is {sizes.num_pairs}; required: at least 2, or None for half of batch_size")
     for name in ("rollout_length", "segment_length"):
         if getattr(sizes, name) < 1:
             raise ValueError(f"{name} is {getattr(sizes, name)}; required: at least 1")

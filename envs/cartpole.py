@@ -1,6 +1,7 @@
 """CartPole-v1: a cart that a push to the left or right must keep under its pole, and within its track."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,37 @@ TIME_STEP = 0.02  # s
 POSITION_LIMIT = 2.4  # m
 ANGLE_LIMIT = 12 * 2 * math.pi / 360  # rad
 HORIZON = 500
+SPANS = (POSITION_LIMIT, 1.5, ANGLE_LIMIT, 1.5)  # m, m/s, rad, rad/s: cells divide ± these, and the outer ones go on
+MOST_CELLS = 2**20
 
 
-def cartpole() -> World:
+def cartpole(cells: tuple[int, ...] = ()) -> World:
     """CartPole-v1 (Barto, Sutton & Anderson 1983; the equations and constants of gymnasium) without auto-reset.
 
     The state and the observation are [5]: position (m), velocity (m/s), angle (rad), angular velocity (rad/s), and
     fallen (0 or 1). A fallen pole stays exactly where it fell. The reward is 1 − fallen, so a score over the horizon of
     500 steps is the episode length that gymnasium would report; the horizon ends a score, not the process.
+
+    With `cells`, the observation is the index of the cell that the state lies in, [] int32, and tables serve as models. The
+    hidden state stays continuous, so the process is observed in part and is not Markov in what is observed: there are no
+    exact oracles (`mdp` is None), and a policy of the cell alone is not the best there is.
+
+    Args:
+        cells: how many for position, velocity, angle and angular velocity; one more is for all fallen states. 3 3 8 6
+            divides position and velocity where Barto, Sutton & Anderson did. Empty: the observation is the state.
+
+    Raises:
+        ValueError: there are not four counts, one is below 1, or their product is above 2^20.
     """
-    return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward)
+    if not cells:
+        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward)
+    if len(cells) != len(SPANS) or min(cells) < 1 or math.prod(cells) > MOST_CELLS:
+        raise ValueError(
+            f"cells is {' '.join(map(str, cells))}; required: four counts of at least 1 (position, velocity, angle, "
+            f"angular velocity), at most {MOST_CELLS} in all, such as 3 3 8 6; or none: a continuous observation"
+        )
+    num_states = math.prod(cells) + 1
+    return World(Env(init, step, partial(cell, cells), num_states, num_actions=2, horizon=HORIZON), reward)
 
 
 def init(key: Array) -> Array:
@@ -65,6 +87,18 @@ def euler_step(state: Array, action: Array) -> Array:
 def observe(state: Array) -> Array:
     """The state itself [5]."""
     return state
+
+
+def cell(cells: tuple[int, ...], state: Array) -> Array:
+    """The index of the cell of a state [5], [] int32: row-major, the last coordinate fastest; the last is the fallen one.
+
+    Each coordinate's span is divided into equal parts; what lies beyond it belongs to the outermost.
+    """
+    spans, counts = jnp.array(SPANS, state.dtype), jnp.array(cells)
+    parts = jnp.floor((state[:4] / spans + 1) / 2 * counts)
+    parts = jnp.clip(parts, 0, counts - 1).astype(jnp.int32)
+    index = jnp.ravel_multi_index(tuple(parts), cells, mode="clip").astype(jnp.int32)
+    return jnp.where(state[4] > 0, jnp.int32(math.prod(cells)), index)
 
 
 def reward(state: Array, action: Array) -> Array:

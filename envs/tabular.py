@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import MDP, Array, Env, World
+from envs.base import MDP, Array, Env, Inversion, World
 
 
 def tabular_env(mdp: MDP, horizon: int | None = None) -> Env:
@@ -18,16 +18,47 @@ def tabular_env(mdp: MDP, horizon: int | None = None) -> Env:
         horizon: steps of an evaluation episode, see `Env`.
     """
     num_states, num_actions, _ = mdp.transition.shape
+    dtype = mdp.transition.dtype
     initial_cdf = jnp.cumsum(mdp.initial)
-    transition_cdf = jnp.cumsum(mdp.transition, axis=-1)
+    successors, transition_cdf = reachable(mdp.transition)
+
+    def first(uniform):
+        return invert_cdf(uniform, initial_cdf)
+
+    def successor(uniform, state, action):
+        index = invert_cdf(uniform, transition_cdf[state, action])
+        return index if successors is None else successors[state, action, index]
 
     def init(key):
-        return invert_cdf(key, initial_cdf)
+        return first(jax.random.uniform(key, dtype=dtype))
 
     def step(key, state, action):
-        return invert_cdf(key, transition_cdf[state, action])
+        return successor(jax.random.uniform(key, dtype=dtype), state, action)
 
-    return Env(init, step, lambda state: state, num_states=num_states, num_actions=num_actions, horizon=horizon)
+    return Env(
+        init,
+        step,
+        lambda state: state,
+        num_states=num_states,
+        num_actions=num_actions,
+        horizon=horizon,
+        inversion=Inversion(first, successor),
+    )
+
+
+def reachable(transition: Array) -> tuple[Array | None, Array]:
+    """(successors [S, A, N], cumulative probabilities [S, A, N]) of the at most N states that a step can reach.
+
+    Where the transitions are traced, N is not known: successors is None, and the cumulative probabilities are [S, A, S].
+    The draws are the same either way.
+    """
+    cdf = jnp.cumsum(transition, axis=-1)
+    if isinstance(transition, jax.core.Tracer):
+        return None, cdf
+    possible = np.asarray(transition) > 0
+    order = np.argsort(~possible, axis=-1, kind="stable")[..., : possible.sum(axis=-1).max()]
+    padding = ~np.take_along_axis(possible, order, axis=-1)
+    return jnp.asarray(order, jnp.int32), jnp.where(padding, cdf[..., -1:], jnp.take_along_axis(cdf, order, axis=-1))
 
 
 def tabular(mdp: MDP, horizon: int | None = None, features=None, action_features=None) -> World:
@@ -36,13 +67,12 @@ def tabular(mdp: MDP, horizon: int | None = None, features=None, action_features
     return World(env, lambda state, action: mdp.reward[state, action], mdp, features, action_features)
 
 
-def invert_cdf(key: Array, cdf: Array) -> Array:
-    """A draw ([] int32) from the distribution with cumulative probabilities `cdf` [N], by one uniform.
+def invert_cdf(uniform: Array, cdf: Array) -> Array:
+    """The index ([] int32) at which cumulative probabilities `cdf` [N] exceed a uniform number in [0, 1).
 
     The uniform is scaled by the last entry, so a sum that rounding left below one yields no index of probability zero.
     """
-    uniform = jax.random.uniform(key, dtype=cdf.dtype) * cdf[-1]
-    return jnp.sum(uniform >= cdf[:-1], dtype=jnp.int32)
+    return jnp.sum(uniform * cdf[-1] >= cdf[:-1], dtype=jnp.int32)
 
 
 def garnet(key: Array, num_states: int, num_actions: int, num_successors: int | None = None) -> MDP:

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.cartpole import cartpole
+from envs.cartpole import SPANS, cartpole
+from experiments import configure
+from experiments.options import OptionError
 
 ENV = cartpole().env
+CELLS = (3, 3, 8, 6)
 
 
 @pytest.fixture
@@ -110,3 +113,57 @@ def test_first_states_are_uniform_within_a_twentieth_and_visible():
     variance = np.var(states[:, :4], axis=0)
     np.testing.assert_allclose(variance, 0.1**2 / 12, rtol=4 * np.sqrt(0.8 / 4000))  # var of u² is 0.8 (E u²)²
     np.testing.assert_array_equal(ENV.observe(states[0]), states[0])
+
+
+# The observation as a cell ---------------------------------------------------------------------------------------------
+
+
+def test_cells_partition_the_space_and_one_more_is_for_the_fallen():
+    env = cartpole(CELLS).env
+    assert env.num_states == 3 * 3 * 8 * 6 + 1
+    centres = [(np.arange(n) + 0.5) / n * 2 * span - span for n, span in zip(CELLS, SPANS, strict=True)]
+    grid = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 4)
+    observed = jax.vmap(env.observe)(jnp.asarray(np.pad(grid, ((0, 0), (0, 1))), jnp.float32))
+    assert observed.dtype == jnp.int32
+    np.testing.assert_array_equal(
+        observed, np.arange(env.num_states - 1)
+    )  # every cell once, the last coordinate fastest
+    fallen = jnp.asarray(np.pad(grid, ((0, 0), (0, 1)), constant_values=1), jnp.float32)
+    np.testing.assert_array_equal(jax.vmap(env.observe)(fallen), env.num_states - 1)
+
+
+def test_a_cell_is_where_numpy_finds_the_state_between_its_edges():
+    env, (states, _) = cartpole(CELLS).env, random_states(3000)
+    states[:, 4] = 0
+    inner = [np.linspace(-span, span, n + 1)[1:-1] for n, span in zip(CELLS, SPANS, strict=True)]
+    parts = [np.digitize(states[:, i], edges) for i, edges in enumerate(inner)]  # what lies beyond is in the outermost
+    expected = np.ravel_multi_index(parts, CELLS)
+    np.testing.assert_array_equal(jax.vmap(env.observe)(jnp.asarray(states)), expected)
+    assert len(np.unique(expected)) > 400
+
+
+def test_cells_change_what_is_seen_and_not_what_happens():
+    seen = cartpole(CELLS)
+    assert seen.mdp is None
+    states, actions = random_states(50)
+    for ours, theirs in ((seen.env.step, ENV.step), (lambda k, s, a: seen.reward(s, a), lambda k, s, a: 1 - s[4])):
+        both = (
+            jax.vmap(f, (None, 0, 0))(jax.random.key(0), jnp.asarray(states), jnp.asarray(actions))
+            for f in (ours, theirs)
+        )
+        np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("cells", [(3,), (3, 3, 8, 0), (1024, 1024, 2, 1)])
+def test_cells_that_are_not_four_counts_are_refused(cells):
+    with pytest.raises(ValueError, match="four counts"):
+        cartpole(cells)
+    with pytest.raises(OptionError, match="--cells is"):
+        configure(world="cartpole", cells=cells, policy="table").world.build()
+
+
+def test_tables_need_cells_and_exact_oracles_do_not_exist_with_them():
+    configure(world="cartpole", cells=CELLS, policy="table", reward="table", critic_model="table")
+    for options in ({"policy": "table"}, {"cells": CELLS, "critic": "exact"}, {"cells": CELLS, "gradients": "exact"}):
+        with pytest.raises(OptionError, match="finite world"):
+            configure(world="cartpole", **options)

@@ -189,7 +189,7 @@ def test_line_7_is_unbiased_from_independent_rollouts(x64):
     setting = setting_of(1)
     setting = setting._replace(hyper=setting.hyper._replace(sigma=1.0), proxy=proxy_solver()(1.0))
     gradients = setting.sampled(LINE_7_SIZES._replace(estimator="independent"))
-    direct, difference = repeat(lambda key: setting.line_7(key, gradients), 50)
+    direct, difference = repeat(lambda key: setting.line_7(key, gradients), 60)
     assert_unbiased(direct + difference, setting.exact_line_7())
 
 
@@ -360,11 +360,23 @@ def test_costs_are_the_transitions_and_queries_made(x64):
         assert gradients.difference_cost == Cost(rollouts_drawn * 8 * 20, 0, 0)
 
 
+def test_pairs_are_counted_apart_from_trajectories_where_asked(x64):
+    setting = setting_of(1)
+    gradients = setting.sampled(SampleSizes(7, 20, 3, num_pairs=5))
+    pairs = gradients.collect(jax.random.key(0), bind(setting.problem.policy, setting.policy))
+    assert pairs.comparison.first.obs.shape == (5, 3)
+    assert gradients.collect_cost == Cost(5 * 2 * 3, 5, 0)
+    assert gradients.labels(pairs) == 5
+    assert gradients.return_cost.transitions == gradients.difference_cost.transitions == 7 * 20
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         (SampleSizes(batch_size=2), "batch_size is 2; required: an even number, at least 4"),
         (SampleSizes(batch_size=7), "batch_size is 7; required: an even number"),
+        (SampleSizes(batch_size=1, num_pairs=4), "batch_size is 1; required: .* at least 2 with num_pairs"),
+        (SampleSizes(num_pairs=1), "num_pairs is 1; required: at least 2"),
         (SampleSizes(rollout_length=0), "rollout_length is 0; required: at least 1"),
         (SampleSizes(segment_length=0), "segment_length is 0; required: at least 1"),
         (SampleSizes(estimator="paired"), "estimator is 'paired'; required: one of independent, coupled, weighted"),

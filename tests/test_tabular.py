@@ -40,21 +40,25 @@ def valid():
 @pytest.mark.parametrize("probabilities", [[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [1.0]])
 def test_draws_have_the_probabilities_given(probabilities):
     cdf = jnp.cumsum(jnp.array(probabilities))
-    draws = jax.vmap(lambda key: invert_cdf(key, cdf))(jax.random.split(KEY, NUM_DRAWS))
+    draws = jax.vmap(lambda key: invert_cdf(jax.random.uniform(key), cdf))(jax.random.split(KEY, NUM_DRAWS))
     assert draws.dtype == jnp.int32
     assert frequencies_agree(draws, probabilities)
     assert not frequencies_agree(draws, np.roll(probabilities, 1)) or len(probabilities) == 1
 
 
 def test_a_cumulative_sum_below_one_yields_no_index_out_of_range():
-    draws = jax.vmap(lambda key: invert_cdf(key, jnp.array([0.2, 0.4])))(jax.random.split(KEY, 1000))
+    draws = jax.vmap(lambda key: invert_cdf(jax.random.uniform(key), jnp.array([0.2, 0.4])))(
+        jax.random.split(KEY, 1000)
+    )
     assert set(np.unique(draws)) == {0, 1}
 
 
 def test_equal_keys_couple_nearby_distributions():
     keys = jax.random.split(KEY, 2000)
     near, far = jnp.array([0.5, 1.0]), jnp.array([0.51, 1.0])
-    differ = jax.vmap(lambda key: invert_cdf(key, near) != invert_cdf(key, far))(keys)
+    differ = jax.vmap(
+        lambda key: invert_cdf(jax.random.uniform(key), near) != invert_cdf(jax.random.uniform(key), far)
+    )(keys)
     assert abs(np.mean(differ) - 0.01) < 4 * np.sqrt(0.01 / 2000)
 
 
@@ -67,6 +71,26 @@ def test_steps_and_first_states_follow_the_arrays(instances):
     for state in range(5):
         for action in range(3):
             assert frequencies_agree(step(keys, state, action), mdp.transition[state, action])
+
+
+def test_draws_over_reachable_states_are_those_over_all_states_bit_for_bit():
+    mdp = garnet(KEY, 6, 2, 3)
+    short, dense = tabular_env(mdp).inversion, jax.jit(lambda mdp, *x: tabular_env(mdp).inversion.step(*x))
+    uniforms = jnp.linspace(0, 1, 999, endpoint=False)
+    for state in range(6):
+        for action in range(2):
+            ours = jax.vmap(lambda u, s=state, a=action: short.step(u, s, a))(uniforms)
+            theirs = jax.vmap(lambda u, s=state, a=action: dense(mdp, u, s, a))(uniforms)
+            np.testing.assert_array_equal(ours, theirs)
+            assert set(np.unique(ours)) <= set(np.flatnonzero(mdp.transition[state, action]))
+
+
+def test_keys_draw_what_their_uniform_numbers_draw(instances):
+    env = tabular_env(jax.tree.map(lambda x: x[0], instances))
+    for key in jax.random.split(KEY, 20):
+        uniform = jax.random.uniform(key)
+        assert env.init(key) == env.inversion.init(uniform)
+        assert env.step(key, 2, 1) == env.inversion.step(uniform, 2, 1)
 
 
 def test_a_world_carries_its_sizes_its_reward_and_its_arrays(instances):
@@ -139,7 +163,7 @@ def test_double_precision_is_followed(x64):
     assert {str(array.dtype) for array in mdp} == {"float64"}
     cdf = jnp.linspace(0.001, 1, 1000)
     uniform = jax.random.uniform(KEY)
-    assert invert_cdf(KEY, cdf) == int(1000 * uniform)
+    assert invert_cdf(uniform, cdf) == int(1000 * uniform)
 
 
 def test_a_valid_mdp_is_returned_as_it_came():
