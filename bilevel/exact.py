@@ -68,7 +68,7 @@ def regularised_reward(problem: LowerLevel, policy: Array) -> Array:
 def state_values(problem: LowerLevel, policy: Array) -> Array:
     """V(s) = E_π[Σ_t γ^t (r − w log π/π_ref) | s_0 = s], [S], by a linear solve (theory: J's Bellman equation)."""
     reward = jnp.sum(policy * regularised_reward(problem, policy), axis=-1)
-    return jnp.linalg.solve(_resolvent(problem, policy), reward)
+    return solve_dominant(_resolvent(problem, policy), reward)
 
 
 def action_values(problem: LowerLevel, policy: Array) -> Array:
@@ -91,7 +91,7 @@ def regularised_return(problem: LowerLevel, policy: Array) -> Array:
 def occupancy(problem: LowerLevel, policy: Array) -> Array:
     """d(s) = (1 − γ) Σ_t γ^t P(s_t = s), [S]; sums to one."""
     start = (1 - problem.discount) * problem.initial
-    return jnp.linalg.solve(_resolvent(problem, policy).T, start)
+    return solve_dominant(_resolvent(problem, policy).T, start)
 
 
 def divergence(problem: LowerLevel, policy: Array) -> Array:
@@ -103,6 +103,29 @@ def divergence(problem: LowerLevel, policy: Array) -> Array:
 def _resolvent(problem: LowerLevel, policy: Array) -> Array:
     chain = jnp.einsum("sa,sat->st", policy, problem.transition)
     return jnp.eye(len(problem.initial), dtype=policy.dtype) - problem.discount * chain
+
+
+def solve_dominant(matrix: Array, right: Array) -> Array:
+    """x with matrix x = right, [S], for a matrix [S, S] that is diagonally dominant by rows or by columns, as I − γP is.
+
+    Elimination then needs no pivots. Not LAPACK's: on several CPU devices its batched calls wait for threads that wait
+    for them, and a program can stand still for ever.
+    """
+
+    def eliminate(matrix, right):
+        def body(k, rows):
+            row = rows[k] / rows[k, k]
+            return (rows - rows[:, k, None] * row).at[k].set(row)
+
+        rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+        return jax.lax.fori_loop(0, len(right), body, rows)[:, -1]
+
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x,
+        right,
+        solve=lambda _, b: eliminate(matrix, b),
+        transpose_solve=lambda _, b: eliminate(matrix.T, b),
+    )
 
 
 # The lower level's solution -------------------------------------------------------------------------------------------
@@ -142,7 +165,7 @@ def optimal_policy(problem: LowerLevel, tolerance: float | None = None, max_iter
     values = jnp.where(error <= tolerance, values, jnp.nan)
     # One Newton step on V = T V: it changes nothing at the solution, and carries the exact derivative in the reward.
     backup = _soft_backup(problem, values)
-    values = values + jnp.linalg.solve(_resolvent(frozen, _gibbs(frozen, values)), backup - values)
+    values = values + solve_dominant(_resolvent(frozen, _gibbs(frozen, values)), backup - values)
     return Solution(_gibbs(problem, values), error)
 
 

@@ -209,3 +209,27 @@ def test_instances_are_solved_in_one_vmap(x64):
 
     together = jax.vmap(solve)(mdps)
     close(together[2], solve(jax.tree.map(lambda x: x[2], mdps)), 1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 25, 60])
+def test_elimination_without_pivots_solves_what_lapack_solves(size, x64):
+    chain = jax.random.dirichlet(jax.random.key(size), jnp.full(size, 0.3), (size,))
+    matrix, right = jnp.eye(size) - 0.99 * chain, jax.random.normal(jax.random.key(0), (size,))
+    np.testing.assert_allclose(exact.solve_dominant(matrix, right), np.linalg.solve(matrix, right), rtol=1e-10)
+    np.testing.assert_allclose(exact.solve_dominant(matrix.T, right), np.linalg.solve(matrix.T, right), rtol=1e-10)
+
+    def through(solve):
+        return jax.grad(lambda m, b: jnp.sum(jnp.sin(solve(m, b))), (0, 1))(matrix, right)
+
+    for ours, theirs in zip(through(exact.solve_dominant), through(jnp.linalg.solve), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_no_oracle_calls_lapack_where_devices_share_threads():
+    # Its batched calls wait for threads of the pool that runs them: on several CPU devices that can be for ever.
+    mdp = garnet(jax.random.key(0), 4, 2)
+    lower = exact.lower_level(mdp, mdp.reward, jnp.full((4, 2), 0.5), 0.9, 0.5)
+    for oracle in (exact.state_values, exact.occupancy, exact.regularised_return, exact.divergence):
+        text = jax.jit(oracle).lower(lower, lower.reference).compile().as_text()
+        assert 'custom_call_target="lapack' not in text, oracle.__name__
+    assert 'custom_call_target="lapack' not in jax.jit(exact.optimal_policy).lower(lower).compile().as_text()
