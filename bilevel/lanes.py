@@ -4,12 +4,15 @@ A block is a vmap of fixed width a device, the blocks a `lax.map`: a lane's bits
 memory grows with the width, not with the number of lanes. The last block is padded with repeats of the first lane.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bilevel.run import Measure, RunState, Stopping, run, start
@@ -49,19 +52,51 @@ class Layout(NamedTuple):
         mesh = jax.sharding.Mesh(np.array(self.devices), ("lane",), axis_types=(AxisType.Auto,))
         return NamedSharding(mesh, PartitionSpec(None, "lane"))
 
+    @property
+    def flat_sharding(self) -> NamedSharding:
+        """Of arrays [num_lanes, ...], which do not depend on the layout: cut into as many equal parts as devices allow."""
+        parts = math.gcd(self.num_lanes, len(self.devices))
+        mesh = np.array(self.devices).reshape(parts, -1)
+        axes = (AxisType.Auto, AxisType.Auto)
+        return NamedSharding(jax.sharding.Mesh(mesh, ("lane", "copy"), axis_types=axes), PartitionSpec("lane"))
+
     def spread(self, lanes) -> Any:
-        """A pytree of host arrays [num_lanes, ...] as sharded arrays [blocks, lanes a block, ...]."""
+        """A pytree of host arrays [num_lanes, ...] as sharded arrays [blocks, lanes a block, ...].
+
+        In a run of several processes each has the host arrays, and keeps its own part of the sharded ones.
+        """
 
         def place(x):
             x = np.asarray(x)
             x = np.concatenate([x, np.repeat(x[:1], self.padding, axis=0)])
-            return jax.device_put(x.reshape(*self.block_shape, *x.shape[1:]), self.sharding)
+            x = x.reshape(*self.block_shape, *x.shape[1:])
+            return jax.make_array_from_callback(x.shape, self.sharding, lambda index: x[index])
 
         return jax.tree.map(place, lanes)
 
     def gather(self, blocks) -> Any:
-        """The inverse of `spread`: host arrays [num_lanes, ...], without padding."""
+        """The inverse of `spread`: host arrays [num_lanes, ...], without padding; called by every process."""
+        if jax.process_count() > 1:
+            blocks = multihost_utils.process_allgather(blocks, tiled=True)
         return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[: self.num_lanes], blocks)
+
+
+@partial(jax.jit, static_argnames="layout")
+def flatten(blocks, layout: Layout) -> Any:
+    """Device arrays [blocks, lanes a block, ...] as device arrays [num_lanes, ...], without padding."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: layout.num_lanes], blocks)
+    return jax.lax.with_sharding_constraint(flat, layout.flat_sharding)
+
+
+@partial(jax.jit, static_argnames="layout")
+def unflatten(lanes, layout: Layout) -> Any:
+    """The inverse of `flatten`; the padding repeats the first lane."""
+
+    def pad(x):
+        x = jnp.concatenate([x, jnp.repeat(x[:1], layout.padding, axis=0)])
+        return x.reshape(*layout.block_shape, *x.shape[1:])
+
+    return jax.lax.with_sharding_constraint(jax.tree.map(pad, lanes), layout.sharding)
 
 
 class Lanes(NamedTuple):

@@ -74,7 +74,7 @@ class TwoStageOptions(StepOptions):
     """Two-stage RLHF: the reward is fitted once on pairs of the reference policy."""
 
     num_batches: int = count(10)
-    """Batches of pairs (of batch-size / 2 each) collected from the reference policy at the start."""
+    """Batches of pairs (num-pairs each) collected from the reference policy at the start."""
     num_reward_steps: int = count(200)
     """Full-gradient steps of the reward on them."""
 

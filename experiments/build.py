@@ -110,8 +110,8 @@ def build_gradients(config: Config, world: World, problem: Problem, critic_model
         "exact": partial(exact_critic, problem, world.mdp, hyper),
     }[config.critic]()
     estimator = getattr(config, "estimator", "weighted")
-    samples = SampleSizes(config.batch_size, config.rollout_length, config.segment_length, estimator)
-    return sampled_gradients(problem, critic, samples, hyper, objective)
+    sizes = config.batch_size, config.rollout_length, config.segment_length, estimator, config.num_pairs or None
+    return sampled_gradients(problem, critic, SampleSizes(*sizes), hyper, objective)
 
 
 def build_measure(config: Config, world: World, problem: Problem, hyper: Hyper):

@@ -187,8 +187,9 @@ def _check_finite(config: Config) -> None:
             "critic": "exact",
             "gradients": "exact",
         }
+        allowed = "table" if getattr(config.world, "tables", False) else None
         for name, value in wanted.items():
-            if getattr(config, name) == value:
+            if getattr(config, name) == value != allowed:
                 raise OptionError(
                     f"--{_flag(name)} is {value}, which needs a finite world; {config.world_name} is not finite: "
                     f"choose another {_flag(name)}, or a world among {', '.join(others)}"

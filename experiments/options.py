@@ -134,7 +134,9 @@ class GradientOptions:
     gradients: Literal["sampled", "exact"] = "sampled"
     """Where J's and G's derivatives come from: samples, or (tiny finite worlds only) linear solves and enumeration."""
     batch_size: int = option(64, "an even number, at least 4", lambda x: x >= 4 and x % 2 == 0)
-    """B, trajectories a gradient; they make B/2 labelled pairs."""
+    """B, trajectories a gradient of J."""
+    num_pairs: int = option(0, "at least 2, or 0 for half of batch-size", lambda x: x == 0 or x >= 2)
+    """Labelled pairs a gradient of G; 0: batch-size / 2, as in the paper."""
     rollout_length: int = count(40)
     """T, steps of a rollout for a gradient of J; truncation biases it by gamma^T."""
     critic: Literal["td", "monte_carlo", "exact"] = "td"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import driver, worlds
+from experiments import groups, worlds
 from experiments.__main__ import main
 
 CASES = {
@@ -111,7 +111,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def banned(*arguments):
         raise AssertionError("this should have been refused before anything compiles")
 
-    monkeypatch.setattr(driver.Study, "compile", banned)
+    monkeypatch.setattr(groups.Study, "compile", banned)
 
     def run(arguments):
         before = sorted(tmp_path.rglob("*"))

@@ -237,7 +237,7 @@ def scans(jaxpr: Jaxpr) -> list:
 STUDIES = {"sampled": dict(), "exact": dict(gradients="exact")}
 
 
-def programs_of(make, num_lanes=6, chunk=7, width=2, stopping=NEVER):
+def programs_of(make, num_lanes=22, chunk=7, width=2, stopping=NEVER):
     """The programs and the specification of their inputs."""
     layout = Layout(num_lanes, width, DEVICE)
     ours = programs(make, 0, chunk, layout, stopping)
@@ -247,7 +247,7 @@ def programs_of(make, num_lanes=6, chunk=7, width=2, stopping=NEVER):
 
 @pytest.fixture(scope="module", params=STUDIES)
 def study(request):
-    """Programs of three blocks and seven steps, and the specification of their inputs."""
+    """Programs of eleven blocks and seven steps, and the specification of their inputs."""
     return programs_of(small(**STUDIES[request.param]), stopping=Stopping(0.1, 3))
 
 
@@ -255,10 +255,10 @@ def test_an_advance_is_one_scan_over_steps_inside_one_map_over_blocks(study):
     ours, inputs = study
     jaxpr = jax.make_jaxpr(ours.advance)(*inputs).jaxpr
     (over_blocks,) = scans(jaxpr)
-    assert over_blocks.params["length"] == 3
+    assert over_blocks.params["length"] == 11
     (over_steps,) = scans(over_blocks.params["jaxpr"].jaxpr)
     assert over_steps.params["length"] == 7
-    assert sum(e.primitive.name == "scan" and e.params["length"] in (3, 7) for e in equations(jaxpr)) == 2
+    assert sum(e.primitive.name == "scan" and e.params["length"] in (7, 11) for e in equations(jaxpr)) == 2
 
 
 def test_nothing_in_a_program_calls_the_host(study):

@@ -59,14 +59,22 @@ KEYS = jax.random.split(jax.random.key(4), 5)
 ALIVE = jnp.full(len(KEYS), NEVER_DIES)
 
 
-@partial(jax.jit, static_argnames=("num_steps", "stopping", "part"))
-def advance(
-    key, state, num_steps, first_step=0, last_step=None, stopping=NEVER, dies_at=NEVER_DIES, norms=None, part=""
-):
-    """One lane."""
-    algorithm = toy(dies_at, norms, part)
-    state = start(algorithm, key, measure) if state is None else state
-    return run(algorithm, key, state, num_steps, measure, first_step, last_step, stopping)
+@jax.jit
+def begin(key):
+    return start(toy(), key, measure)
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def compiled(key, state, num_steps, first_step, last_step, stopping, dies_at, norms):
+    return run(toy(dies_at, norms), key, state, num_steps, measure, first_step, last_step, stopping)
+
+
+def advance(key, state, num_steps, first_step=0, last_step=2**31 - 1, stopping=NEVER, dies_at=NEVER_DIES, norms=None):
+    """One lane, from its start where `state` is None; one program for each length."""
+    state = begin(key) if state is None else state
+    stopping = Stopping(jnp.float32(stopping.tolerance), jnp.int32(stopping.patience))
+    first_step, last_step, dies_at = (jnp.int32(x) for x in (first_step, last_step, dies_at))
+    return compiled(key, state, num_steps, first_step, last_step, stopping, dies_at, norms)
 
 
 @partial(jax.jit, static_argnames="part")
@@ -111,14 +119,14 @@ def unharmed():
 def test_a_run_in_chunks_is_the_whole_run_bit_for_bit(whole, cut):
     state, parts, done = None, [], 0
     for length in cut:
-        state, metrics = advance(KEY, state, length, jnp.int32(done))
+        state, metrics = advance(KEY, state, length, done)
         parts.append(metrics)
         done += length
     assert_same_bits((state, join(parts)), whole)
 
 
 def test_steps_at_and_after_the_last_one_change_nothing(whole):
-    state, metrics = advance(KEY, None, NUM_STEPS, last_step=jnp.int32(8))
+    state, metrics = advance(KEY, None, NUM_STEPS, last_step=8)
     shorter, first_metrics = advance(KEY, None, 8)
     assert_same_bits(state, shorter)
     assert_same_bits({name: x[:8] for name, x in metrics.items()}, first_metrics)
@@ -126,7 +134,7 @@ def test_steps_at_and_after_the_last_one_change_nothing(whole):
         np.testing.assert_array_equal(x[8:], 0 if name in COUNTS else x[7])
     assert (int(state.steps), int(state.status)) == (8, RUNNING)
     # The masked rest of a chunk may be run later, as the start of the next one.
-    resumed = advance(KEY, state, 4, jnp.int32(8))
+    resumed = advance(KEY, state, 4, 8)
     assert_same_bits(resumed[0], whole[0])
     assert_same_bits(resumed[1], {name: x[8:] for name, x in whole[1].items()})
 
@@ -148,7 +156,7 @@ def test_the_scan_is_a_python_loop_over_steps_with_keys_folded_from_their_number
 
 
 def test_before_the_first_step_nothing_is_known():
-    state = jax.jit(lambda: start(toy(), KEY, measure))()
+    state = begin(KEY)
     assert (int(state.status), int(state.steps), int(state.calm)) == (RUNNING, 0, 0)
     for name, x in state.metrics.items():
         assert x.shape == () and (np.isnan(x) if x.dtype == jnp.float32 else x == 0), name
@@ -181,22 +189,22 @@ def test_a_lane_that_stops_being_finite_is_frozen_there_and_its_neighbours_never
 
 
 def test_the_state_of_a_lane_that_died_is_the_one_before_its_last_step():
-    dead, _ = advance(KEY, None, NUM_STEPS, dies_at=jnp.int32(7))
+    dead, _ = advance(KEY, None, NUM_STEPS, dies_at=7)
     finite, _ = advance(KEY, None, 7)
     assert_same_bits(dead._replace(status=finite.status), finite)
 
 
 def test_a_lane_that_dies_in_its_first_step_keeps_its_start_and_costs_nothing():
-    before = jax.jit(lambda: start(toy(), KEY, measure))()
-    state, metrics = advance(KEY, None, NUM_STEPS, dies_at=jnp.int32(0))
+    before = begin(KEY)
+    state, metrics = advance(KEY, None, NUM_STEPS, dies_at=0)
     assert_same_bits(state, before._replace(status=jnp.int32(DIVERGED)))
     assert np.all(np.isnan(metrics["true_return"])) and np.all(np.isnan(metrics["gradient_norm"]))
     assert all(np.all(metrics[name] == 0) for name in COUNTS)
 
 
 def test_a_dead_lane_stays_dead_in_the_next_chunk():
-    dead, _ = advance(KEY, None, 4, dies_at=jnp.int32(2))
-    later, metrics = advance(KEY, dead, 8, jnp.int32(4))  # this step would have been finite
+    dead, _ = advance(KEY, None, 4, dies_at=2)
+    later, metrics = advance(KEY, dead, 8, 4)  # this step would have been finite
     assert_same_bits(later, dead)
     assert np.all(metrics["status"] == DIVERGED) and not np.any(metrics["transitions"])
 
@@ -230,7 +238,7 @@ def test_a_lane_has_converged_after_as_many_calm_steps_in_a_row_and_not_before(p
     np.testing.assert_array_equal(metrics["transitions"], [7] * steps + [0] * (NUM_STEPS - steps))
     np.testing.assert_array_equal(metrics["labels"], [5] * steps + [0] * (NUM_STEPS - steps))
     np.testing.assert_array_equal(metrics["true_return"][steps - 1 :], metrics["true_return"][steps - 1])
-    stopped, _ = advance(KEY, None, steps, norms=NORMS)
+    stopped, _ = advance(KEY, None, NUM_STEPS, last_step=steps, norms=NORMS)
     assert_same_bits(state.algorithm, stopped.algorithm)
 
 
@@ -238,7 +246,7 @@ def test_patience_goes_on_across_chunks():
     stopping, norms = Stopping(0.1, 3), NORMS
     whole, metrics = advance(KEY, None, NUM_STEPS, stopping=stopping, norms=norms)
     first, early = advance(KEY, None, 4, stopping=stopping, norms=norms)
-    second, late = advance(KEY, first, 8, jnp.int32(4), stopping=stopping, norms=norms)
+    second, late = advance(KEY, first, 8, 4, stopping=stopping, norms=norms)
     assert_same_bits((second, join([early, late])), (whole, metrics))
 
 

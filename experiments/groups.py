@@ -1,0 +1,197 @@
+"""The groups of seeds of a run: each advances chunk by chunk through one compiled program, with its own checkpoints."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from bilevel.checkpoint import Checkpoints, open_checkpoints
+from bilevel.lanes import Lanes, Layout, Programs, flatten, programs, unflatten
+from bilevel.run import COUNTS, RUNNING, RunState, Stopping
+from bilevel.types import Hyper, Learned
+from experiments import memory
+from experiments.build import Setup
+from experiments.config import Config, sweep
+from experiments.interruption import Requests
+from experiments.metrics import write_metrics
+from experiments.processes import agree, any_process, is_main
+from experiments.run_folder import group_name, read_json, write_json
+
+KEEP = 3  # checkpoints of each group
+
+
+class Group(NamedTuple):
+    """A range of seeds that runs together; more seeds later are another group."""
+
+    first_seed: int
+    num_seeds: int
+
+    @property
+    def name(self) -> str:
+        """Of its folders."""
+        return group_name(self.first_seed, self.num_seeds)
+
+
+def chunk_length(config: Config, done: int) -> int:
+    """Outer steps a call; with `all`, those that are left."""
+    return max(config.steps - done, 1) if config.chunk == "all" else min(int(config.chunk), config.steps)
+
+
+def groups_of(folder: Path, num_seeds: int) -> list[Group]:
+    """The groups that the folder holds already, and one for the seeds that are new."""
+    found = sorted(path.name for path in (folder / "checkpoints").glob("*-*"))
+    ranges = [tuple(int(end) for end in name.split("-")) for name in found]
+    groups = [Group(first, last - first + 1) for first, last in ranges]
+    covered = max((last + 1 for _, last in ranges), default=0)
+    return groups + ([Group(covered, num_seeds - covered)] if covered < num_seeds else [])
+
+
+def run_groups(
+    folder: Path, config: Config, setup: Setup, devices, requests: Requests, say
+) -> tuple[Learned, list[str]]:
+    """Runs every group to the last step; what was learned, [hyper, seed, …], and notes.
+
+    Raises:
+        Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
+    """
+    groups = [Group(*group) for group in agree(lambda: groups_of(folder, config.seeds))]
+    learned, notes = [], []
+    # None: shown where somebody watches.
+    hidden = None if is_main() else True
+    with tqdm(total=config.steps * len(groups), unit="step", disable=hidden, dynamic_ncols=True) as bar:
+        for group in groups:
+            study = Study(config, setup, group, devices)
+            with open_checkpoints(folder / "checkpoints" / group.name, KEEP) as checkpoints:
+                state, more = study.run(folder, checkpoints, requests, bar, say)
+            notes += more
+            learned.append(study.learned(state))
+    join = partial(jax.tree.map, lambda *parts: np.concatenate(parts, axis=1))
+    return join(*learned), notes
+
+
+class Study:
+    """One group of seeds with its programs, which compile when they are first needed."""
+
+    def __init__(self, config: Config, setup: Setup, group: Group, devices):
+        _, points = sweep(config)
+        dtype = jnp.result_type(float)
+        hyper = Hyper(*(np.repeat(np.array([p[n] for p in points], dtype), group.num_seeds) for n in Hyper._fields))
+        seeds = np.tile(np.arange(group.num_seeds, dtype=np.uint32) + group.first_seed, len(points))
+        self.config, self.setup, self.group, self.num_points = config, setup, group, len(points)
+        self.layout = Layout(len(seeds), config.width, devices)
+        self.lanes = self.layout.spread(Lanes(seeds, hyper))
+        self.seconds = {"compile_seconds": 0.0, "run_seconds": 0.0}
+
+    def programs(self, chunk: int) -> Programs:
+        """The programs for chunks of that length."""
+        stopping = Stopping(self.config.gradient_tolerance, self.config.patience)
+        return programs(self.setup.make, self.config.seed, chunk, self.layout, stopping)
+
+    def state_spec(self) -> RunState:
+        """Shapes, types and shardings of the state, [blocks, lanes a block, …]."""
+        spec = jax.eval_shape(self.programs(1).init, self.lanes)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.sharding), spec)
+
+    def run(
+        self, folder: Path, checkpoints: Checkpoints, requests: Requests, bar: tqdm, say
+    ) -> tuple[RunState, list[str]]:
+        """Advances the group to the last step, from its newest whole checkpoint."""
+        step, state, notes = self.restore(checkpoints)
+        for note in notes:
+            say(f"note: {note}")
+        bar.update(step)
+        last_step, done = self.config.steps, step
+        if step == last_step:
+            return state, notes
+        bar.set_postfix_str("compiling")
+        begin = time.perf_counter()
+        advance, _ = self.compile(chunk_length(self.config, step))
+        state = jax.block_until_ready(self.programs(1).init(self.lanes)) if state is None else state
+        self.seconds["compile_seconds"] += time.perf_counter() - begin
+        say(f"keeps the newest {KEEP} checkpoints of each group of seeds, about {KEEP * _size(state) / 1e6:.1f} MB")
+        begin = time.perf_counter()
+        while step < last_step:
+            if any_process(bool(requests)):
+                checkpoints.wait()
+                requests.end(step, last_step)
+            state, metrics = advance(self.lanes, state, jnp.int32(step), jnp.int32(last_step))
+            metrics = self.layout.gather(metrics)
+            first, step = step, min(step + chunk_length(self.config, done), last_step)
+            metrics = {name: x[:, : step - first] for name, x in metrics.items()}
+            alive = int(np.sum(metrics["status"][:, -1] == RUNNING))
+            if alive == 0:
+                metrics, step = _rest(metrics, last_step - first), last_step
+            if is_main():
+                write_metrics(folder, self.group.name, first, metrics)
+            # Lanes in their order, without padding: a checkpoint does not depend on the layout.
+            checkpoints.save(step, self.flat(state))
+            bar.set_postfix(alive=f"{alive}/{self.layout.num_lanes}", refresh=False)
+            bar.update(step - first)
+        jax.block_until_ready(state)
+        self.seconds["run_seconds"] += time.perf_counter() - begin
+        if is_main():
+            _add_seconds(folder, self.seconds)
+        return state, notes
+
+    def restore(self, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
+        """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones."""
+        if not checkpoints.steps():
+            return 0, None, []
+        lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if jax.process_count() > 1 else None
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((lanes, *x.shape[2:]), x.dtype, sharding=sharding), self.state_spec()
+        )
+        step, flat, notes = checkpoints.restore(template)
+        blocks = unflatten(flat, self.layout) if jax.process_count() > 1 else self.layout.spread(flat)
+        return step, blocks, notes
+
+    def flat(self, state: RunState) -> RunState:
+        """The state [num_lanes, …] as a checkpoint takes it: on one device, or spread where there are several processes."""
+        if jax.process_count() > 1:
+            return flatten(state, self.layout)
+        # Not spread: a checkpoint's digest would be a collective of devices that share their threads with copies to the
+        # disk, and on a CPU one of them may then wait for ever.
+        return jax.tree.map(jnp.asarray, self.layout.gather(state))
+
+    def compile(self, chunk: int) -> tuple[jax.stages.Compiled, memory.Need]:
+        """The compiled advance, and the memory that it needs.
+
+        Raises:
+            OptionError: it needs more memory than there is.
+        """
+        state, step = self.state_spec(), jax.ShapeDtypeStruct((), jnp.int32)
+        advance = self.programs(chunk).advance.lower(self.lanes, state, step, step).compile()
+        parts = len(self.layout.devices)
+        wanted = memory.need(advance, int(np.prod(self.layout.block_shape)) // parts, _size(state) // parts)
+        memory.refuse_too_much(wanted, self.layout.devices, self.num_points, self.config.width)
+        return advance, wanted
+
+    def learned(self, state: RunState) -> Learned:
+        """Host arrays [hyper, seed, …]."""
+        algorithm, _ = self.setup.make(Hyper())
+        flat = self.layout.gather(jax.jit(jax.vmap(jax.vmap(algorithm.params)))(state.algorithm))
+        shape = (self.num_points, self.group.num_seeds)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+
+
+def _size(tree) -> int:
+    """Bytes of arrays, or of their shapes."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _rest(metrics: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
+    """Metrics of `num_steps` steps in which no lane moves: the last column again, at no cost."""
+    ours = next(iter(metrics.values())).shape[1]
+    still = {name: np.repeat(x[:, -1:], num_steps - ours, axis=1) for name, x in metrics.items()}
+    still |= {name: np.zeros_like(still[name]) for name in COUNTS}
+    return {name: np.concatenate([x, still[name]], axis=1) for name, x in metrics.items()}
+
+
+def _add_seconds(folder: Path, seconds: dict[str, float]) -> None:
+    before = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    write_json(folder, "timing.json", {name: before.get(name, 0.0) + value for name, value in seconds.items()})

@@ -1,0 +1,102 @@
+"""SIGTERM and Ctrl-C end a run in good order: the chunk ends, its checkpoint is written, the same call goes on."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from experiments import configure, driver, groups, load_run, train
+from experiments.__main__ import main
+from experiments.interruption import Stopped, requests_to_stop
+
+TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
+TINY += ["--reward", "table", "--segment-length", "2", "--num-policy-steps", "1", "--width", "2", "--seeds", "2"]
+TINY += ["--steps", "6", "--chunk", "2"]
+
+
+def tiny():
+    tables = {"policy": "table", "reward": "table", "gradients": "exact"}
+    return configure(
+        "garnet", "alternating", **tables, segment_length=2, num_policy_steps=1, width=2, seeds=2, steps=6, chunk="2"
+    )
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """A function of (signal, how many times, step): sends it when the chunk that starts at that step is written."""
+
+    honest = groups.write_metrics
+
+    def plan(number, times=1, at=2):
+        def write(folder, group, first, arrays):
+            honest(folder, group, first, arrays)
+            for _ in range(times if first == at else 0):
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(groups, "write_metrics", write)
+
+    monkeypatch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
+    return plan
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
+        return load_run(train(tiny(), tmp_path_factory.mktemp("whole") / "run"))
+
+
+def assert_same_run(ours, theirs):
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name].values, theirs[name].values, err_msg=name)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_lets_the_chunk_end_and_its_checkpoint_be_written(tmp_path, whole, signalled, number, error):
+    before = signal.getsignal(number)
+    signalled(number)
+    with pytest.raises(error):
+        train(tiny(), tmp_path / "run")
+    assert signal.getsignal(number) is before
+    assert load_run(tmp_path / "run").sizes["step"] == 4
+    checkpoints = [path.name for path in (tmp_path / "run/checkpoints/000000-000001").iterdir()]
+    assert sorted(checkpoints) == ["2", "4"]
+    signalled(number, times=0)
+    assert_same_run(load_run(train(tiny(), tmp_path / "run")), whole)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(tmp_path, whole, signalled):
+    signalled(signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints/000000-000001/4").exists()
+    signalled(signal.SIGINT, times=0)
+    assert_same_run(load_run(train(tiny(), tmp_path / "run")), whole)
+
+
+def test_the_command_ends_with_0_on_sigterm_and_says_how_to_resume(tmp_path, signalled, capsys):
+    signalled(signal.SIGTERM)
+    assert main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "stopped after step 4 of 6, as asked; the same command goes on from there" in said.out + said.err
+
+
+def test_the_command_ends_with_130_on_ctrl_c(tmp_path, signalled, capsys):
+    signalled(signal.SIGINT)
+    assert main(["train", *TINY, "--out", str(tmp_path / "run")]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_thread_that_cannot_listen_to_signals_runs_without():
+    found = []
+
+    def listen():
+        with requests_to_stop() as requests:
+            found.append(bool(requests))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [False]

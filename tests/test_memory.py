@@ -1,0 +1,68 @@
+"""What a run needs is known before it is launched, and refused where there is less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import configure, groups, memory
+from experiments.build import build
+from experiments.memory import Need
+from experiments.options import OptionError
+
+GIGA = 10**9
+
+
+def study(**options):
+    tables = {"policy": "table", "reward": "table", "gradients": "exact"}
+    config = configure("garnet", "alternating", **tables, segment_length=2, steps=4, chunk="2", **options)
+    return groups.Study(config, build(config), groups.Group(0, config.seeds), tuple(jax.devices()[:1]))
+
+
+def need_of(ours):
+    return ours.compile(2)[1]
+
+
+def test_what_a_run_needs_grows_by_the_lane():
+    few, many = need_of(study(seeds=4, width=4)), need_of(study(seeds=64, width=4))
+    assert (few.num_lanes, many.num_lanes) == (4, 64)
+    state = groups._size(study(seeds=64, width=4).state_spec())
+    assert many.total > 3 * state  # before, after, and on the way to the disk
+    assert many.per_lane == pytest.approx(few.per_lane, rel=0.1)
+    assert many.fixed < 2 * few.fixed + 10_000
+
+
+def test_as_many_lanes_fit_as_the_bytes_allow():
+    need = Need(fixed=GIGA, per_lane=1e6, num_lanes=500)
+    assert need.total == 1.5 * GIGA
+    assert need.fitting(3 * GIGA) == 2000
+    assert need.fitting(GIGA // 2) == 0
+
+
+def test_more_than_there_is_is_refused_with_the_seeds_that_would_fit(monkeypatch):
+    ours = study(seeds=64, width=4)
+    wanted = need_of(ours)
+    room = wanted.fixed + 40.5 * wanted.per_lane
+    monkeypatch.setattr(memory, "available", lambda device: room)
+    with pytest.raises(OptionError, match=r"this run needs about .* on each of 1 devices") as refusal:
+        ours.compile(2)
+    seeds = int(str(refusal.value).partition("--seeds ")[2].split()[0])
+    assert seeds == 40
+    study(seeds=seeds, width=4).compile(2)
+    monkeypatch.setattr(memory, "available", lambda device: 1)
+    with pytest.raises(OptionError, match="ask for a smaller --width than 4"):
+        ours.compile(2)
+
+
+def test_the_memory_of_this_machine_is_known_and_shared_by_its_devices():
+    each = memory.available(jax.devices()[0])
+    assert 0 < each < float("inf")
+    assert each * jax.local_device_count() < 2**50
+
+
+def test_prediction_is_close_to_what_arrays_take():
+    state, lanes = jnp.zeros((8, 1000)), 8
+    compiled = jax.jit(lambda x: x + 1).lower(state).compile()
+    need = memory.need(compiled, lanes, state.nbytes)
+    assert need.per_lane * lanes == pytest.approx(3 * state.nbytes, rel=0.01)
+    assert np.isfinite(need.total)
