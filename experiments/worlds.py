@@ -1,7 +1,8 @@
 """The worlds that the command line knows: a dataclass of options each, whose `build()` is the `World`.
 
-Class variables say the rest: `finite` (tables and exact oracles exist), `one_step` (a bandit), `defaults` (of options of
-the other parts). A method `grid()` gives the [rows, cols] state indices that a report draws as a map.
+Class variables say the rest: `finite` (tables and exact oracles exist), `tables` (tables alone), `one_step` (a bandit),
+`defaults` (of options of the other parts). A method `grid()` gives the [rows, cols] state indices that a report draws as
+a map.
 """
 
 import dataclasses
@@ -119,11 +120,22 @@ class FileOptions:
 class CartPoleOptions:
     """CartPole-v1, with a visible absorbing state after the fall."""
 
+    cells: tuple[int, ...] = option((), "four counts of at least 1, or none", lambda x: x >= 1)
+    """Cells for position, velocity, angle and angular velocity, such as 3 3 8 6: the observation is the cell, and models
+    may be tables; none: a continuous observation."""
     defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {"segment_length": 50}
+
+    @property
+    def tables(self) -> bool:
+        """Whether observations are indices; exact oracles do not exist either way."""
+        return bool(self.cells)
 
     def build(self) -> World:
         """The world."""
-        return cartpole()
+        try:
+            return cartpole(self.cells)
+        except ValueError as error:
+            raise OptionError(f"--{error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

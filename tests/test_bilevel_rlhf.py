@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ladder
-from experiments.ladder import RUNGS, SIGMAS, Sizes
+from experiments.studies import ladder
+from experiments.studies.ladder import RUNGS, SIGMAS, Sizes
 
 SMALL = Sizes(num_seeds=4, num_steps=120, batch_size=32, num_policy_steps=10, ascent_steps=600)
 

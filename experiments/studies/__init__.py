@@ -1,0 +1,9 @@
+"""Studies: one file each, with `main(out, say)`, which computes, writes NAME.json and NAME.png, and says a table."""
+
+STUDIES = {
+    "bandit": "policy gradient on a bandit, to the Gibbs policy",
+    "cartpole": "CartPole from at most 500 labels, by three methods",
+    "critic": "Algorithm 2's error against its counts and its model",
+    "ladder": "Algorithm 1 from exact to learned gradients",
+    "variance": "line 7's three estimators against sigma",
+}
