@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import re
@@ -13,8 +14,9 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
 
   train                 run an algorithm on a world, many seeds in one program; the same command resumes it
   report RUN            write the figures, summary and report of a run folder anew, and print its table
-  study NAME            run a study and write its figure: ladder (Algorithm 1 from exact to learned gradients) or
-                        variance (line 7's three estimators against sigma)
+  bench                 measure fixed workloads at 1 to 1,024 seeds, beside a driver in Python; a table and a figure
+  bench --plan …        predict memory and time of a run before it is launched; takes the options of train
+  study NAME            run a study and write its figure; bilevel study --help lists them
 
 bilevel train --help                                    every option of the default world and algorithm
 bilevel train --world bandit --algorithm alternating --help     … and of others
@@ -30,17 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_jax()
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
     from bilevel.checkpoint import CheckpointError
+    from experiments.interruption import Stopped
     from experiments.options import OptionError, choose
+    from experiments.processes import RefusedByMain
     from experiments.run_folder import RunFolderError
 
+    commands = {"train": train_command, "report": report_command, "bench": bench_command, "study": study_command}
     try:
-        command = choose(
-            "command", arguments[0], {"train": train_command, "report": report_command, "study": study_command}
-        )
-        return command(arguments[1:])
+        return choose("command", arguments[0], commands)(arguments[1:])
+    except RefusedByMain:  # process 0 says it
+        return 2
     except (OptionError, RunFolderError, CheckpointError) as error:
         print("bilevel: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        _say(f"bilevel: {stopped}")
+        return 0
     except KeyboardInterrupt:
         print("\nbilevel: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
@@ -53,7 +60,9 @@ def set_up_jax() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # called from a program that uses JAX already: its devices stay
-            jax.config.update("jax_num_cpu_devices", cores)  # one a core: faster than one device with many threads
+            # One a core: faster than one device with many threads. Two on a single core, since programs that are
+            # partitioned are simplified otherwise than programs for one device, and bits should not depend on cores.
+            jax.config.update("jax_num_cpu_devices", max(cores, 2))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -67,10 +76,12 @@ def set_up_jax() -> None:
 def train_command(arguments: list[str]) -> int:
     """`bilevel train`."""
     from experiments.driver import train
+    from experiments.processes import joined
 
-    config, output = parse_train(arguments)
+    config, output, processes = parse_train(arguments)
     command = "bilevel train " + " ".join(arguments)
-    train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
+    with joined(processes):
+        train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
     return 0
 
 
@@ -85,7 +96,7 @@ class OutputOptions:
 
 
 def parse_train(arguments: list[str]):
-    """(config, output) of the arguments of `train`; help prints and exits with 0.
+    """(config, output, processes) of the arguments of `train`; help prints and exits with 0.
 
     Raises:
         OptionError: with one line.
@@ -94,6 +105,7 @@ def parse_train(arguments: list[str]):
 
     from experiments.algorithms import ALGORITHMS
     from experiments.config import PARTS, Config, check, default_config, part_types
+    from experiments.processes import ProcessOptions
     from experiments.worlds import WORLDS
 
     world, rest = _take("world", arguments, "gridworld")
@@ -101,7 +113,8 @@ def parse_train(arguments: list[str]):
     kinds = part_types(world, algorithm)
     default = default_config(world, algorithm)
     fields = [(name, Annotated[kinds[name], tyro.conf.arg(name="")], getattr(default, name)) for name in PARTS]
-    fields.append(("output", Annotated[OutputOptions, tyro.conf.arg(name="")], OutputOptions()))
+    others = {"output": OutputOptions, "processes": ProcessOptions}
+    fields += [(name, Annotated[kind, tyro.conf.arg(name="")], kind()) for name, kind in others.items()]
     everything = dataclasses.make_dataclass("Train", fields, frozen=True)
     everything.__doc__ = (
         f"Run {algorithm} on {world}, or resume it. --world WORLD and --algorithm ALGORITHM choose others; "
@@ -109,7 +122,7 @@ def parse_train(arguments: list[str]):
     )
     parsed = _parse(everything, rest, "bilevel train")
     config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
-    return check(config), parsed.output
+    return check(config), parsed.output, parsed.processes
 
 
 def _take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
@@ -170,22 +183,81 @@ def report_command(arguments: list[str]) -> int:
     return 0
 
 
+# bench ----------------------------------------------------------------------------------------------------------------
+
+BENCH_HELP = """usage: bilevel bench [--out FOLDER]
+       bilevel bench --plan [--target {cpu,cuda,tpu}] [--target-devices N] [OPTIONS OF train]
+
+Measure fixed workloads, some ten minutes; write bench.json and bench.png to FOLDER, by default runs/bench.
+With --plan, predict what a run would take: memory a device and time, as in
+bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartpole
+"""
+
+
+def bench_command(arguments: list[str]) -> int:
+    """`bilevel bench`."""
+    import jax
+
+    from experiments import bench, plan
+    from experiments.options import OptionError, choose
+
+    if {"-h", "--help"} & set(arguments):
+        print(BENCH_HELP)
+        return 0
+    if "--plan" not in arguments:
+        out, rest = _take("out", arguments, "runs/bench")
+        if rest:
+            raise OptionError(
+                f"bench got {' '.join(rest)}; required: --out FOLDER alone, or --plan with train's options"
+            )
+        with _without_cache():
+            bench.main(Path(out), _say)
+        return 0
+    target, rest = _take("target", [x for x in arguments if x != "--plan"], "cpu")
+    choose("--target", target, plan.TARGETS)
+    number, rest = _take("target-devices", rest, "")
+    if number and not (number.isdigit() and int(number)):
+        raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
+    config, _, _ = parse_train(rest)
+    count = int(number) if number else config.devices or jax.device_count()
+    with _without_cache():
+        made = plan.plan(config, target, count)
+    _say(plan.describe(config, target, count, made))
+    return 0
+
+
+@contextlib.contextmanager
+def _without_cache():
+    """Compiles anew: compile times are among what is measured."""
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
 # study ----------------------------------------------------------------------------------------------------------------
 
 
 def study_command(arguments: list[str]) -> int:
     """`bilevel study`."""
-    from experiments import ladder, variance
     from experiments.options import OptionError, choose
+    from experiments.studies import STUDIES
 
     out, rest = _take("out", arguments, "")
     if {"-h", "--help"} & set(rest):
-        print("usage: bilevel study {ladder,variance} [--out FOLDER]\n\nA few minutes; writes NAME.png and NAME.json.")
+        print(
+            "usage: bilevel study NAME [--out FOLDER]\n\nWrites NAME.png and NAME.json to FOLDER, by default runs/NAME.\n"
+        )
+        print("\n".join(f"  {name:20s}{about}" for name, about in STUDIES.items()))
         return 0
     if len(rest) != 1:
         raise OptionError(f"study got {rest}; required: one name, as in bilevel study ladder")
-    run = choose("study", rest[0], {"ladder": ladder.main, "variance": variance.main})
-    run(Path(out or f"runs/{rest[0]}"), _say)
+    choose("study", rest[0], STUDIES)
+    importlib.import_module(f"experiments.studies.{rest[0]}").main(Path(out or f"runs/{rest[0]}"), _say)
     return 0
 
 
