@@ -49,10 +49,18 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
     except Exception as error:
         why = _one_line(error)
         raise CheckpointError(f"{path} cannot hold checkpoints: {why}; choose a writable directory") from error
+    orbax_log = logging.getLogger("absl")
+    orbax_log.addFilter(_is_news)
     try:
         yield checkpoints
     finally:
         checkpoints._close()
+        orbax_log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nothing else says what a line of the log says; what orbax's threads raise, its next call raises too."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 class Checkpoints:

@@ -22,7 +22,6 @@ from experiments.config import Config
 from experiments.options import OptionError
 from experiments.worlds import load_arrays
 
-EVALUATION_ROLLOUTS = 32
 FIT_STEPS, FIT_STEP_SIZE = 500, 0.01  # of the reference's supervised fit
 
 
@@ -119,7 +118,7 @@ def build_measure(config: Config, world: World, problem: Problem, hyper: Hyper):
     if world.mdp is not None:
         return exact_measure(problem, world.mdp, hyper)
     length = max(config.rollout_length, world.env.horizon or 0)
-    return sampled_measure(problem, world, hyper, EVALUATION_ROLLOUTS, length)
+    return sampled_measure(problem, world, hyper, config.evaluation_rollouts, length)
 
 
 # The reference policy -------------------------------------------------------------------------------------------------

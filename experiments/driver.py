@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
@@ -25,6 +24,7 @@ from experiments.run_folder import (
     open_run,
     read_json,
     run_name,
+    write_arrays,
     write_json,
 )
 from experiments.summary import format_table, summarise
@@ -89,6 +89,14 @@ def choose_devices(config: Config) -> tuple[jax.Device, ...]:
         )
     if config.devices > len(devices):
         raise OptionError(f"--devices is {config.devices}; this machine has {len(devices)}; ask for at most that many")
+    if getattr(config.world, "lapack", False) and devices[0].platform == "cpu" and jax.local_device_count() > 1:
+        # LAPACK's batched calls wait for threads that the other devices of the process may hold for ever.
+        if config.devices > 1 or jax.process_count() > 1:
+            raise OptionError(
+                f"--world {config.world_name} can stand still on several CPU devices of one process; required: one, by "
+                "--devices 1, or by JAX_NUM_CPU_DEVICES=1 in each process"
+            )
+        return tuple(devices[:1])
     return tuple(devices[: config.devices or None])
 
 
@@ -155,7 +163,7 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
         arrays |= {n: arrays[n].reshape(*shape, *arrays[n].shape[1:]) for n in ("learned_reward", "policy")}
         if hasattr(config.world, "grid"):
             arrays["grid"] = config.world.grid()
-        np.savez(folder / "tables.npz", **arrays)
+        write_arrays(folder, "tables.npz", arrays)
         _, points = sweep(config)
         write_json(folder, "baselines.json", baselines(setup, points))
     write_json(folder, "notes.json", {"notes": notes, "command": command})

@@ -4,7 +4,6 @@ Within a group lanes are ordered hyperparameters first: lane = hyper · seeds of
 """
 
 import hashlib
-import io
 import math
 import os
 import warnings
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.run_folder import RunFolderError, canonical_json, read_json, write_atomically
+from experiments.run_folder import RunFolderError, canonical_json, read_json, write_arrays
 
 if TYPE_CHECKING:
     import xarray
@@ -37,9 +36,7 @@ def write_metrics(folder: Path, group: str, first_step: int, arrays: dict[str, n
     if len(shapes) != 1 or len(min(shapes)) != 2:
         raise RunFolderError(f"metrics of shapes {shapes} were given; one shape [lanes, steps] is required: stack them")
     directory = folder / "metrics" / group
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **{DIGEST: _digest(arrays)})
-    write_atomically(directory / f"{first_step:08d}.npz", buffer.getvalue())
+    write_arrays(directory, f"{first_step:08d}.npz", arrays | {DIGEST: _digest(arrays)})
     for later in _chunks(directory):
         if _first_step(later) > first_step:
             later.unlink()

@@ -74,6 +74,8 @@ class RunOptions:
     """A seed has converged, and is frozen, once the norm of its upper gradient stays below this; 0: never."""
     patience: int = count(5)
     """Steps in a row below the tolerance that count as converged."""
+    evaluation_rollouts: int = count(8)
+    """Rollouts that measure the true return after each outer step, where no exact oracle does."""
 
 
 @dataclasses.dataclass(frozen=True)

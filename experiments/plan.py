@@ -11,6 +11,7 @@ from experiments import memory
 from experiments.bench import fastest, step_flops
 from experiments.build import build
 from experiments.config import Config, sweep
+from experiments.driver import choose_devices
 from experiments.groups import Group, Study, chunk_length
 from experiments.options import OptionError
 
@@ -46,7 +47,7 @@ def plan(config: Config, target: str, num_devices: int) -> Plan:
     temporaries. Raises OptionError if the program cannot be lowered for the target.
     """
     _, points = sweep(config)
-    lanes, devices = len(points) * config.seeds, tuple(jax.devices()[: config.devices or None])
+    lanes, devices = len(points) * config.seeds, choose_devices(config)
     some = max(min(config.seeds, config.width * len(devices) // len(points)), 1)
     study = Study(config, build(config), Group(0, some), devices)
     chunk = min(chunk_length(config, 0), 10)

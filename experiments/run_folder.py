@@ -12,6 +12,7 @@ hyperparameters first: lane = hyper · seeds of the group + seed.
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
@@ -110,6 +112,13 @@ def _refusing(what: str) -> Iterator[None]:
 def write_json(folder: Path, name: str, value: Any) -> None:
     """Writes `<folder>/<name>`, complete or not at all."""
     write_atomically(folder / name, (json.dumps(_as_json(value), indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes `<folder>/<name>`, as numpy.savez does, complete or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(folder / name, buffer.getvalue())
 
 
 def read_json(folder: Path, name: str) -> Any:

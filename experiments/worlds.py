@@ -1,8 +1,8 @@
 """The worlds that the command line knows: a dataclass of options each, whose `build()` is the `World`.
 
 Class variables say the rest: `finite` (tables and exact oracles exist), `tables` (tables alone), `one_step` (a bandit),
-`defaults` (of options of the other parts). A method `grid()` gives the [rows, cols] state indices that a report draws as
-a map.
+`lapack` (its steps call LAPACK), `defaults` (of options of the other parts). A method `grid()` gives the [rows, cols]
+state indices that a report draws as a map.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 
 from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
+from envs.brax import brax_world
 from envs.cartpole import cartpole
 from envs.gridworld import MAPS, grid_index, gridworld
 from envs.gymnax import gymnax_world
@@ -165,6 +166,28 @@ class GymnaxOptions:
             raise OptionError(f"--environment {self.environment}: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class BraxOptions:
+    """Locomotion: a body of brax on MJX, to be moved by motors."""
+
+    body: str = "hopper"
+    """brax's name of the body, such as humanoid, hopper, halfcheetah, reacher or inverted_pendulum."""
+    lapack: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, Any]] = GAUSSIAN | {
+        "discount": (0.97,),
+        "segment_length": 50,
+        "rationality": (0.1,),  # a step pays up to ten
+        "reward_bound": 10.0,
+    }
+
+    def build(self) -> World:
+        """The world."""
+        try:
+            return brax_world(self.body)
+        except (ImportError, ValueError) as error:
+            raise OptionError(f"--body {self.body}: {error}") from error
+
+
 WORLDS = {
     "gridworld": GridOptions,
     "garnet": GarnetOptions,
@@ -173,6 +196,7 @@ WORLDS = {
     "cartpole": CartPoleOptions,
     "lqr": RegulatorOptions,
     "gymnax": GymnaxOptions,
+    "brax": BraxOptions,
 }
 
 
@@ -188,4 +212,12 @@ def load_arrays(option: str, path: str, names) -> dict[str, np.ndarray]:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise OptionError(f"--{option} {path} lacks {', '.join(missing)}; required: {required}")
+    precision = jax.numpy.result_type(float)
+    for name, array in arrays.items():
+        largest = np.max(np.abs(array), initial=0, where=np.isfinite(array)) if array.dtype.kind == "f" else 0
+        if largest > np.finfo(precision).max:
+            raise OptionError(
+                f"--{option} {path}: {name} holds {largest:g}, which is infinite in {precision}; required: finite numbers; "
+                "scale them, or add --precision float64"
+            )
     return arrays

@@ -66,7 +66,7 @@ def test_each_foreign_package_lives_in_one_place():
     assert importers("distrax") == {"bilevel.models"}
     assert importers("orbax") == {"bilevel.checkpoint"}
     assert importers("gymnax") == {"envs.gymnax"}
-    assert importers("brax") == set()
+    assert importers("brax") == {"envs.brax"}
 
 
 def test_no_module_sets_the_precision_or_configures_jax_but_the_command_line():

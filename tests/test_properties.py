@@ -219,7 +219,6 @@ def test_an_odd_probability_is_always_refused(odd, initial, transition, state, d
         check_mdp(MDP(initial, transition, np.zeros((S, A))))
 
 
-@pytest.mark.xfail(strict=True, reason="a file's arrays are checked in float64 and overflow in the run's float32")
 @fixed(max_examples=20)
 @given(st.floats(1e39, 1e308), st.sampled_from([1, -1]))
 def test_a_file_of_rewards_that_overflow_in_the_runs_precision_is_refused(tmp_path_factory, size, sign):

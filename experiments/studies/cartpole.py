@@ -50,8 +50,8 @@ COMMON = {
     "discount": 0.998,
     "critic": "monte_carlo",
     "policy_optimizer": "adam",
+    "evaluation_rollouts": 32,
     "width": 16,
-    "devices": 1,
 }
 TABLES = {"cells": (3, 3, 8, 6), "reward": "table", "policy": "table", "critic_model": "table", "policy_step_size": 0.1}
 NETWORKS = {"reward": "linear", "policy": "mlp", "policy_hidden": (32, 32), "policy_step_size": 0.01}
