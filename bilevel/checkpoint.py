@@ -54,8 +54,10 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
     try:
         yield checkpoints
     finally:
-        checkpoints._close()
-        orbax_log.removeFilter(_is_news)
+        try:
+            checkpoints._close()
+        finally:
+            orbax_log.removeFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

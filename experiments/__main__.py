@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     except RefusedByMain:  # process 0 says it
         return 2
     except (OptionError, RunFolderError, CheckpointError) as error:
-        print("bilevel: " + " ".join(str(error).split()), file=sys.stderr)
+        _complain("bilevel: " + " ".join(str(error).split()))
         return 2
     except Stopped as stopped:
         _say(f"bilevel: {stopped}")
         return 0
     except KeyboardInterrupt:
-        print("\nbilevel: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        _complain("\nbilevel: interrupted; the same command resumes from the newest checkpoint")
         return 130
 
 
@@ -188,7 +188,7 @@ def report_command(arguments: list[str]) -> int:
 BENCH_HELP = """usage: bilevel bench [--out FOLDER]
        bilevel bench --plan [--target {cpu,cuda,tpu}] [--target-devices N] [OPTIONS OF train]
 
-Measure fixed workloads, some ten minutes; write bench.json and bench.png to FOLDER, by default runs/bench.
+Measure fixed workloads, some twenty minutes; write bench.json and bench.png to FOLDER, by default runs/bench.
 With --plan, predict what a run would take: memory a device and time, as in
 bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartpole
 """
@@ -196,10 +196,10 @@ bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartp
 
 def bench_command(arguments: list[str]) -> int:
     """`bilevel bench`."""
-    import jax
-
     from experiments import bench, plan
+    from experiments.driver import choose_devices
     from experiments.options import OptionError, choose
+    from experiments.run_folder import make_folder
 
     if {"-h", "--help"} & set(arguments):
         print(BENCH_HELP)
@@ -210,8 +210,9 @@ def bench_command(arguments: list[str]) -> int:
             raise OptionError(
                 f"bench got {' '.join(rest)}; required: --out FOLDER alone, or --plan with train's options"
             )
+        folder = make_folder(out)
         with _without_cache():
-            bench.main(Path(out), _say)
+            bench.main(folder, _say)
         return 0
     target, rest = _take("target", [x for x in arguments if x != "--plan"], "cpu")
     choose("--target", target, plan.TARGETS)
@@ -219,7 +220,7 @@ def bench_command(arguments: list[str]) -> int:
     if number and not (number.isdigit() and int(number)):
         raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
     config, _, _ = parse_train(rest)
-    count = int(number) if number else config.devices or jax.device_count()
+    count = int(number) if number else len(choose_devices(config))
     with _without_cache():
         made = plan.plan(config, target, count)
     _say(plan.describe(config, target, count, made))
@@ -245,6 +246,7 @@ def _without_cache():
 def study_command(arguments: list[str]) -> int:
     """`bilevel study`."""
     from experiments.options import OptionError, choose
+    from experiments.run_folder import make_folder
     from experiments.studies import STUDIES
 
     out, rest = _take("out", arguments, "")
@@ -257,8 +259,14 @@ def study_command(arguments: list[str]) -> int:
     if len(rest) != 1:
         raise OptionError(f"study got {rest}; required: one name, as in bilevel study ladder")
     choose("study", rest[0], STUDIES)
-    importlib.import_module(f"experiments.studies.{rest[0]}").main(Path(out or f"runs/{rest[0]}"), _say)
+    folder = make_folder(out or f"runs/{rest[0]}")
+    importlib.import_module(f"experiments.studies.{rest[0]}").main(folder, _say)
     return 0
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -229,6 +229,11 @@ def core_speedup(name: str, seeds: int, repeats: int) -> float | None:
     return float(np.median(ratios))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def bind(cores: set[int]) -> None:
     """Binds every thread of this process to the given cores."""
     for task in Path("/proc/self/task").iterdir():
@@ -251,7 +256,7 @@ def bench(
             bar.update()
     widest = [x for x in seeds if x <= 64][-1]
     return {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {jax.device_count()} "
+        "machine": f"{platform.machine()}, {usable_cores()} cores, {jax.device_count()} "
         f"{jax.devices()[0].device_kind} device(s), jax {jax.__version__}",
         "settings": {name: {"world": WORKLOADS[name][0]} | WORKLOADS[name][1] for name in names},
         "peak_flops": peak_flops(repeats),

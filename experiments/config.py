@@ -50,7 +50,7 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -
 
     Args:
         world: a name in `experiments.worlds.WORLDS`.
-        algorithm: a name in `experiments.options.ALGORITHMS`.
+        algorithm: a name in `experiments.algorithms.ALGORITHMS`.
         options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
 
     Raises:

@@ -92,9 +92,9 @@ def choose_devices(config: Config) -> tuple[jax.Device, ...]:
     if getattr(config.world, "lapack", False) and devices[0].platform == "cpu" and jax.local_device_count() > 1:
         # LAPACK's batched calls wait for threads that the other devices of the process may hold for ever.
         if config.devices > 1 or jax.process_count() > 1:
+            how = "JAX_NUM_CPU_DEVICES=1 in each process" if jax.process_count() > 1 else "--devices 1"
             raise OptionError(
-                f"--world {config.world_name} can stand still on several CPU devices of one process; required: one, by "
-                "--devices 1, or by JAX_NUM_CPU_DEVICES=1 in each process"
+                f"--world {config.world_name} can stand still on several CPU devices of one process; required: one, by {how}"
             )
         return tuple(devices[:1])
     return tuple(devices[: config.devices or None])

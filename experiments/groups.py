@@ -142,21 +142,28 @@ class Study:
         """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones."""
         if not checkpoints.steps():
             return 0, None, []
-        lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if jax.process_count() > 1 else None
+        lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if self.saves_spread else None
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((lanes, *x.shape[2:]), x.dtype, sharding=sharding), self.state_spec()
         )
         step, flat, notes = checkpoints.restore(template)
-        blocks = unflatten(flat, self.layout) if jax.process_count() > 1 else self.layout.spread(flat)
+        blocks = unflatten(flat, self.layout) if self.saves_spread else self.layout.spread(flat)
         return step, blocks, notes
 
     def flat(self, state: RunState) -> RunState:
-        """The state [num_lanes, …] as a checkpoint takes it: on one device, or spread where there are several processes."""
-        if jax.process_count() > 1:
+        """The state [num_lanes, …] as a checkpoint takes it."""
+        if self.saves_spread:
             return flatten(state, self.layout)
-        # Not spread: a checkpoint's digest would be a collective of devices that share their threads with copies to the
-        # disk, and on a CPU one of them may then wait for ever.
         return jax.tree.map(jnp.asarray, self.layout.gather(state))
+
+    @property
+    def saves_spread(self) -> bool:
+        """Whether a checkpoint is taken from all devices; otherwise from one.
+
+        One on the CPU of one process: the digest of spread arrays is a collective of devices that share their threads with
+        copies to the disk, and one of them may then wait for ever.
+        """
+        return jax.process_count() > 1 or self.layout.devices[0].platform != "cpu"
 
     def compile(self, chunk: int) -> tuple[jax.stages.Compiled, memory.Need]:
         """The compiled advance, and the memory that it needs.

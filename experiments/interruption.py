@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Stopped(Exception):
@@ -53,7 +53,8 @@ def requests_to_stop() -> Iterator[Requests]:
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt
         hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        os.write(2, f"\nstopping when the running chunk has ended{hint}\n".encode())
+        with suppress(OSError):  # whoever read the lines may have been interrupted too
+            os.write(2, f"\nstopping when the running chunk has ended{hint}\n".encode())
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -74,7 +74,7 @@ def refuse_too_much(wanted: Need, devices, num_points: int, width: int) -> None:
     room = min(available(device) for device in devices if device.process_index == jax.process_index())
     if wanted.total <= room:
         return
-    seeds = wanted.fitting(room) * len(devices) // num_points
+    seeds = wanted.fitting(room) // width * width * len(devices) // num_points  # lanes come in whole blocks
     remedy = f"--seeds {seeds} would fit" if seeds else f"ask for a smaller --width than {width}"
     raise OptionError(
         f"this run needs about {_shown(wanted.total)} on each of {len(devices)} devices, which have {_shown(room)} each; "

@@ -166,7 +166,6 @@ COMMON = {
     "models": ModelOptions,
     "estimation": GradientOptions,
 }
-EXTENDABLE = ("steps", "seeds")  # a finished run may be asked for more of these
 
 
 def choose(kind: str, name: str, choices) -> Any:

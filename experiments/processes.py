@@ -62,7 +62,8 @@ def joined(options: ProcessOptions) -> Iterator[None]:
             f"--coordinator is {options.coordinator!r}, --num-processes {options.num_processes}, --process-id "
             f"{options.process_id}; required: all three, or none of them where JAX can detect the cluster"
         )
-    if given and not (options.process_id < options.num_processes and options.coordinator.rpartition(":")[2].isdigit()):
+    host, _, port = options.coordinator.rpartition(":")
+    if given and not (options.process_id < options.num_processes and host and port.isdigit()):
         raise OptionError(
             f"--coordinator is {options.coordinator!r}, --process-id {options.process_id} of {options.num_processes}; "
             "required: HOST:PORT, and a number below --num-processes"

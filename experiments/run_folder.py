@@ -75,6 +75,20 @@ def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(lock)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, created if need be.
+
+    Raises:
+        RunFolderError: it cannot be created or written.
+    """
+    folder = Path(path)
+    with _refusing(f"{folder} cannot hold results"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    return folder
+
+
 def _refuse_foreign(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()}
     mark = (folder / "lock").read_bytes()[: len(MARK)] if "lock" in names else b""

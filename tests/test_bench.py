@@ -52,7 +52,7 @@ def test_a_benchmark_counts_what_its_runs_report(result):
 
 
 def test_a_benchmark_is_shown_and_saved(result, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "bench", lambda: result)
+    monkeypatch.setattr(bench, "bench", lambda say=None: result)
     bench.main(tmp_path, print)
     shown = capsys.readouterr().out
     assert shown.count("small") >= 4 and "over Python" in shown and "GFLOP/s" in shown
