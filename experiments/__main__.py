@@ -199,6 +199,7 @@ def bench_command(arguments: list[str]) -> int:
     from experiments import bench, plan
     from experiments.driver import choose_devices
     from experiments.options import OptionError, choose
+    from experiments.processes import ProcessOptions
     from experiments.run_folder import make_folder
 
     if {"-h", "--help"} & set(arguments):
@@ -219,7 +220,12 @@ def bench_command(arguments: list[str]) -> int:
     number, rest = _take("target-devices", rest, "")
     if number and not (number.isdigit() and int(number)):
         raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
-    config, _, _ = parse_train(rest)
+    config, _, processes = parse_train(rest)
+    if processes != ProcessOptions():
+        raise OptionError(
+            "--plan is made by one process, for any number of devices; required: --target-devices N, the devices of all "
+            "processes together, in place of --distributed and what belongs to it"
+        )
     count = int(number) if number else len(choose_devices(config))
     with _without_cache():
         made = plan.plan(config, target, count)

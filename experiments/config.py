@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class Config:
     def parts(self) -> dict[str, Any]:
         """The parts that hold options, by name."""
         return {name: getattr(self, name) for name in PARTS}
+
+    def files(self) -> list[str]:
+        """Paths of the files that the run reads."""
+        return [path for name in ("mdp", "reference") if (path := getattr(self, name, "")) not in ("", "uniform")]
 
     def __getattr__(self, name: str) -> Any:
         # An option is reached by its own name, whichever part holds it: config.sigma.
@@ -64,11 +68,19 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -
             raise OptionError(
                 f"{world} with {algorithm} has no option {name!r}; did you mean {nearest(name, known)!r}?"
             )
-        field = next(f for f in dataclasses.fields(parts[home]) if f.name == name)
-        if field.type in (Values, tuple[int, ...]):
-            value = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,)
+        value = _converted(value, get_type_hints(type(parts[home]))[name])
         parts[home] = dataclasses.replace(parts[home], **{name: value})
     return check(Config(world, algorithm, **parts))
+
+
+def _converted(value, kind):
+    """The value as the command line would give it, so that the same run has the same JSON: 1.0 for 1, (0.1,) for 0.1."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if get_origin(kind) is tuple:
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        return tuple(_converted(x, get_args(kind)[0]) for x in values)
+    return kind(value) if type(value) is int and kind in (float, str) else value
 
 
 def part_types(world: str, algorithm: str) -> dict[str, type]:

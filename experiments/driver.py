@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -11,7 +12,7 @@ from bilevel.lanes import Layout
 from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
-from experiments.groups import KEEP, Study, chunk_length, groups_of, run_groups
+from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
@@ -58,16 +59,20 @@ def train(
             KeyboardInterrupt.
     """
     say = say if is_main() else lambda line: None
-    with jax.enable_x64(config.precision == "float64"), requests_to_stop() as requests:
+    # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
+    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
+    with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)
         with hold(Path("runs") / name if out is None else Path(out)) as folder:
-            notes = agree(lambda: admit(folder, config, devices, allow_layout_change))
+            manifest, notes = agree(lambda: compare(folder, config, devices, allow_layout_change))
             for note in notes:
                 say(f"note: {note}")
             announce(config, folder, devices, say)
-            learned, more = run_groups(folder, config, setup, devices, requests, say)
+            studies = prepare(folder, config, setup, devices, say)
+            agree(lambda: describe(folder, config, manifest))
+            learned, more = run_groups(folder, config, studies, requests, say)
             agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
             return folder
 
@@ -100,14 +105,15 @@ def choose_devices(config: Config) -> tuple[jax.Device, ...]:
     return tuple(devices[: config.devices or None])
 
 
-def admit(folder: Path, config: Config, devices, allow_layout_change: bool) -> list[str]:
-    """Checks that the folder's run is this one, writes what it is, and returns what should be noted.
+def compare(folder: Path, config: Config, devices, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
+    """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
 
     Raises:
         RunFolderError: it is another run; the message lists what differs.
     """
     flat = {name: value for name, value in as_dict(config).items() if name not in PLACEMENT}
-    manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision)
+    packages = getattr(config.world, "packages", ())
+    manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision, packages, config.files())
     manifest["layout"]["num_devices"] = len(devices)
     notes: list[str] = []
     if (folder / "manifest.json").exists():
@@ -131,11 +137,15 @@ def admit(folder: Path, config: Config, devices, allow_layout_change: bool) -> l
             f"{folder} has metrics but no manifest.json; required: the manifest, to know what was run: restore it, or "
             "name another --out"
         )
+    return manifest, notes
+
+
+def describe(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
+    """Writes what the run is."""
     names, points = sweep(config)
     write_json(folder, "sweep.json", {"names": names, "values": [[point[n] for n in names] for point in points]})
     write_json(folder, "config.json", as_dict(config))
     write_json(folder, "manifest.json", manifest)
-    return notes
 
 
 def announce(config: Config, folder: Path, devices, say) -> None:

@@ -51,22 +51,34 @@ def groups_of(folder: Path, num_seeds: int) -> list[Group]:
     return groups + ([Group(covered, num_seeds - covered)] if covered < num_seeds else [])
 
 
+def prepare(folder: Path, config: Config, setup: Setup, devices, say) -> list["Study"]:
+    """The groups of the folder, and one for the seeds that are new.
+
+    Raises:
+        OptionError: the new one needs more memory than there is; nothing has been written then.
+    """
+    groups = [Group(*group) for group in agree(lambda: groups_of(folder, config.seeds))]
+    studies = [Study(config, setup, group, devices) for group in groups]
+    if not agree(lambda: (folder / "checkpoints" / groups[-1].name).exists()):
+        say("compiling, and checking that the run fits into memory")
+        studies[-1].check_memory(chunk_length(config, 0))
+    return studies
+
+
 def run_groups(
-    folder: Path, config: Config, setup: Setup, devices, requests: Requests, say
+    folder: Path, config: Config, studies: list["Study"], requests: Requests, say
 ) -> tuple[Learned, list[str]]:
     """Runs every group to the last step; what was learned, [hyper, seed, …], and notes.
 
     Raises:
         Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
     """
-    groups = [Group(*group) for group in agree(lambda: groups_of(folder, config.seeds))]
     learned, notes = [], []
     # None: shown where somebody watches.
     hidden = None if is_main() else True
-    with tqdm(total=config.steps * len(groups), unit="step", disable=hidden, dynamic_ncols=True) as bar:
-        for group in groups:
-            study = Study(config, setup, group, devices)
-            with open_checkpoints(folder / "checkpoints" / group.name, KEEP) as checkpoints:
+    with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
+        for study in studies:
+            with open_checkpoints(folder / "checkpoints" / study.group.name, KEEP) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, bar, say)
             notes += more
             learned.append(study.learned(state))
@@ -86,6 +98,7 @@ class Study:
         self.layout = Layout(len(seeds), config.width, devices)
         self.lanes = self.layout.spread(Lanes(seeds, hyper))
         self.seconds = {"compile_seconds": 0.0, "run_seconds": 0.0}
+        self.compiled: dict[int, jax.stages.Compiled] = {}
 
     def programs(self, chunk: int) -> Programs:
         """The programs for chunks of that length."""
@@ -109,8 +122,8 @@ class Study:
         if step == last_step:
             return state, notes
         bar.set_postfix_str("compiling")
+        advance = self.check_memory(chunk_length(self.config, step))
         begin = time.perf_counter()
-        advance, _ = self.compile(chunk_length(self.config, step))
         state = jax.block_until_ready(self.programs(1).init(self.lanes)) if state is None else state
         self.seconds["compile_seconds"] += time.perf_counter() - begin
         say(f"keeps the newest {KEEP} checkpoints of each group of seeds, about {KEEP * _size(state) / 1e6:.1f} MB")
@@ -126,16 +139,14 @@ class Study:
             alive = int(np.sum(metrics["status"][:, -1] == RUNNING))
             if alive == 0:
                 metrics, step = _rest(metrics, last_step - first), last_step
-            if is_main():
-                write_metrics(folder, self.group.name, first, metrics)
+            agree(partial(write_metrics, folder, self.group.name, first, metrics))
             # Lanes in their order, without padding: a checkpoint does not depend on the layout.
             checkpoints.save(step, self.flat(state))
             bar.set_postfix(alive=f"{alive}/{self.layout.num_lanes}", refresh=False)
             bar.update(step - first)
         jax.block_until_ready(state)
         self.seconds["run_seconds"] += time.perf_counter() - begin
-        if is_main():
-            _add_seconds(folder, self.seconds)
+        agree(lambda: _add_seconds(folder, self.seconds))
         return state, notes
 
     def restore(self, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
@@ -166,17 +177,28 @@ class Study:
         return jax.process_count() > 1 or self.layout.devices[0].platform != "cpu"
 
     def compile(self, chunk: int) -> tuple[jax.stages.Compiled, memory.Need]:
-        """The compiled advance, and the memory that it needs.
+        """The compiled advance of that many steps, and the memory that it needs."""
+        state, step = self.state_spec(), jax.ShapeDtypeStruct((), jnp.int32)
+        if chunk not in self.compiled:
+            begin = time.perf_counter()
+            self.compiled[chunk] = self.programs(chunk).advance.lower(self.lanes, state, step, step).compile()
+            self.seconds["compile_seconds"] += time.perf_counter() - begin
+        parts = len(self.layout.devices)
+        lanes = int(np.prod(self.layout.block_shape)) // parts
+        return self.compiled[chunk], memory.need(self.compiled[chunk], lanes, _size(state) // parts)
+
+    def check_memory(self, chunk: int) -> jax.stages.Compiled:
+        """The compiled advance of that many steps.
 
         Raises:
             OptionError: it needs more memory than there is.
         """
-        state, step = self.state_spec(), jax.ShapeDtypeStruct((), jnp.int32)
-        advance = self.programs(chunk).advance.lower(self.lanes, state, step, step).compile()
-        parts = len(self.layout.devices)
-        wanted = memory.need(advance, int(np.prod(self.layout.block_shape)) // parts, _size(state) // parts)
-        memory.refuse_too_much(wanted, self.layout.devices, self.num_points, self.config.width)
-        return advance, wanted
+        advance, wanted = self.compile(chunk)
+        devices, width = self.layout.devices, self.config.width
+        room = memory.room(devices)
+        lanes = (len(devices), self.num_points, width, self.group.first_seed)
+        agree(lambda: memory.refuse_too_much(wanted, room, *lanes))
+        return advance
 
     def learned(self, state: RunState) -> Learned:
         """Host arrays [hyper, seed, …]."""

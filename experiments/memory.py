@@ -1,11 +1,15 @@
 """What a run will need in memory, known from its compiled program, against what there is."""
 
+import platform
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.options import OptionError
+from experiments.processes import of_all
 
 
 class Need(NamedTuple):
@@ -45,15 +49,28 @@ def need(advance: jax.stages.Compiled, num_lanes: int, state_bytes: int) -> Need
     return Need(int(analysis.temp_size_in_bytes), (resident + state_bytes) / num_lanes, num_lanes)
 
 
-def available(device: jax.Device) -> float:
-    """Bytes that the device has left for a run; the devices of a CPU share them equally. inf where it is not known."""
-    if device.platform != "cpu":
-        stats = device.memory_stats() or {}
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else float("inf")
-    return _host_memory() / len(jax.local_devices())
+def room(devices) -> float:
+    """Bytes that each of a run's devices has left for it: those of the one that has least, in any process.
+
+    Devices of a CPU share its memory equally, over all processes on that host. inf where it is not known. Every process of
+    the run must call this.
+    """
+    ours = [device for device in devices if device.process_index == jax.process_index()]
+    hosts = of_all(np.uint32(zlib.crc32(platform.node().encode())))
+    if ours[0].platform == "cpu":
+        mine = host_memory() / (len(ours) * int(np.sum(hosts == hosts[jax.process_index()])))
+    else:
+        mine = min(map(_device_memory, ours))
+    return float(np.min(of_all(np.float32(mine))))
 
 
-def _host_memory() -> float:
+def _device_memory(device: jax.Device) -> float:
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else float("inf")
+
+
+def host_memory() -> float:
+    """Bytes that this host, or the container that we run in, has left; inf where it is not known."""
     root, limits = Path("/sys/fs/cgroup"), []
     try:  # the container's own limit; what the page cache holds can be had back
         cache = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())["inactive_file"]
@@ -69,15 +86,16 @@ def _host_memory() -> float:
     return min(limits, default=float("inf"))
 
 
-def refuse_too_much(wanted: Need, devices, num_points: int, width: int) -> None:
-    """Raises OptionError if a device of this process has less memory than the run needs, with how many seeds would fit."""
-    room = min(available(device) for device in devices if device.process_index == jax.process_index())
+def refuse_too_much(
+    wanted: Need, room: float, num_devices: int, num_points: int, width: int, first_seed: int = 0
+) -> None:
+    """Raises OptionError if a device has less room than a group of seeds needs, with how many seeds would fit."""
     if wanted.total <= room:
         return
-    seeds = wanted.fitting(room) // width * width * len(devices) // num_points  # lanes come in whole blocks
-    remedy = f"--seeds {seeds} would fit" if seeds else f"ask for a smaller --width than {width}"
+    seeds = wanted.fitting(room) // width * width * num_devices // num_points  # lanes come in whole blocks
+    remedy = f"--seeds {first_seed + seeds} would fit" if seeds else f"ask for a smaller --width than {width}"
     raise OptionError(
-        f"this run needs about {_shown(wanted.total)} on each of {len(devices)} devices, which have {_shown(room)} each; "
+        f"this run needs about {_shown(wanted.total)} on each of {num_devices} devices, which have {_shown(room)} each; "
         f"required: at most that; {remedy}"
     )
 

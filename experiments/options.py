@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Values = tuple[float, ...]
 
@@ -181,18 +181,34 @@ def nearest(name: str, choices) -> str:
     return difflib.get_close_matches(name, choices, n=1, cutoff=0.0)[0]
 
 
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+
+
 def check_fields(part) -> None:
-    """Raises OptionError for the first option of a part whose value is out of its range."""
+    """Raises OptionError for the first option of a part whose value is of another type or out of its range."""
+    types = get_type_hints(type(part))
     for field in dataclasses.fields(part):
         test = field.metadata.get("test")
-        given = getattr(part, field.name)
-        values = given if isinstance(given, tuple) else (given,)
+        kind, values = types[field.name], (getattr(part, field.name),)
+        if get_origin(kind) is tuple:
+            kind, values = get_args(kind)[0], values[0]
         flag = "--" + field.name.replace("_", "-")
-        if field.type is Values and not values:
+        if types[field.name] == Values and not values:
             raise OptionError(f"{flag} got no value; required: at least one")
-        for value in values if test else ():
-            if value != value or not test(value):
+        for value in values:
+            required = _mismatch(value, kind)
+            if not required and test and (value != value or not test(value)):
+                required = field.metadata["required"]
+            if required:
                 default = " ".join(map(str, field.default if isinstance(field.default, tuple) else (field.default,)))
-                raise OptionError(
-                    f"{flag} is {value}; required: {field.metadata['required']}; the default is {default}"
-                )
+                raise OptionError(f"{flag} is {value!r}; required: {required}; the default is {default}")
+
+
+def _mismatch(value, kind) -> str:
+    """What a value of that type would be, where this is none."""
+    if get_origin(kind) is Literal:
+        return "" if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
+    if kind not in KINDS:
+        return ""
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return "" if fits else KINDS[kind]

@@ -50,16 +50,17 @@ def plan(config: Config, target: str, num_devices: int) -> Plan:
     lanes, devices = len(points) * config.seeds, choose_devices(config)
     some = max(min(config.seeds, config.width * len(devices) // len(points)), 1)
     study = Study(config, build(config), Group(0, some), devices)
-    chunk = min(chunk_length(config, 0), 10)
     begin = time.perf_counter()
-    advance, wanted = study.compile(chunk)
+    _, wanted = study.compile(chunk_length(config, 0))
     state = jax.block_until_ready(study.programs(1).init(study.lanes))
     compile_seconds = time.perf_counter() - begin
+    chunk = min(chunk_length(config, 0), 10)  # enough for its time
     lower_for(study, chunk, target)
     here = jax.devices()[0].platform == TARGETS[target]
     blocks = -(-lanes // (config.width * num_devices))
     seconds = None
     if here:
+        advance, _ = study.compile(chunk)
 
         def run():
             jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))
@@ -68,7 +69,7 @@ def plan(config: Config, target: str, num_devices: int) -> Plan:
         ours = study.layout.block_shape[0]
         seconds = fastest(run, 2) / chunk / ours * blocks * config.steps
     total = wanted._replace(num_lanes=blocks * config.width).total
-    room = memory.available(devices[0]) * len(devices) / num_devices if here else None
+    room = (memory.host_memory() / num_devices if target == "cpu" else memory.room(devices)) if here else None
     return Plan(lanes, blocks, total, room, compile_seconds, seconds, lanes * config.steps * step_flops(study))
 
 

@@ -168,6 +168,11 @@ def agree(function: Callable[[], Any]) -> Any:
     return said["value"]
 
 
+def of_all(value: np.generic) -> np.ndarray:
+    """[processes] the value that each process gives; each must call this."""
+    return np.array([value]) if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in some process; each must call this."""
-    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+    return bool(np.any(of_all(np.bool_(flag))))

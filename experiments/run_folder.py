@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +181,14 @@ class Differences(NamedTuple):
     warnings: list[str]
 
 
-def make_manifest(config: dict[str, Any], width: int, chunk: int, precision: str) -> dict[str, Any]:
+def make_manifest(
+    config: dict[str, Any],
+    width: int,
+    chunk: int,
+    precision: str,
+    packages: Iterable[str] = (),
+    files: Iterable[str] = (),
+) -> dict[str, Any]:
     """All that the bits of a run depend on, as JSON values.
 
     Args:
@@ -189,12 +196,15 @@ def make_manifest(config: dict[str, Any], width: int, chunk: int, precision: str
         width: lanes per device.
         chunk: outer steps per compiled call.
         precision: as in "float32".
+        packages: that this run uses beside `PACKAGES`.
+        files: paths of what it reads.
     """
     device = jax.devices()[0]
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
         "config": _as_json(config),
-        "versions": {name: installed.get(name) for name in PACKAGES},
+        "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
+        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
         "python": platform.python_version(),
         "precision": precision,
         "width": width,
@@ -205,6 +215,7 @@ def make_manifest(config: dict[str, Any], width: int, chunk: int, precision: str
             "num_devices": jax.device_count(),
             "num_processes": jax.process_count(),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "matmul_precision": jax.config.jax_default_matmul_precision,
         },
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
     }

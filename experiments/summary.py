@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-COUNTS = ("transitions", "labels", "queries", "gradient_evaluations")
-RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
+from bilevel.run import CONVERGED, COUNTS, DIVERGED, RUNNING
 
 TRIM = 0.25  # of the interquartile mean, on each side
 LEVELS = (0.025, 0.975)

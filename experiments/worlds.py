@@ -1,8 +1,8 @@
 """The worlds that the command line knows: a dataclass of options each, whose `build()` is the `World`.
 
 Class variables say the rest: `finite` (tables and exact oracles exist), `tables` (tables alone), `one_step` (a bandit),
-`lapack` (its steps call LAPACK), `defaults` (of options of the other parts). A method `grid()` gives the [rows, cols]
-state indices that a report draws as a map.
+`lapack` (its steps call LAPACK), `packages` (whose versions its bits depend on), `defaults` (of options of the other
+parts). A method `grid()` gives the [rows, cols] state indices that a report draws as a map.
 """
 
 import dataclasses
@@ -156,6 +156,7 @@ class GymnaxOptions:
 
     environment: str = "Pendulum-v1"
     """gymnax's name of the environment."""
+    packages: ClassVar[tuple[str, ...]] = ("gymnax",)
     defaults: ClassVar[dict[str, Any]] = GAUSSIAN | {"segment_length": 50}
 
     def build(self) -> World:
@@ -173,6 +174,7 @@ class BraxOptions:
     body: str = "hopper"
     """brax's name of the body, such as humanoid, hopper, halfcheetah, reacher or inverted_pendulum."""
     lapack: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("brax", "mujoco", "mujoco-mjx")
     defaults: ClassVar[dict[str, Any]] = GAUSSIAN | {
         "discount": (0.97,),
         "segment_length": 50,

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import groups, worlds
+from experiments import configure, groups, worlds
 from experiments.__main__ import main
+from experiments.config import as_dict
+from experiments.options import OptionError
 
 CASES = {
     "unknown command": (["trian"], ["command is 'trian'", "did you mean command train?"]),
@@ -21,9 +23,9 @@ CASES = {
     "negative seed": (["train", "--seed", "-1"], ["--seed is -1", "at least 0"]),
     "half a seed": (["train", "--seeds", "1.5"], ["1.5"]),
     "seeds that are a word": (["train", "--seeds", "many"], ["many"]),
-    "chunk of nothing": (["train", "--chunk", "0"], ["--chunk is 0", "or all"]),
-    "chunk that is a word": (["train", "--chunk", "most"], ["--chunk is most", "or all"]),
-    "chunk of a superscript": (["train", "--chunk", "²"], ["--chunk is ²", "or all"]),
+    "chunk of nothing": (["train", "--chunk", "0"], ["--chunk is '0'", "or all"]),
+    "chunk that is a word": (["train", "--chunk", "most"], ["--chunk is 'most'", "or all"]),
+    "chunk of a superscript": (["train", "--chunk", "²"], ["--chunk is '²'", "or all"]),
     "more steps than can be counted": (["train", "--steps", "3000000000"], ["--steps is 3000000000", "at most"]),
     "a seed beyond 64 bits": (["train", "--seed", "99999999999999999999"], ["--seed is 9999", "at most"]),
     "an instance beyond 64 bits": (
@@ -61,7 +63,7 @@ CASES = {
     "error rate above a half": (["train", "--error-rate", "0.7"], ["--error-rate is 0.7", "[0, 0.5]"]),
     "myopia of zero": (["train", "--myopia", "0"], ["--myopia is 0.0"]),
     "no rationality": (["train", "--rationality", "0"], ["--rationality is 0.0"]),
-    "unknown map": (["train", "--map", "maze"], ["--map is maze", "four_rooms"]),
+    "unknown map": (["train", "--map", "maze"], ["--map is 'maze'", "four_rooms"]),
     "slip of one": (["train", "--slip", "1"], ["--slip is 1.0"]),
     "table on CartPole": (["train", "--world", "cartpole", "--policy", "table"], ["--policy is table", "finite world"]),
     "exact critic on the regulator": (
@@ -232,3 +234,41 @@ def test_a_report_of_a_broken_run_gets_one_line(refused, tmp_path):
     assert "config.json cannot be read" in refused(["report", "run"])
     (tmp_path / "run" / "config.json").write_text(json.dumps({"world": "gridworld"}))
     assert "holds no metrics" in refused(["report", "run"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "required"),
+    [
+        ("policy", "tabel", "one of mlp, table"),
+        ("gradients", 1, "one of sampled, exact"),
+        ("seeds", 3.0, "a whole number"),
+        ("seeds", True, "a whole number"),
+        ("steps", "10", "a whole number"),
+        ("seeds", (1, 2), "a whole number"),
+        ("sigma", "0.1", "a number"),
+        ("sigma", (0.1, False), "a number"),
+        ("policy_hidden", (3.5,), "a whole number"),
+        ("average_critic", 1, "True or False"),
+        ("reference", None, "text"),
+    ],
+)
+def test_from_python_a_value_of_another_type_is_refused(option, value, required):
+    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is .*; required: {required}"):
+        configure(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "same"),
+    [
+        ("sigma", 1, (1.0,)),
+        ("sigma", np.array([0.5, 1]), (0.5, 1.0)),
+        ("seeds", np.int64(4), 4),
+        ("policy_hidden", 8, (8,)),
+        ("chunk", 5, "5"),
+        ("error_rate", 0, 0.0),
+    ],
+)
+def test_from_python_what_means_the_same_is_the_same_run(option, value, same):
+    ours = configure(**{option: value})
+    assert json.dumps(as_dict(ours)) == json.dumps(as_dict(configure(**{option: same})))
+    assert getattr(ours, option) == same

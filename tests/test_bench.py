@@ -4,7 +4,6 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from experiments import bench, configure, plan
@@ -48,7 +47,10 @@ def test_a_benchmark_counts_what_its_runs_report(result):
         assert row["per_second"]["labels"] * row["step_seconds"] == pytest.approx(labels)
     assert four["per_second"]["transitions"] * four["step_seconds"] == pytest.approx(4 * transitions)
     assert one["bytes_a_seed"] > 0 and result["collecting"]["small"] > 0
-    assert result["core_speedup"]["small"] is None or result["core_speedup"]["small"] > 0
+    if hasattr(bench.os, "sched_setaffinity") and jax.devices()[0].platform == "cpu":
+        assert 0 < result["core_speedup"]["small"] < 100
+    else:
+        assert result["core_speedup"]["small"] is None
 
 
 def test_a_benchmark_is_shown_and_saved(result, tmp_path, monkeypatch, capsys):
@@ -89,6 +91,7 @@ def test_a_plan_for_a_device_that_is_not_here_predicts_no_time(capsys):
         (["--plan", "--target", "gpu"], ["--target is 'gpu'", "cuda"]),
         (["--plan", "--target-devices", "none"], ["--target-devices is 'none'", "at least 1"]),
         (["--plan", "--seeds", "0"], ["--seeds is 0"]),
+        (["--plan", "--distributed"], ["--plan is made by one process", "--target-devices"]),
     ],
 )
 def test_mistakes_get_one_line(arguments, words, capsys):
@@ -106,4 +109,4 @@ def test_threads_are_bound_and_released():
         assert bench.os.sched_getaffinity(0) == {min(cores)}
     finally:
         bench.bind(cores)
-    assert bench.os.sched_getaffinity(0) == cores and np.isfinite(len(cores))
+    assert bench.os.sched_getaffinity(0) == cores

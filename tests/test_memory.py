@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import configure, groups, memory
+from experiments import configure, groups, load_run, memory, train
 from experiments.build import build
 from experiments.memory import Need
 from experiments.options import OptionError
@@ -43,21 +43,55 @@ def test_more_than_there_is_is_refused_with_the_seeds_that_would_fit(monkeypatch
     ours = study(seeds=64, width=4)
     wanted = need_of(ours)
     room = wanted.fixed + 42.5 * wanted.per_lane  # ten blocks, and half of one
-    monkeypatch.setattr(memory, "available", lambda device: room)
+    monkeypatch.setattr(memory, "room", lambda devices: room)
     with pytest.raises(OptionError, match=r"this run needs about .* on each of 1 devices") as refusal:
-        ours.compile(2)
+        ours.check_memory(2)
     seeds = int(str(refusal.value).partition("--seeds ")[2].split()[0])
     assert seeds == 40
-    study(seeds=seeds, width=4).compile(2)
-    monkeypatch.setattr(memory, "available", lambda device: 1)
+    study(seeds=seeds, width=4).check_memory(2)
+    monkeypatch.setattr(memory, "room", lambda devices: 1)
     with pytest.raises(OptionError, match="ask for a smaller --width than 4"):
-        ours.compile(2)
+        ours.check_memory(2)
 
 
-def test_the_memory_of_this_machine_is_known_and_shared_by_its_devices():
-    each = memory.available(jax.devices()[0])
-    assert 0 < each < float("inf")
-    assert each * jax.local_device_count() < 2**50
+def test_a_run_that_does_not_fit_leaves_its_folder_for_one_that_does(tmp_path, monkeypatch):
+    tables = {"policy": "table", "reward": "table", "gradients": "exact", "segment_length": 2, "steps": 2, "width": 2}
+
+    def config(seeds):
+        return configure("garnet", "alternating", **tables, seeds=seeds)
+
+    def go(seeds):
+        return load_run(train(config(seeds), tmp_path / "run")).sizes["seed"]
+
+    check = memory.refuse_too_much
+    monkeypatch.setattr(
+        memory,
+        "refuse_too_much",
+        lambda wanted, room, *rest: check(wanted, wanted.fixed + 4.5 * wanted.per_lane, *rest),
+    )
+    devices = len(jax.devices())
+    with pytest.raises(OptionError, match=f"--seeds {4 * devices} would fit"):
+        go(1000)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    assert go(4 * devices) == 4 * devices
+    with pytest.raises(OptionError, match=f"--seeds {8 * devices} would fit"):  # beside those that are there
+        go(1000)
+    assert go(4 * devices + 1) == 4 * devices + 1
+
+
+def test_the_memory_of_this_machine_is_known_and_shared_by_the_devices_of_a_run(monkeypatch):
+    assert 2**20 < memory.host_memory() < 2**50
+    monkeypatch.setattr(memory, "host_memory", lambda: 6e9)
+    assert memory.room(jax.devices()[:1]) == 6e9
+    assert memory.room(2 * jax.devices()[:1]) == 3e9
+    # A second process on this host halves it; one on another host does not.
+    here = memory.of_all(np.uint32(7))[0]
+    for other, each in ((here, 1.5e9), (here + np.uint32(1), 3e9)):
+        monkeypatch.setattr(
+            memory, "of_all", lambda x, other=other: np.array([x, other if x.dtype == np.uint32 else x])
+        )
+        monkeypatch.setattr(memory.zlib, "crc32", lambda name: int(here))
+        assert memory.room(2 * jax.devices()[:1]) == each
 
 
 def test_prediction_is_close_to_what_arrays_take():

@@ -13,7 +13,8 @@ import pytest
 
 from experiments import load_run
 from experiments.__main__ import main
-from experiments.processes import agree, any_process, is_main
+from experiments.processes import agree, any_process, is_main, of_all
+from experiments.run_folder import MARK
 
 STEPS, CHUNK, SEEDS = 20, 2, 8
 OPTIONS = {"policy": "table", "reward": "table", "gradients": "exact", "segment_length": 2, "num_policy_steps": 1}
@@ -96,6 +97,16 @@ def test_killed_on_four_processes_a_run_goes_on_on_two_bit_for_bit(tmp_path, run
     assert (layout["num_processes"], layout["num_devices"]) == (2, 2)
 
 
+def test_what_process_0_alone_cannot_write_ends_all_at_once(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "timing.json").mkdir(parents=True)  # a folder where it writes a file
+    (folder / "lock").write_text(MARK)
+    (first, said), (second, silent) = outcome(launch(folder, 2, "--steps", "2"))
+    assert first == second == 2
+    assert "timing.json cannot be read" in said and "Traceback" not in said + silent
+    assert "bilevel:" not in silent and "nothing was heard" not in said
+
+
 def test_two_four_and_eight_devices_give_the_same_bits(runs):
     assert len(np.unique(runs[2].gradient_norm.values[:, 0, -1])) == 2  # lanes differ, so an exchange would be seen
     for devices in (4, 8):
@@ -111,6 +122,7 @@ def test_one_device_agrees_with_two_to_rounding(runs):
 def test_one_process_agrees_with_itself():
     assert is_main() and agree(lambda: [1, "a"]) == [1, "a"]
     assert any_process(True) and not any_process(False)
+    assert of_all(np.float32(2)).tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,20 @@ def test_a_manifest_survives_its_file_and_names_what_the_bits_depend_on(manifest
     assert (manifest["width"], manifest["chunk"], manifest["precision"]) == (4, 5, "float32")
 
 
+def test_a_manifest_names_the_packages_and_the_content_of_the_files_that_a_run_uses(tmp_path):
+    path = tmp_path / "world.npz"
+
+    def manifest(content):
+        path.write_bytes(content)
+        return make_manifest(CONFIG, 4, 5, "float32", packages=("pytest", "no such package"), files=[str(path)])
+
+    one, other = manifest(b"1"), manifest(b"2")
+    assert one["versions"]["pytest"] == pytest.__version__ and one["versions"]["no such package"] is None
+    assert manifest(b"1") == one
+    refused, layout, _ = compare_manifests(one, other)
+    assert len(refused) == 1 and str(path) in refused[0] and not layout
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "value", "line"),
     [
