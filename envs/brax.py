@@ -147,10 +147,11 @@ def on_one_axis(function, most: int | None = None):
         inputs = spread(size, batched, inputs)
         if most is None or size <= most:
             return all_batched(batch(*inputs))
-        part = max(x for x in range(1, most + 1) if size % x == 0)
-        parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), inputs)
+        count = -(-size // most)
+        spare = -size % count  # so that all parts are equal
+        parts = jax.tree.map(lambda x: jnp.concatenate([x, x[:spare]]).reshape(count, -1, *x.shape[1:]), inputs)
         outputs = jax.lax.map(lambda x: batch(*x), parts)
-        return all_batched(jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), outputs))
+        return all_batched(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], outputs))
 
     @batch.def_vmap
     def more(size, batched, *inputs):

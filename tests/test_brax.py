@@ -1,23 +1,26 @@
 """The adapter to brax's bodies on MJX: dynamics and rewards are brax's own, and an end is absorbing."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("brax", reason="needs the extra `control`")
-pytest.importorskip("mujoco.mjx", reason="needs the extra `control`")
-
-from envs.brax import MOST_REWARDS, brax_world, make_body
+from envs.brax import MOST_REWARDS, brax_world, make_body, on_one_axis
 from experiments import load_run
 from experiments.__main__ import main
 
 BODY, STEPS = "inverted_pendulum", 12
+INSTALLED = all(importlib.util.find_spec(name) for name in ("brax", "mujoco"))
+needs_brax = pytest.mark.skipif(not INSTALLED, reason="needs the extra `control`")
 
 
 @pytest.fixture(scope="module", params=[BODY, pytest.param("humanoid", marks=pytest.mark.slow)])
 def path(request):
     """A few steps of the adapter and of brax itself, under the same actions: (world, states, rewards, brax's states)."""
+    if not INSTALLED:
+        pytest.skip("needs the extra `control`")
     world, body = brax_world(request.param), make_body(request.param)
     actions = jax.random.uniform(jax.random.key(1), (STEPS, body.action_size), minval=-1.0)
     state, theirs = world.env.init(jax.random.key(0)), jax.jit(body.reset)(jax.random.key(0))
@@ -70,7 +73,7 @@ def test_any_nest_of_vmaps_gives_what_one_example_gives(path):
 
 def test_rewards_of_many_steps_are_those_of_few(path):
     world, ours, _, _ = path
-    many = MOST_REWARDS + 2  # in two halves
+    many = MOST_REWARDS + 3  # a prime: in two parts, of which one is filled up
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (many, *x.shape)), ours[2])
     actions = jax.random.uniform(jax.random.key(4), (many, world.env.action_size), minval=-1.0)
     pay = jax.jit(jax.vmap(world.reward))
@@ -78,6 +81,26 @@ def test_rewards_of_many_steps_are_those_of_few(path):
     np.testing.assert_allclose(pay(states, actions)[jnp.array([0, 1, -2, -1])], few, rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_on_one_axis_is_the_function():
+    def function(x, y):
+        return x @ y, x + 1
+
+    x, y = jax.random.normal(jax.random.key(0), (2, 7, 11, 3)), jax.random.normal(jax.random.key(1), (7, 3))
+    plain = jax.vmap(jax.vmap(jax.vmap(function, (0, None))), (0, None))(x, y)
+    for most in (None, 1, 4, 5, 11, 100):  # eleven in parts of 1, 4, 4 and 3, 4, ...
+        ours = jax.vmap(jax.vmap(jax.vmap(on_one_axis(function, most), (0, None))), (0, None))(x, y)
+        for one, other in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.skipif(INSTALLED, reason="brax is installed")
+def test_without_brax_the_command_says_what_to_install(tmp_path, capsys):
+    assert main(["train", "--world", "brax", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "pip install -e '.[control]'" in said
+
+
+@needs_brax
 @pytest.mark.slow
 @pytest.mark.parametrize("body", [BODY, "humanoid"])
 def test_three_steps_of_segment_preferences(tmp_path, body):
@@ -91,6 +114,7 @@ def test_three_steps_of_segment_preferences(tmp_path, body):
     assert np.all(run.labels > 0) and len(np.unique(run.gradient_norm)) == 6
 
 
+@needs_brax
 @pytest.mark.skipif(jax.local_device_count() < 2, reason="needs two devices")
 def test_several_cpu_devices_of_one_process_are_refused(tmp_path, capsys):
     assert main(["train", "--world", "brax", "--body", BODY, "--devices", "2", "--out", str(tmp_path / "run")]) == 2
