@@ -7,7 +7,7 @@ import logging
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,11 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
     except Exception as error:
         why = _one_line(error)
         raise CheckpointError(f"{path} cannot hold checkpoints: {why}; choose a writable directory") from error
-    orbax_log = logging.getLogger("absl")
-    orbax_log.addFilter(_is_news)
+    logging.getLogger("absl").addFilter(_is_news)  # for good: a thread of a failed save may speak after it
     try:
         yield checkpoints
     finally:
-        try:
-            checkpoints._close()
-        finally:
-            orbax_log.removeFilter(_is_news)
+        checkpoints._close()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -87,7 +83,11 @@ class Checkpoints:
     def _close(self) -> None:
         try:
             self.wait()
-        finally:
+        except CheckpointError:
+            with suppress(Exception):  # it would say the same again, in many lines
+                self._orbax.close()
+            raise
+        with self._naming_failure():
             self._orbax.close()
 
     def steps(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import os
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(HELP)
         return 0
     set_up_jax()
+    hush_closed_loops()
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
     from bilevel.checkpoint import CheckpointError
     from experiments.interruption import Stopped
@@ -68,6 +70,18 @@ def set_up_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
         jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@functools.cache
+def hush_closed_loops() -> None:
+    """Leaves out what threads say that report a part of a failed save to those who have left; the save says why."""
+    honest = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            honest(unraisable)
+
+    sys.unraisablehook = hook
 
 
 # train ----------------------------------------------------------------------------------------------------------------
