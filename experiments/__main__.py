@@ -24,6 +24,19 @@ bilevel train --world bandit --algorithm alternating --help     … and of other
 """
 
 
+def command() -> None:
+    """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
+    code = main()
+    if code:
+        from experiments.processes import is_alone
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if is_alone():
+            os._exit(code)
+    sys.exit(code)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for a mistake in what was asked, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -297,4 +310,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

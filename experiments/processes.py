@@ -139,6 +139,11 @@ def _end(reason: str, timeout: float) -> None:
     os._exit(1)
 
 
+def is_alone() -> bool:
+    """Whether this process has joined no others. Asks no device."""
+    return distributed.global_state.client is None
+
+
 def is_main() -> bool:
     """Whether this is process 0, which alone writes metrics and reports, and speaks."""
     return jax.process_index() == 0

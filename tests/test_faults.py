@@ -224,7 +224,7 @@ NURSERY = """
 import json, os, resource, sys
 import jax, tyro, xarray
 from experiments import driver
-from experiments.__main__ import main
+from experiments.__main__ import command
 driver.write_report = lambda folder, *rest: folder / "report.html"
 for line in sys.stdin:
     order = json.loads(line)
@@ -238,7 +238,8 @@ for line in sys.stdin:
         if order["limit"]:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # read, not written to in halves
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
-        sys.exit(main(order["arguments"]))
+        sys.argv[1:] = order["arguments"]
+        command()
     print(child, flush=True)
 """
 
