@@ -146,7 +146,10 @@ def programs(make: Make, base_seed: int, chunk: int, layout: Layout, stopping: S
         algorithm, measure = make(lane.hyper)
         return run(algorithm, key_of(lane), state, chunk, measure, first_step, last_step, stopping)
 
-    jit = partial(jax.jit, out_shardings=layout.sharding)
+    # LLVM's dearer passes double the time to compile, and the programs become no faster: they are bound by memory, small
+    # products and random numbers.
+    cheaply = {"xla_backend_optimization_level": 1} if layout.devices[0].platform == "cpu" else None
+    jit = partial(jax.jit, out_shardings=layout.sharding, compiler_options=cheaply)
 
     @jit
     def init(lanes):

@@ -84,7 +84,7 @@ def one_program(name: str, seeds: int, repeats: int) -> Row:
     study = study_of(name, seeds)
     begin = time.perf_counter()
     advance, wanted = study.compile(CHUNK)
-    state = jax.block_until_ready(study.programs(1).init(study.lanes))
+    state = jax.block_until_ready(study.init(study.lanes))
     compile_seconds = time.perf_counter() - begin
 
     def run():
@@ -212,7 +212,7 @@ def core_speedup(name: str, seeds: int, repeats: int) -> float | None:
     cores, ratios = os.sched_getaffinity(0), []
     study = study_of(name, seeds)
     advance, _ = study.compile(CHUNK)
-    state = jax.block_until_ready(study.programs(1).init(study.lanes))
+    state = jax.block_until_ready(study.init(study.lanes))
 
     def run():
         return jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))

@@ -98,6 +98,7 @@ class Study:
         self.layout = Layout(len(seeds), config.width, devices)
         self.lanes = self.layout.spread(Lanes(seeds, hyper))
         self.seconds = {"compile_seconds": 0.0, "run_seconds": 0.0}
+        self.init = self.programs(1).init  # lanes -> their first states; one function, so that it is traced once
         self.compiled: dict[int, jax.stages.Compiled] = {}
 
     def programs(self, chunk: int) -> Programs:
@@ -107,7 +108,7 @@ class Study:
 
     def state_spec(self) -> RunState:
         """Shapes, types and shardings of the state, [blocks, lanes a block, …]."""
-        spec = jax.eval_shape(self.programs(1).init, self.lanes)
+        spec = jax.eval_shape(self.init, self.lanes)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.sharding), spec)
 
     def run(
@@ -124,7 +125,7 @@ class Study:
         bar.set_postfix_str("compiling")
         advance = self.check_memory(chunk_length(self.config, step))
         begin = time.perf_counter()
-        state = jax.block_until_ready(self.programs(1).init(self.lanes)) if state is None else state
+        state = jax.block_until_ready(self.init(self.lanes)) if state is None else state
         self.seconds["compile_seconds"] += time.perf_counter() - begin
         say(f"keeps the newest {KEEP} checkpoints of each group of seeds, about {KEEP * _size(state) / 1e6:.1f} MB")
         begin = time.perf_counter()

@@ -52,7 +52,7 @@ def plan(config: Config, target: str, num_devices: int) -> Plan:
     study = Study(config, build(config), Group(0, some), devices)
     begin = time.perf_counter()
     _, wanted = study.compile(chunk_length(config, 0))
-    state = jax.block_until_ready(study.programs(1).init(study.lanes))
+    state = jax.block_until_ready(study.init(study.lanes))
     compile_seconds = time.perf_counter() - begin
     chunk = min(chunk_length(config, 0), 10)  # enough for its time
     lower_for(study, chunk, target)

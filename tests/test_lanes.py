@@ -253,7 +253,7 @@ def study(request):
 
 def test_an_advance_is_one_scan_over_steps_inside_one_map_over_blocks(study):
     ours, inputs = study
-    jaxpr = jax.make_jaxpr(ours.advance)(*inputs).jaxpr
+    jaxpr = ours.advance.trace(*inputs).jaxpr.jaxpr
     (over_blocks,) = scans(jaxpr)
     assert over_blocks.params["length"] == 11
     (over_steps,) = scans(over_blocks.params["jaxpr"].jaxpr)
@@ -263,7 +263,7 @@ def test_an_advance_is_one_scan_over_steps_inside_one_map_over_blocks(study):
 
 def test_nothing_in_a_program_calls_the_host(study):
     ours, (lanes, *others) = study
-    for jaxpr in (jax.make_jaxpr(ours.init)(lanes), jax.make_jaxpr(ours.advance)(lanes, *others)):
+    for jaxpr in (ours.init.trace(lanes).jaxpr, ours.advance.trace(lanes, *others).jaxpr):
         names = {equation.primitive.name for equation in equations(jaxpr.jaxpr)}
         assert len(names) > 20
         assert not {name for name in names if any(w in name for w in ("callback", "infeed", "outfeed", "print"))}
