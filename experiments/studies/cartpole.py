@@ -86,7 +86,7 @@ class Sizes(NamedTuple):
     num_pairs: int = 10
     two_stage_steps: int = 15
     budgets: tuple[int, ...] = (10, 50, 200, 500)
-    minutes: float = 6
+    minutes: float = 10
 
 
 class Curve(NamedTuple):
