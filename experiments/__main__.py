@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from experiments.options import check_fields, count
+
 HELP = """usage: bilevel COMMAND [OPTIONS]
 
   train                 run an algorithm on a world, many seeds in one program; the same command resumes it
@@ -47,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     hush_closed_loops()
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
     from bilevel.checkpoint import CheckpointError
-    from experiments.interruption import Stopped
     from experiments.options import OptionError, choose
     from experiments.processes import RefusedByMain
     from experiments.run_folder import RunFolderError
@@ -60,9 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (OptionError, RunFolderError, CheckpointError) as error:
         _complain("bilevel: " + " ".join(str(error).split()))
         return 2
-    except Stopped as stopped:
-        _say(f"bilevel: {stopped}")
-        return 0
     except KeyboardInterrupt:
         _complain("\nbilevel: interrupted; the same command resumes from the newest checkpoint")
         return 130
@@ -103,12 +101,17 @@ def hush_closed_loops() -> None:
 def train_command(arguments: list[str]) -> int:
     """`bilevel train`."""
     from experiments.driver import train
+    from experiments.interruption import Stopped
     from experiments.processes import joined
 
     config, output, processes = parse_train(arguments)
     command = "bilevel train " + " ".join(arguments)
     with joined(processes):
-        train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
+        try:
+            train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
+        except Stopped as stopped:
+            _say(f"bilevel: {stopped}")
+            return output.stopped_code
     return 0
 
 
@@ -120,6 +123,9 @@ class OutputOptions:
     """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
+    stopped_code: int = count(0, 0, 125)
+    """Exit code of a run that SIGTERM has stopped before its end; other than 0, a scheduler can tell it from a finished
+    one and start it again."""
 
 
 def parse_train(arguments: list[str]):
@@ -149,6 +155,7 @@ def parse_train(arguments: list[str]):
     )
     parsed = _parse(everything, rest, "bilevel train")
     config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
+    check_fields(parsed.output)
     return check(config), parsed.output, parsed.processes
 
 
@@ -245,7 +252,7 @@ def bench_command(arguments: list[str]) -> int:
     target, rest = _take("target", [x for x in arguments if x != "--plan"], "cpu")
     choose("--target", target, plan.TARGETS)
     number, rest = _take("target-devices", rest, "")
-    if number and not (number.isdigit() and int(number)):
+    if number and not (number.isdecimal() and int(number)):
         raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
     config, _, processes = parse_train(rest)
     if processes != ProcessOptions():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -80,7 +81,9 @@ def _converted(value, kind):
     if get_origin(kind) is tuple:
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         return tuple(_converted(x, get_args(kind)[0]) for x in values)
-    return kind(value) if type(value) is int and kind in (float, str) else value
+    if type(value) is int and kind is float and abs(value) <= sys.float_info.max:
+        return float(value)
+    return str(value) if type(value) is int and kind is str and abs(value) < 2**63 else value
 
 
 def part_types(world: str, algorithm: str) -> dict[str, type]:

@@ -1,5 +1,6 @@
 """The groups of seeds of a run: each advances chunk by chunk through one compiled program, with its own checkpoints."""
 
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments import memory
 from experiments.build import Setup
 from experiments.config import Config, sweep
 from experiments.interruption import Requests
-from experiments.metrics import write_metrics
+from experiments.metrics import check_metrics, write_metrics
 from experiments.processes import agree, any_process, is_main
 from experiments.run_folder import group_name, read_json, write_json
 
@@ -44,7 +45,7 @@ def chunk_length(config: Config, done: int) -> int:
 
 def groups_of(folder: Path, num_seeds: int) -> list[Group]:
     """The groups that the folder holds already, and one for the seeds that are new."""
-    found = sorted(path.name for path in (folder / "checkpoints").glob("*-*"))
+    found = sorted(x.name for x in (folder / "checkpoints").glob("*-*") if re.fullmatch(r"\d+-\d+", x.name))
     ranges = [tuple(int(end) for end in name.split("-")) for name in found]
     groups = [Group(first, last - first + 1) for first, last in ranges]
     covered = max((last + 1 for _, last in ranges), default=0)
@@ -122,6 +123,7 @@ class Study:
         last_step, done = self.config.steps, step
         if step == last_step:
             return state, notes
+        agree(lambda: check_metrics(folder, self.group.name, step))
         bar.set_postfix_str("compiling")
         advance = self.check_memory(chunk_length(self.config, step))
         begin = time.perf_counter()

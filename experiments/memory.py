@@ -71,19 +71,30 @@ def _device_memory(device: jax.Device) -> float:
 
 def host_memory() -> float:
     """Bytes that this host, or the container that we run in, has left; inf where it is not known."""
-    root, limits = Path("/sys/fs/cgroup"), []
-    try:  # the container's own limit; what the page cache holds can be had back
-        cache = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())["inactive_file"]
-        used = int((root / "memory.current").read_text()) - int(cache)
-        limits.append(int((root / "memory.max").read_text()) - used)
-    except (OSError, ValueError, KeyError):
-        pass  # no container, or one without a limit ("max")
+    limits = []
+    for group in _control_groups():
+        try:  # what the page cache holds can be had back
+            cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+            used = int((group / "memory.current").read_text()) - int(cache)
+            limits.append(int((group / "memory.max").read_text()) - used)
+        except (OSError, ValueError, KeyError):
+            pass  # no such group, or one without a limit ("max")
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         limits.append(1024 * int(lines["MemAvailable"].split()[0]))
     except (OSError, ValueError, KeyError):
         pass
     return min(limits, default=float("inf"))
+
+
+def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The control group (version 2) of this process and those around it: a container's, or that of a scheduler's step."""
+    try:
+        (path,) = [line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")]
+    except (OSError, ValueError):
+        return [root]
+    inner = root / path
+    return [group for group in (inner, *inner.parents) if group.is_relative_to(root)]
 
 
 def refuse_too_much(
@@ -93,7 +104,10 @@ def refuse_too_much(
     if wanted.total <= room:
         return
     seeds = wanted.fitting(room) // width * width * num_devices // num_points  # lanes come in whole blocks
-    remedy = f"--seeds {first_seed + seeds} would fit" if seeds else f"ask for a smaller --width than {width}"
+    if seeds or first_seed:
+        remedy = f"--seeds {first_seed + seeds} would fit"
+    else:
+        remedy = f"ask for a smaller --width than {width}" if width > 1 else "ask for smaller models, batches or sweeps"
     raise OptionError(
         f"this run needs about {_shown(wanted.total)} on each of {num_devices} devices, which have {_shown(room)} each; "
         f"required: at most that; {remedy}"

@@ -42,6 +42,12 @@ def write_metrics(folder: Path, group: str, first_step: int, arrays: dict[str, n
             later.unlink()
 
 
+def check_metrics(folder: Path, group: str, last_step: int) -> None:
+    """Raises RunFolderError unless the first `last_step` steps of a group are there and whole."""
+    if last_step:
+        _read_group(folder / "metrics" / group, last_step)
+
+
 def read_metrics(folder: Path, last_step: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(metric -> [hyper, seed, step], [seed] seed numbers), each step once.
 

@@ -21,7 +21,10 @@ def option(default, required: str, test: Callable[[Any], bool]):
     return dataclasses.field(default=default, metadata={"required": required, "test": test})
 
 
-def count(default: int, least: int = 1, most: int = 2**20):
+MOST = 2**20  # of anything that is counted, where nothing else is said
+
+
+def count(default: int, least: int = 1, most: int = MOST):
     """A whole number between `least` and `most`."""
     return option(default, f"a whole number, at least {least} and at most {most}", lambda x: least <= x <= most)
 
@@ -135,9 +138,9 @@ class GradientOptions:
 
     gradients: Literal["sampled", "exact"] = "sampled"
     """Where J's and G's derivatives come from: samples, or (tiny finite worlds only) linear solves and enumeration."""
-    batch_size: int = option(64, "an even number, at least 4", lambda x: x >= 4 and x % 2 == 0)
+    batch_size: int = option(64, f"an even number from 4 to {MOST}", lambda x: 4 <= x <= MOST and x % 2 == 0)
     """B, trajectories a gradient of J."""
-    num_pairs: int = option(0, "at least 2, or 0 for half of batch-size", lambda x: x == 0 or x >= 2)
+    num_pairs: int = option(0, f"2 to {MOST}, or 0 for half of batch-size", lambda x: x == 0 or 2 <= x <= MOST)
     """Labelled pairs a gradient of G; 0: batch-size / 2, as in the paper."""
     rollout_length: int = count(40)
     """T, steps of a rollout for a gradient of J; truncation biases it by gamma^T."""
@@ -170,6 +173,7 @@ COMMON = {
 
 def choose(kind: str, name: str, choices) -> Any:
     """The choice of that name, or an OptionError with the nearest one; `kind` is what it is called, such as --world."""
+    name = str(name)
     if name in choices:
         return choices[name]
     known, hint = ", ".join(choices), nearest(name, choices)

@@ -63,7 +63,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
             f"{options.process_id}; required: all three, or none of them where JAX can detect the cluster"
         )
     host, _, port = options.coordinator.rpartition(":")
-    if given and not (options.process_id < options.num_processes and host and port.isdigit()):
+    if given and not (options.process_id < options.num_processes and host and port.isdecimal()):
         raise OptionError(
             f"--coordinator is {options.coordinator!r}, --process-id {options.process_id} of {options.num_processes}; "
             "required: HOST:PORT, and a number below --num-processes"

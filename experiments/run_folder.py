@@ -142,7 +142,10 @@ def read_json(folder: Path, name: str) -> Any:
         RunFolderError: if the file is missing or is not JSON.
     """
     try:
-        return json.loads((folder / name).read_bytes())
+        value = json.loads((folder / name).read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+        return value
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{folder} is not a run: {name} cannot be read ({error}); the folder of a run is required, "

@@ -250,11 +250,20 @@ def test_a_report_of_a_broken_run_gets_one_line(refused, tmp_path):
         ("policy_hidden", (3.5,), "a whole number"),
         ("average_critic", 1, "True or False"),
         ("reference", None, "text"),
+        ("discount", 10**400, "a number"),
+        ("batch_size", 10**40, "an even number from 4 to 1048576"),
+        ("num_pairs", 10**12, "2 to 1048576"),
     ],
 )
 def test_from_python_a_value_of_another_type_is_refused(option, value, required):
     with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is .*; required: {required}"):
         configure(**{option: value})
+
+
+@pytest.mark.parametrize("world", [3, None, ["gridworld"]])
+def test_from_python_a_world_that_is_no_name_is_refused(world):
+    with pytest.raises(OptionError, match=r"--world is .*; required: one of gridworld"):
+        configure(world=world)
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,10 @@ def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(tmp_path, whole, signa
     assert_same_run(load_run(train(tiny(), tmp_path / "run")), whole)
 
 
-def test_the_command_ends_with_0_on_sigterm_and_says_how_to_resume(tmp_path, signalled, capsys):
+@pytest.mark.parametrize(("more", "code"), [([], 0), (["--stopped-code", "75"], 75)])
+def test_the_command_ends_with_0_on_sigterm_or_as_asked_and_says_how_to_resume(tmp_path, signalled, capsys, more, code):
     signalled(signal.SIGTERM)
-    assert main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", *TINY, *more, "--out", str(tmp_path / "run")]) == code
     said = capsys.readouterr()
     assert "stopped after step 4 of 6, as asked; the same command goes on from there" in said.out + said.err
 

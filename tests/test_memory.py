@@ -94,6 +94,21 @@ def test_the_memory_of_this_machine_is_known_and_shared_by_the_devices_of_a_run(
         assert memory.room(2 * jax.devices()[:1]) == each
 
 
+def test_the_limit_of_a_control_group_or_of_one_around_it_counts(tmp_path, monkeypatch):
+    step = tmp_path / "job" / "step"
+    step.mkdir(parents=True)
+    for group, limit in ((tmp_path / "job", "3000000"), (step, "max")):
+        (group / "memory.max").write_text(limit)
+        (group / "memory.current").write_text("1500000")
+        (group / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    own = tmp_path / "cgroup"
+    own.write_text("0::/job/step\n")
+    found = memory._control_groups(tmp_path, own)
+    assert found == [step, tmp_path / "job", tmp_path]
+    monkeypatch.setattr(memory, "_control_groups", lambda: found)
+    assert memory.host_memory() == 2_000_000
+
+
 def test_prediction_is_close_to_what_arrays_take():
     state, lanes = jnp.zeros((8, 1000)), 8
     compiled = jax.jit(lambda x: x + 1).lower(state).compile()

@@ -156,6 +156,11 @@ def test_a_full_disk_is_told_in_one_line(run, monkeypatch):
     assert "No space left on device; a writable folder on a disk with room" in refusal(write_json, run, "x.json", 1)
 
 
+def test_a_file_that_is_no_object_is_refused(run):
+    (run / "manifest.json").write_text("[]")
+    assert "manifest.json cannot be read (it holds no object)" in refusal(read_json, run, "manifest.json")
+
+
 @pytest.fixture(scope="module")
 def manifest():
     return make_manifest(CONFIG, width=4, chunk=5, precision="float32")
