@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bilevel.run import CONVERGED, COUNTS, DIVERGED, RUNNING
+# As in `bilevel.run`, which needs JAX: a report is read without.
+COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
+RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
 
 TRIM = 0.25  # of the interquartile mean, on each side
 LEVELS = (0.025, 0.975)

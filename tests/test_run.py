@@ -10,6 +10,7 @@ import pytest
 
 from bilevel.run import CONVERGED, COUNTS, DIVERGED, NEVER, RUNNING, RunState, Stopping, run, start
 from bilevel.types import Algorithm, Cost, Learned, total_cost
+from experiments import summary
 
 NUM_STEPS = 12
 NEVER_DIES = 10**6
@@ -106,12 +107,6 @@ def whole():
     return advance(KEY, None, NUM_STEPS)
 
 
-@pytest.fixture(scope="module")
-def unharmed():
-    """All lanes alive to the end."""
-    return together(ALIVE)
-
-
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
@@ -167,10 +162,10 @@ def test_before_the_first_step_nothing_is_known():
 
 @pytest.mark.parametrize("part", ["state", "infinite", "info"])
 @pytest.mark.parametrize("death", [0, 1, 7, NUM_STEPS - 1])
-def test_a_lane_that_stops_being_finite_is_frozen_there_and_its_neighbours_never_notice(unharmed, death, part):
+def test_a_lane_that_stops_being_finite_is_frozen_there_and_its_neighbours_never_notice(death, part):
     sick = 2
     before, state, metrics = together(ALIVE.at[sick].set(death), part)
-    _, healthy, healthy_metrics = unharmed
+    _, healthy, healthy_metrics = together(ALIVE, part)  # the same program, in which nothing dies
     others = np.delete(np.arange(len(KEYS)), sick)
     of_others = partial(jax.tree.map, lambda x: x[others])
     assert_same_bits(of_others((state, metrics)), of_others((healthy, healthy_metrics)))
@@ -318,3 +313,8 @@ def test_a_step_whose_cost_an_int32_cannot_hold_is_refused(field):
     assert int(total_cost((most, Cost(**{field: 1}))).as_info()[field]) == most
     with pytest.raises(ValueError, match=f"one outer step would take 2147483648 {field}; required: below"):
         total_cost((2**16, Cost(**{field: 2**15})))
+
+
+def test_a_report_that_needs_no_jax_counts_and_marks_what_a_run_does():
+    assert summary.COUNTS == COUNTS
+    assert (summary.RUNNING, summary.CONVERGED, summary.DIVERGED) == (RUNNING, CONVERGED, DIVERGED)
