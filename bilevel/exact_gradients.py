@@ -35,9 +35,11 @@ def exact_gradients(
             mdp, policy, reward, segments, comparisons, objective, hyper.discount, hyper.rationality
         )
 
+    def lower_of(reward):
+        return exact.lower_level(mdp, reward, reference, hyper.discount, hyper.kl_weight)
+
     def regularised_return(policy, reward):
-        lower = exact.lower_level(mdp, reward, reference, hyper.discount, hyper.kl_weight)
-        return exact.regularised_return(lower, policy)
+        return exact.regularised_return(lower_of(reward), policy)
 
     def preference_in_policy(pairs, policy_params, reward_params):
         return jax.grad(lambda params: preference(policy_of(params), reward_of(reward_params)))(policy_params)
@@ -59,6 +61,15 @@ def exact_gradients(
 
         return jax.grad(gap)(reward_params)
 
+    def preference_through_policy(key, pairs, policy_params, reward_params):
+        policy, reward = policy_of(policy_params), reward_of(reward_params)
+        in_log_policy = policy * jax.grad(preference)(policy, reward)
+
+        def response(params):  # its derivative at a fixed policy is that of w log π*
+            return jnp.vdot(in_log_policy, exact.advantages(lower_of(reward_of(params)), policy)) / hyper.kl_weight
+
+        return jax.grad(response)(reward_params)
+
     return Gradients(
         lambda key: (),
         lambda key, behave: (),
@@ -67,4 +78,6 @@ def exact_gradients(
         preference_in_reward,
         return_in_policy,
         difference,
+        preference_through_policy,
+        differentiable=True,
     )

@@ -9,11 +9,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel.lookup import bind, over_pairs
+from bilevel.lookup import bind, over_observations, over_pairs
 from bilevel.preferences import NEEDS, Objective, check_objective, log_likelihood
 from bilevel.returns import discount_powers, leave_one_out_mean
-from bilevel.rollout import rollouts
-from bilevel.types import Array, Behaviour, Comparison, Cost, Critic, Gradients, Hyper, Params, Problem, Trajectory
+from bilevel.rollout import rollout, rollouts
+from bilevel.types import (
+    Array,
+    Behaviour,
+    Comparison,
+    Cost,
+    Critic,
+    Gradients,
+    Hyper,
+    Key,
+    Params,
+    Problem,
+    Trajectory,
+)
+from envs.base import Env
 
 ESTIMATORS = ("independent", "coupled", "weighted")
 
@@ -71,12 +84,15 @@ def sampled_gradients(
         logits = preference_logits(problem, reward_params, pairs.comparison, hyper)
         return pairs.comparison.weight * objective(logits, pairs.comparison)
 
+    def centred_gains(pairs, log_policy, reward_params):  # ℓ − b, reweighted to the policy
+        ratio = jnp.exp(jax.lax.stop_gradient(log_policy) - pairs.log_behaviour)
+        gains = values(pairs, reward_params)
+        return jax.lax.stop_gradient(ratio * (gains - leave_one_out_mean(ratio * gains)))
+
     def preference_in_policy(pairs, policy_params, reward_params):
         def surrogate(params):
             log_policy = log_probability(env, bind(problem.policy, params), pairs.comparison)
-            ratio = jnp.exp(jax.lax.stop_gradient(log_policy) - pairs.log_behaviour)
-            gains = values(pairs, reward_params)
-            return jnp.mean(jax.lax.stop_gradient(ratio * (gains - leave_one_out_mean(ratio * gains))) * log_policy)
+            return jnp.mean(centred_gains(pairs, log_policy, reward_params) * log_policy)
 
         return jax.grad(surrogate)(policy_params)
 
@@ -98,6 +114,21 @@ def sampled_gradients(
 
         return jax.grad(surrogate)(policy_params), critic_state, loss
 
+    def preference_through_policy(key, pairs, policy_params, reward_params):
+        behave = bind(problem.policy, policy_params)
+        weights = centred_gains(pairs, log_probability(env, behave, pairs.comparison), reward_params)
+        segments = jax.tree.map(lambda *x: jnp.concatenate(x), pairs.comparison.first, pairs.comparison.second)
+        taken, other = follow_ups(env, behave, key, segments, sizes.rollout_length)
+
+        def surrogate(params):
+            reward = over_pairs(env, bind(problem.reward, params))
+            gaps = reward(taken.obs, taken.action) - reward(other.obs, other.action)
+            responses = gaps @ discount_powers(hyper.discount, sizes.rollout_length, gaps.dtype) / hyper.kl_weight
+            # One step of each segment stands for all H.
+            return jnp.mean(weights * sizes.segment_length * jnp.sum(responses.reshape(2, num_pairs), axis=0))
+
+        return jax.grad(surrogate)(reward_params)
+
     return Gradients(
         critic.init,
         collect,
@@ -106,9 +137,11 @@ def sampled_gradients(
         preference_in_reward,
         return_in_policy,
         return_difference(problem, sizes, hyper),
+        preference_through_policy,
         collect_cost=Cost(2 * num_pairs * sizes.segment_length, num_pairs, 0),
         return_cost=critic.cost._replace(transitions=critic.cost.transitions + sizes.batch_size * sizes.rollout_length),
         difference_cost=Cost((1 if sizes.estimator == "weighted" else 2) * sizes.batch_size * sizes.rollout_length),
+        through_policy_cost=Cost(4 * num_pairs * sizes.rollout_length),
     )
 
 
@@ -147,6 +180,45 @@ def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Cal
         return jax.tree.map(lambda x, y: (y - x) / hyper.sigma, *gradients)
 
     return weighted if sizes.estimator == "weighted" else two_rollouts
+
+
+def follow_ups(
+    env: Env, behave: Behaviour, key: Key, segments: Trajectory, length: int
+) -> tuple[Trajectory, Trajectory]:
+    """`length` steps that follow (s, a), and as many that follow (s, a′), at one step of each segment drawn uniformly.
+
+    a is the segment's own action, a′ another draw of the policy at s, so that for sums R along the two
+    E[∂R(s, a) − ∂R(s, a′)] = ∂Q(s, a) − ∂V(s) (as in HPGD, 2406.01575). The segment's own later steps will
+    not do: ℓ depends on them. Equal keys couple the two. Needs a world that can be set to a state that was visited.
+
+    Args:
+        env: the dynamics.
+        behave: the policy.
+        key: PRNG key.
+        segments: [N, H], with their hidden states.
+        length: T ≥ 1 steps.
+
+    Returns:
+        Two trajectories [N, T].
+    """
+    behave = over_observations(env, behave)
+
+    def follow(key, state, action):
+        key_first, key_rest = jax.random.split(key)
+        successor = env.step(key_first, state, action)
+        rest = rollout(env._replace(init=lambda key: successor), behave, key_rest, length - 1)
+        return jax.tree.map(
+            lambda x, y: jnp.concatenate([x[None], y]), Trajectory(state, env.observe(state), action), rest
+        )
+
+    def both(key, segment):
+        key_step, key_other, key_follow = jax.random.split(key, 3)
+        step = jax.random.randint(key_step, (), 0, len(segment.action))
+        state, action = jax.tree.map(lambda x: x[step], (segment.state, segment.action))
+        other = behave(env.observe(state)).sample(seed=key_other)
+        return follow(key_follow, state, action), follow(key_follow, state, other)
+
+    return jax.vmap(both)(jax.random.split(key, len(segments.action)), segments)
 
 
 def log_probabilities(env, behave: Behaviour, trajectories: Trajectory) -> Array:

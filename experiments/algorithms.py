@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel import hypergradients
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
@@ -51,12 +52,18 @@ class BilevelOptions(StepOptions):
     """Estimator of line 7's difference: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
     objective: Literal["log_likelihood", "excess_log_likelihood", "excess_brier"] = "log_likelihood"
     """Upper objective: the paper's, or its excess over what the true reward attains."""
+    hypergradient: Literal["proxy", "naive", "closed_form", "implicit", "unrolled"] = "proxy"
+    """What line 7 adds to the gradient of G at a fixed policy: the paper's difference over sigma; nothing; the change of
+    the KL-optimal policy (right for a full table); a solve with the Hessian of J; num-policy-steps steps differentiated."""
     reuse_labels: bool = False
     """One batch of labels an outer step, reweighted as the policy moves; otherwise fresh ones at every inner step."""
 
     def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
         """The algorithm; called inside the traced function."""
-        config = BilevelConfig(self.num_policy_steps, self.reuse_labels, *self.optimizers())
+        construct = getattr(hypergradients, self.hypergradient)
+        if self.hypergradient == "unrolled":
+            construct = functools.partial(construct, num_steps=self.num_policy_steps)
+        config = BilevelConfig(self.num_policy_steps, self.reuse_labels, *self.optimizers(), construct)
         return bilevel_rlhf(problem, gradients, config, hyper)
 
 

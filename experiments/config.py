@@ -151,7 +151,15 @@ def check(config: Config) -> Config:
     """The same configuration, or an OptionError for the first thing that is wrong with it."""
     for part in config.parts.values():
         check_fields(part)
-    for rule in (_check_rounded, _check_sweep, _check_bandit, _check_finite, _check_exact, _check_critic):
+    for rule in (
+        _check_rounded,
+        _check_sweep,
+        _check_bandit,
+        _check_finite,
+        _check_exact,
+        _check_hypergradient,
+        _check_critic,
+    ):
         rule(config)
     return config
 
@@ -223,6 +231,19 @@ def _check_exact(config: Config) -> None:
     if config.gradients == "exact" and min(config.kl_weight) == 0:
         raise OptionError(
             "--kl-weight is 0 with --gradients exact; exact oracles of the optimal policy need a kl-weight above 0"
+        )
+
+
+def _check_hypergradient(config: Config) -> None:
+    name = getattr(config, "hypergradient", "proxy")
+    if name in ("implicit", "unrolled") and config.gradients != "exact":
+        raise OptionError(
+            f"--hypergradient is {name}, which differentiates the gradient of J; samples of it do not allow that: choose "
+            "closed_form, or --gradients exact"
+        )
+    if name == "closed_form" and min(config.kl_weight) == 0:
+        raise OptionError(
+            "--kl-weight is 0 with --hypergradient closed_form, which divides by it; required: a kl-weight above 0"
         )
 
 

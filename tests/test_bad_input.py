@@ -60,6 +60,23 @@ CASES = {
     "discount of a bandit": (["train", "--world", "bandit", "--discount", "0.9"], ["--discount is 0.9", "needs 0.0"]),
     "negative KL": (["train", "--kl-weight", "-1"], ["--kl-weight is -1.0", "at least 0"]),
     "no KL for exact gradients": (["train", "--kl-weight", "0", "--gradients", "exact"], ["--kl-weight", "above 0"]),
+    "unknown hypergradient": (["train", "--hypergradient", "exact"], ["exact", "closed_form"]),
+    "implicit hypergradient of samples": (
+        ["train", "--hypergradient", "implicit"],
+        ["--hypergradient is implicit", "closed_form", "--gradients exact"],
+    ),
+    "unrolled hypergradient of samples": (
+        ["train", "--hypergradient", "unrolled", "--gradients", "sampled"],
+        ["--hypergradient is unrolled", "closed_form", "--gradients exact"],
+    ),
+    "no KL for the closed form": (
+        ["train", "--hypergradient", "closed_form", "--kl-weight", "0.5", "0"],
+        ["--kl-weight is 0 with --hypergradient closed_form", "above 0"],
+    ),
+    "hypergradient of another algorithm": (
+        ["train", "--algorithm", "alternating", "--hypergradient", "naive"],
+        ["--hypergradient"],
+    ),
     "error rate above a half": (["train", "--error-rate", "0.7"], ["--error-rate is 0.7", "[0, 0.5]"]),
     "myopia of zero": (["train", "--myopia", "0"], ["--myopia is 0.0"]),
     "no rationality": (["train", "--rationality", "0"], ["--rationality is 0.0"]),

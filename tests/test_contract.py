@@ -47,6 +47,9 @@ CASES = [
     ("cartpole", "bilevel", dict(reuse_labels=True, objective="excess_brier", critic="monte_carlo")),
     ("garnet", "bilevel", dict(gradients="exact")),
     ("bandit", "bilevel", dict(gradients="exact", objective="excess_brier", reuse_labels=True)),
+    ("garnet", "bilevel", dict(hypergradient="closed_form", critic="monte_carlo")),
+    ("cartpole", "bilevel", dict(hypergradient="closed_form", critic="monte_carlo", reuse_labels=True)),
+    ("garnet", "bilevel", dict(gradients="exact", hypergradient="unrolled", policy_optimizer="adam")),
     ("garnet", "alternating", {}),
     ("cartpole", "alternating", dict(critic="monte_carlo")),
     ("garnet", "alternating", dict(gradients="exact")),
@@ -190,14 +193,17 @@ def costs_by_hand(config) -> dict[str, list[int]]:
     segments = 0 if exact else B * h  # transitions of one batch of pairs
     if config.algorithm_name == "bilevel":
         batches = 1 if config.reuse_labels else K + 1  # one an inner step and one for line 7
-        rollouts = 0 if exact else {"weighted": 1, "coupled": 2, "independent": 2}[config.estimator]
+        rollouts = B * {"weighted": 1, "coupled": 2, "independent": 2}[config.estimator]
+        # Line 7: G and the difference; or two follow-ups of each segment; or K steps and a product back for each.
+        upper = {"proxy": (rollouts, 2), "closed_form": (2 * B, 2), "unrolled": (0, 3 * K + 2)}
+        rollouts, evaluations = upper[config.hypergradient]
         labels = 2 if config.objective == "excess_brier" else 1
         step = {
-            "transitions": 2 * K * per_return + batches * segments + rollouts * B * t,
+            "transitions": 2 * K * per_return + batches * segments + (0 if exact else rollouts * t),
             "queries": batches * pairs,
             "labels": batches * pairs * labels,
-            # Inner steps: ∇J for λ and for λ′, ∇G for λ′; then G and the difference of line 7.
-            "gradient_evaluations": K * (2 * (1 + sgd) + 1) + 2,
+            # Inner steps: ∇J for λ and for λ′, ∇G for λ′.
+            "gradient_evaluations": K * (2 * (1 + sgd) + 1) + evaluations,
         }
         return {name: [count] * NUM_STEPS for name, count in step.items()}
     policy = {"transitions": K * per_return, "queries": 0, "labels": 0, "gradient_evaluations": K * (1 + sgd)}

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel import hypergradients
 from bilevel.ascent import Level, Optimizer, ascend
 from bilevel.lookup import bind
-from bilevel.types import Algorithm, Cost, Gradients, Hyper, Learned, Problem, total_cost
+from bilevel.types import Algorithm, Cost, Gradients, Hyper, Hypergradient, Learned, Problem, total_cost
 
 
 class BilevelConfig(NamedTuple):
@@ -26,12 +27,14 @@ class BilevelConfig(NamedTuple):
             and for line 7, as in the paper.
         policy_optimizer: of both lower-level iterates.
         reward_optimizer: of the upper level.
+        hypergradient: what line 7 computes: the paper's, or another of `bilevel.hypergradients`.
     """
 
     num_policy_steps: int = 10
     reuse_labels: bool = False
     policy_optimizer: Optimizer = optax.sgd
     reward_optimizer: Optimizer = optax.sgd
+    hypergradient: hypergradients.Construct = hypergradients.proxy
 
 
 class BilevelState(NamedTuple):
@@ -52,7 +55,8 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
     """
     policy_optimizer = config.policy_optimizer(hyper.policy_step_size)
     reward_optimizer = config.reward_optimizer(hyper.reward_step_size)
-    cost = step_cost(gradients, config)
+    hypergradient = config.hypergradient(problem, gradients, hyper)
+    cost = step_cost(gradients, config, hypergradient)
 
     def init(key):  # 1  φ_0, λ_0, λ′_0
         key_reward, key_policy, key_critic = jax.random.split(key, 3)
@@ -83,16 +87,14 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
         lower, (losses, norms, labels) = jax.lax.scan(lower_step, state.lower, keys)
 
         pairs = kept if config.reuse_labels else collect(key_labels, lower)
-        actor_params, proxy_params = actor_of(lower.params), proxy_of(lower.params)
-        proxy = bind(problem.policy, proxy_params)
-        value, direct = gradients.preference_in_reward(pairs, proxy, reward_params)  # 7  ∇_φ G(φ, λ′)
-        difference = gradients.return_difference(key_upper, reward_params, actor_params, proxy_params)
-        grad = jax.tree.map(jnp.add, direct, difference)  # 7  … + (∇_φ J(λ′, φ) − ∇_φ J(λ, φ))/σ
+        # 7  ∇_φ G(φ, λ′) + (∇_φ J(λ′, φ) − ∇_φ J(λ, φ))/σ: the proxy's direct and implicit part
+        upper = hypergradient.estimate(key_upper, pairs, reward_params, actor_of(lower.params), proxy_of(lower.params))
+        grad = jax.tree.map(jnp.add, upper.direct, upper.implicit)
         reward = ascend(reward_optimizer, state.reward, grad)  # 8
         info = {
-            "upper_objective": value,
+            "upper_objective": upper.value,
             "gradient_norm": optax.tree.norm(grad),
-            "implicit_gradient_norm": optax.tree.norm(difference),
+            "implicit_gradient_norm": optax.tree.norm(upper.implicit),
             "policy_gradient_norm": norms[-1, 0],
             "proxy_gradient_norm": norms[-1, 1],
             "critic_loss": losses[-1],
@@ -117,14 +119,14 @@ def proxy_of(both):
     return jax.tree.map(lambda x: x[1], both)
 
 
-def step_cost(gradients: Gradients, config: BilevelConfig) -> Cost:
+def step_cost(gradients: Gradients, config: BilevelConfig, hypergradient: Hypergradient) -> Cost:
     """The exact cost of one outer step; labels are counted as they come."""
     steps = config.num_policy_steps
     if steps < 1:
         raise ValueError(f"num_policy_steps is {steps}; required: at least 1")
-    # A gradient for each iterate's return, one for the penalty, and at the upper level those of G and of the difference.
-    ours = Cost(gradient_evaluations=3 * steps + 2)
+    # A gradient for each iterate's return and one for the penalty; the upper level's are its hypergradient's.
+    ours = Cost(gradient_evaluations=3 * steps)
     batches = 1 if config.reuse_labels else steps + 1
     return total_cost(
-        (1, ours), (2 * steps, gradients.return_cost), (batches, gradients.collect_cost), (1, gradients.difference_cost)
+        (1, ours), (2 * steps, gradients.return_cost), (batches, gradients.collect_cost), (1, hypergradient.cost)
     )
