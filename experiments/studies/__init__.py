@@ -7,4 +7,7 @@ STUDIES = {
     "hypergradients": "the gradient of the bilevel objective in five ways: bias, variance, cost, ascent",
     "ladder": "Algorithm 1 from exact to learned gradients",
     "variance": "line 7's three estimators against sigma",
+    "alignment": "true return and objective of four methods, over w, realisable or not",
+    "domination": "where weak gradient domination holds, over w, reward class and objective",
+    "complexity": "how many samples Algorithm 1 takes: the gap along a ladder of targets, and its parts",
 }

@@ -1,0 +1,294 @@
+"""What each method is worth under the true reward, and under its own objective Φ, with exact gradients.
+
+Two-stage (on pairs of the reference policy, and on those of a worse one), alternating, and Algorithm 1 with the paper's
+objective and with the excess log-likelihood, over w; with a table of rewards, which holds the true one, and with a reward
+that is a function of the state alone, which does not. Nothing is sampled, so what is lost is lost by the objective.
+
+Φ of the paper pays for policies whose pairs are easy to tell apart: its maximiser is not the true reward, even where that is
+in the class. Maximum likelihood on the policy's own pairs, which is what alternating follows, is consistent there.
+"""
+
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from bilevel import exact, models
+from bilevel.algorithms.alternating import AlternatingConfig, alternating
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
+from bilevel.exact_gradients import exact_gradients
+from bilevel.lookup import bind, pair_table, policy_table
+from bilevel.preferences import annotator, excess_log_likelihood, log_likelihood
+from bilevel.run import DIVERGED, run, start
+from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
+from envs.tabular import garnet, tabular
+from experiments.summary import estimate
+
+NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
+SIGMA, POLICY_STEP, REWARD_STEP = 0.02, 0.2, 0.3
+MOMENTUM = 0.9  # of the reward
+WORSE_WEIGHT = 1.0  # w of the worse policy, which is KL-optimal for minus the true reward
+TOLERANCE = 1e-3  # of the gradients of a converged run: nats and learned reward, a unit of parameters
+TWO_STAGE, WORSE, ALTERNATING = "two-stage", "two-stage, worse data", "alternating"
+PAPER, EXCESS = "bilevel, log-likelihood (the paper's)", "bilevel, excess log-likelihood"
+METHODS = {TWO_STAGE: "#E69F00", WORSE: "#CC79A7", ALTERNATING: "#000000", PAPER: "#D55E00", EXCESS: "#0072B2"}
+REALISABLE, MISSPECIFIED = "table", "state alone"
+CLASSES = {REALISABLE: "realisable: a table", MISSPECIFIED: "misspecified: a function of the state alone"}
+
+
+class Sizes(NamedTuple):
+    """How much the study computes.
+
+    Attributes:
+        num_seeds: random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals.
+        kl_weights: w.
+        num_steps: T, outer steps.
+        num_policy_steps: K, inner steps.
+        num_reward_steps: of the two-stage methods' fit.
+    """
+
+    num_seeds: int = 64
+    kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)
+    num_steps: int = 1000
+    num_policy_steps: int = 4
+    num_reward_steps: int = 4000
+
+
+class Ends(NamedTuple):
+    """Where runs ended; leading axes [w, seed]. Returns are in units of the true reward.
+
+    Attributes:
+        regularised: [] J of the learned policy under r*, with its KL term.
+        plain: [] the same without.
+        reference: [] J of the reference policy, which has no KL term.
+        best: [2] J of the KL-optimal policy of r*, regularised and plain.
+        upper: [] Φ(φ) with the paper's objective at the learned φ, in nats; and
+        upper_truth: [] Φ(r*).
+        upper_gradient: [] norm of what the reward follows, nats a unit of φ.
+        lower_gradient: [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ.
+        diverged: [] bool.
+    """
+
+    regularised: Array
+    plain: Array
+    reference: Array
+    best: Array
+    upper: Array
+    upper_truth: Array
+    upper_gradient: Array
+    lower_gradient: Array
+    diverged: Array
+
+
+def reward_model(kind: str) -> Model:
+    """The class of rewards, started at independent standard normal parameters."""
+    if kind == REALISABLE:
+        model = models.table(NUM_STATES, NUM_ACTIONS)
+    else:
+        model = models.linear(lambda obs, action: jax.nn.one_hot(obs, NUM_STATES, dtype=float), NUM_STATES)
+
+    def init(key):
+        zeros = model.init(key)
+        return jax.random.normal(key, zeros.shape, zeros.dtype)
+
+    return model._replace(init=init)
+
+
+def build(method: str, problem: Problem, gradients: Gradients, hyper: Hyper, sizes: Sizes) -> Algorithm:
+    """The method; `problem.reference` is where the two-stage ones take their pairs."""
+
+    # Not of the policy: overshooting next to a vertex, where its gradient vanishes, it stays there.
+    def ascent(step_size):
+        return optax.sgd(step_size, momentum=MOMENTUM)
+
+    steps = sizes.num_policy_steps
+    if method in (PAPER, EXCESS):
+        return bilevel_rlhf(problem, gradients, BilevelConfig(steps, reward_optimizer=ascent), hyper)
+    if method == ALTERNATING:
+        return alternating(problem, gradients, AlternatingConfig(steps, reward_optimizer=ascent), hyper)
+    config = TwoStageConfig(1, sizes.num_reward_steps, steps, reward_optimizer=ascent)
+    return two_stage(problem, gradients, config, hyper)
+
+
+def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) -> Ends:
+    """One run, on the MDP and from the reward that the key draws."""
+    key_mdp, key_run = jax.random.split(key)
+    mdp = garnet(key_mdp, NUM_STATES, NUM_ACTIONS)
+    world = tabular(mdp)
+    hyper = Hyper(SIGMA, kl_weight, DISCOUNT, policy_step_size=POLICY_STEP, reward_step_size=REWARD_STEP)
+    policy, uniform = models.table_policy(NUM_STATES, NUM_ACTIONS), models.uniform_reference(world.env)
+    problem = Problem(world.env, annotator(world.reward, DISCOUNT), reward_model(kind), policy, uniform)
+    objective = excess_log_likelihood if method == EXCESS else log_likelihood
+    gradients = exact_gradients(problem, mdp, LENGTH, hyper, objective)
+    reference = policy_table(world.env, uniform)
+    truth = exact.lower_level(mdp, mdp.reward, reference, DISCOUNT, kl_weight)
+    if method == WORSE:
+        adversary = truth._replace(reward=-mdp.reward, kl_weight=WORSE_WEIGHT)
+        problem = problem._replace(reference=models.given_reference(exact.optimal_policy(adversary).policy))
+
+    algorithm = build(method, problem, gradients, hyper, sizes)
+    state, _ = run(algorithm, key_run, start(algorithm, key_run), sizes.num_steps)
+    learned, norms = algorithm.params(state.algorithm), state.metrics
+    upper_gradient = norms["gradient_norm"]
+    if method in (TWO_STAGE, WORSE):  # whose steps report the policy's
+        _, slope = gradients.preference_in_reward((), problem.reference, learned.reward)
+        upper_gradient = optax.tree.norm(slope)
+
+    segments = exact.enumerate_segments(NUM_STATES, NUM_ACTIONS, LENGTH)
+    comparisons = exact.exact_comparisons(problem.annotate, segments)
+
+    def upper(reward):
+        policy = exact.optimal_policy(truth._replace(reward=reward)).policy
+        return exact.preference_objective(mdp, policy, reward, segments, comparisons, log_likelihood, DISCOUNT)
+
+    def returns(policy):
+        return jnp.stack([exact.regularised_return(truth._replace(kl_weight=w), policy) for w in (kl_weight, 0.0)])
+
+    ours = returns(policy_table(world.env, bind(policy, learned.policy)))
+    return Ends(
+        regularised=ours[0],
+        plain=ours[1],
+        reference=returns(reference)[1],
+        best=returns(exact.optimal_policy(truth).policy),
+        upper=upper(pair_table(world.env, bind(problem.reward, learned.reward))),
+        upper_truth=upper(mdp.reward),
+        upper_gradient=upper_gradient,
+        lower_gradient=norms["policy_gradient_norm"],
+        diverged=state.status == DIVERGED,
+    )
+
+
+def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
+    """Every run of a method on a class of rewards, one program; in float64."""
+    shape = len(sizes.kl_weights), sizes.num_seeds
+    weight, seed = (x.ravel() for x in np.indices(shape))
+    with jax.enable_x64(True):
+        lanes = jax.random.split(jax.random.key(0), sizes.num_seeds)[seed], jnp.asarray(sizes.kl_weights)[weight]
+        single = partial(climb, method=method, kind=kind, sizes=sizes)
+        program = jax.jit(lambda lanes: jax.lax.map(lambda lane: single(*lane), lanes, batch_size=sizes.num_seeds))
+        ends = jax.tree.map(lambda x: np.asarray(x).reshape(*shape, *x.shape[1:]), program(lanes))
+    say(f"{kind}, {method}: {len(seed)} runs, {converged(ends).mean():.0%} converged")
+    return ends
+
+
+def study(
+    sizes: Sizes = Sizes(),  # noqa: B008
+    say=lambda line: None,
+    methods=tuple(METHODS),
+    kinds=tuple(CLASSES),
+) -> dict[tuple[str, str], Ends]:
+    """Every method on every class, (class, method) -> Ends, two at a time; `say` hears of each as it ends."""
+    pairs = list(itertools.product(kinds, methods))
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(pairs, pool.map(lambda pair: climb_all(*pair, sizes, say), pairs), strict=True))
+
+
+# What it shows --------------------------------------------------------------------------------------------------------
+
+
+def relative(ends: Ends, plain: bool = False) -> np.ndarray:
+    """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed].
+
+    With the KL term nothing exceeds 1; without it (`plain`) policies further from the reference may.
+    """
+    ours = ends.plain if plain else ends.regularised
+    return (ours - ends.reference) / (ends.best[..., int(plain)] - ends.reference)
+
+
+def converged(ends: Ends) -> np.ndarray:
+    """Runs that ended with both gradients below `TOLERANCE`, [w, seed] bool."""
+    return (np.maximum(ends.upper_gradient, ends.lower_gradient) < TOLERANCE) & ~ends.diverged
+
+
+def measures(ends: Ends) -> dict[str, np.ndarray]:
+    """What is reported of the runs, [w, seed] each."""
+    return {
+        "relative_regularised_return": relative(ends),
+        "relative_return": relative(ends, plain=True),
+        "regularised_return": ends.regularised,
+        "return": ends.plain,
+        "upper_objective": ends.upper,
+        "upper_objective_above_truth": ends.upper - ends.upper_truth,
+    }
+
+
+def summarise(found: dict[tuple[str, str], Ends], sizes: Sizes) -> list[dict]:
+    """A row for each class, method and w: interquartile means over seeds with 95 % intervals, as JSON values."""
+    rows = []
+    for (kind, method), ends in found.items():
+        numbers = {name: estimate(np.moveaxis(x, -1, 0)) for name, x in measures(ends).items()}
+        for i, kl_weight in enumerate(sizes.kl_weights):
+            row = {"class": kind, "method": method, "kl_weight": kl_weight}
+            row |= {name: [float(x[i]) for x in estimated[:3]] for name, estimated in numbers.items()}
+            row |= {"converged": float(converged(ends)[i].mean()), "diverged": float(ends.diverged[i].mean())}
+            row |= {"worst_gradient": float(np.maximum(ends.upper_gradient, ends.lower_gradient)[i].max())}
+            rows.append(row)
+    return rows
+
+
+def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
+    """A column for each class: return under the true reward, and below it the objective that the paper maximises."""
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    figure = Figure(figsize=(5.6 * len(kinds), 7.6), layout="constrained")
+    axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+    weights = np.array(sizes.kl_weights)
+    for (kind, method), ends in found.items():
+        numbers = measures(ends)
+        column = axes[:, kinds.index(kind)]
+        beside = weights * 1.025 ** (list(METHODS).index(method) - 2)  # so that bars do not hide each other
+        for panel, name in zip(column, ("relative_regularised_return", "upper_objective_above_truth"), strict=True):
+            center, low, high, _ = estimate(np.moveaxis(numbers[name], -1, 0))
+            bars = np.nan_to_num(np.maximum([center - low, high - center], 0))
+            panel.errorbar(beside, center, bars, color=METHODS[method], marker="o", markersize=4, label=method)
+    for i, kind in enumerate(kinds):
+        axes[0, i].set(title=CLASSES[kind], xscale="log")
+        axes[0, i].axhline(1, color="gray", linestyle="--", linewidth=1)
+        axes[0, i].annotate("KL-optimal policy of the true reward", (weights[0], 1.015), fontsize=8, color="gray")
+        axes[0, i].axhline(0, color="gray", linestyle="--", linewidth=1)
+        axes[0, i].annotate("reference policy", (weights[0], 0.015), fontsize=8, color="gray")
+        axes[1, i].axhline(0, color="gray", linestyle="--", linewidth=1)
+        axes[1, i].annotate("the true reward", (weights[0], 0.002), fontsize=8, color="gray")
+        axes[1, i].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
+        axes[1, i].set_xticks(weights, [f"{w:g}" for w in weights])
+        axes[1, i].minorticks_off()
+    axes[0, 0].set_ylabel("return under the true reward, KL term included,\n0: reference policy, 1: KL-optimal policy")
+    axes[1, 0].set_ylabel("what the paper maximises: Φ(φ) − Φ(r*), nats")
+    for panel in axes.ravel():
+        panel.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(
+        f"A higher Φ is not a better policy: {sizes.num_seeds} random MDPs, exact gradients\n"
+        "interquartile means with 95 % intervals over MDPs",
+        fontsize=11,
+    )
+    return figure
+
+
+def main(out: Path, say=print) -> None:
+    """Runs the study and writes `alignment.png` and `alignment.json`."""
+    sizes = Sizes()
+    report(study(sizes, say), sizes, out, say)
+
+
+def report(found: dict[tuple[str, str], Ends], sizes: Sizes, out: Path, say=print) -> None:
+    """Writes the figure and the numbers, and says a table."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = summarise(found, sizes)
+    (out / "alignment.json").write_text(json.dumps(rows, indent=2) + "\n")
+    draw(found, sizes).savefig(out / "alignment.png", dpi=120)
+    layout = "{:13s}{:40s}{:>5s}{:>26s}{:>26s}{:>11s}"
+    say(layout.format("class", "method", "w", "relative return (KL)", "Φ(φ) − Φ(r*), nats", "converged"))
+    for row in rows:
+        names = "relative_regularised_return", "upper_objective_above_truth"
+        both = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[name]) for name in names)
+        say(layout.format(row["class"], row["method"], f"{row['kl_weight']:g}", *both, f"{row['converged']:.0%}"))
+    say(f"figure: {out / 'alignment.png'}")

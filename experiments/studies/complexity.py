@@ -1,0 +1,424 @@
+"""How many samples Algorithm 1 takes to reach a gap: a ladder of targets ε under the schedule of the theorem.
+
+    σ = c √ε,  B = c/ε,  T = c/ε,  K = c/√ε,  n = c/ε²      of which samples ∝ ε^(−7/2), so that gap ∝ samples^(−2/7)
+
+The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one that has the right total,
+with η_t ∝ 1/t. Beside the whole gap stand its parts: the proxy's bias, Φ* − Φ at the maximiser of Φ_σ; what T and K leave of
+the optimisation without noise; and the noise of the sampling. For the lower level alone, actor–critic at a fixed reward,
+
+    B = c/ε,  K = c/ε,  n = c/ε²                            of which samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3)
+
+On two states and two actions, the least that has states to reach and a reward to learn; from random rewards.
+"""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
+
+from bilevel import exact, models
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.critics import TDSizes, td_critic
+from bilevel.exact_gradients import exact_gradients
+from bilevel.preferences import annotator, log_likelihood
+from bilevel.rates import Fit, power_law
+from bilevel.run import run, start
+from bilevel.sampled_gradients import SampleSizes, sampled_gradients
+from bilevel.types import Array, Gradients, Hyper, Problem
+from envs.base import MDP
+from envs.tabular import tabular
+from experiments.run_folder import write_arrays
+
+DISCOUNT, LENGTH, ROLLOUT, CHAINS = 0.8, 3, 40, 16  # 0.8^40 = 1e-4
+WEIGHTS = {"one maximum": 3.0, "several maxima": 1.0}  # w, and what ascent on the exact Φ finds
+ESTIMATORS = ("independent", "weighted")
+EXACT = "exact gradients"
+ARMS = (*ESTIMATORS, EXACT)
+ROUNDING = 1e-9  # a gap below it is none
+EXPONENT, ACTOR_CRITIC_EXPONENT = 2 / 7, 1 / 3
+
+
+class Sizes(NamedTuple):
+    """How much the study computes.
+
+    Attributes:
+        epsilons: targets, falling.
+        num_seeds: at each.
+        num_starts: random rewards from which the exact Φ is climbed.
+        ascent_steps: of that, and of the climb to the maximiser of Φ_σ.
+    """
+
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
+    num_seeds: int = 64
+    num_starts: int = 64
+    ascent_steps: int = 1500
+
+
+QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16, num_starts=16)
+
+
+class Level(NamedTuple):
+    """The schedule at one ε; the fields are the paper's σ, T, K, B and n."""
+
+    epsilon: float
+    sigma: float
+    num_steps: int
+    num_policy_steps: int
+    batch_size: int
+    num_transitions: int
+
+
+def schedule(epsilon: float) -> Level:
+    """Of Algorithm 1; samples ∝ ε^(−7/2) as ε falls."""
+    return Level(
+        epsilon,
+        sigma=2 * math.sqrt(epsilon),
+        num_steps=math.ceil(8 / epsilon),
+        num_policy_steps=math.ceil(2 / math.sqrt(epsilon)),
+        batch_size=2 * math.ceil(8 / epsilon),
+        num_transitions=CHAINS * math.ceil(1 / epsilon**2),
+    )
+
+
+def actor_critic_schedule(epsilon: float) -> Level:
+    """Of the lower level alone: one outer step, whose K inner steps are counted; samples ∝ ε^(−3)."""
+    return schedule(epsilon)._replace(num_steps=1, num_policy_steps=math.ceil(8 / epsilon))
+
+
+# The instance ---------------------------------------------------------------------------------------------------------
+
+
+def instance() -> MDP:
+    """Two states, of which the second is rare and pays; two actions."""
+    transition = jnp.array([[[0.9, 0.1], [0.1, 0.9]], [[1.0, 0.0], [0.7, 0.3]]])
+    return MDP(jnp.array([0.8, 0.2]), transition, jnp.array([[-0.8, 0.1], [1.7, 0.9]]))
+
+
+def problem(mdp: MDP, hyper: Hyper) -> Problem:
+    """Tables for reward (standard normal at first) and policy, Bradley–Terry labels, a uniform reference."""
+    world = tabular(mdp)
+    rewards = models.table(*mdp.reward.shape)._replace(init=lambda key: jax.random.normal(key, mdp.reward.shape))
+    policies = models.table_policy(*mdp.reward.shape)
+    return Problem(
+        world.env, annotator(world.reward, hyper.discount), rewards, policies, models.uniform_reference(world.env)
+    )
+
+
+def lower_level(mdp: MDP, reward: Array, kl_weight: Array) -> exact.LowerLevel:
+    """The lower-level problem at a reward table."""
+    uniform = jnp.full(mdp.reward.shape, 1 / mdp.reward.shape[1])
+    return exact.lower_level(mdp, reward, uniform, DISCOUNT, kl_weight)
+
+
+def objective(mdp: MDP, reward: Array, kl_weight: Array) -> Array:
+    """Φ of a reward table, [], exactly."""
+    segments = exact.enumerate_segments(*mdp.reward.shape, LENGTH)
+    annotate = annotator(tabular(mdp).reward, DISCOUNT)
+    comparisons = exact.exact_comparisons(annotate, segments)
+    policy = exact.optimal_policy(lower_level(mdp, reward, kl_weight)).policy
+    return exact.preference_objective(mdp, policy, reward, segments, comparisons, log_likelihood, DISCOUNT)
+
+
+class Ascents(NamedTuple):
+    """Where ascents on the exact Φ from random rewards ended: value [starts] and gradient norm [starts]."""
+
+    value: np.ndarray
+    gradient_norm: np.ndarray
+
+
+def ascents(kl_weight: float, sizes: Sizes) -> Ascents:
+    """Plain gradient ascent on the exact Φ, in float64: its best is taken for Φ*."""
+
+    @jax.jit
+    def climb(keys):
+        mdp = instance()
+        phi = partial(objective, mdp, kl_weight=kl_weight)
+
+        def body(reward, _):
+            return reward + 1.5 * jax.grad(phi)(reward), None
+
+        def single(key):
+            end, _ = jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=sizes.ascent_steps)
+            value, gradient = jax.value_and_grad(phi)(end)
+            return Ascents(value, jnp.linalg.norm(gradient))
+
+        return jax.vmap(single)(keys)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, climb(jax.random.split(jax.random.key(2), sizes.num_starts)))
+
+
+# Algorithm 1 at one level ---------------------------------------------------------------------------------------------
+
+
+def falling(step_size):
+    """η_t = η/(1 + t/20)."""
+    return optax.sgd(lambda count: step_size / (1 + count / 20))
+
+
+def gradients_of(ours: Problem, mdp: MDP, arm: str, level: Level, hyper: Hyper) -> Gradients:
+    """Exact, or sampled with Algorithm 2 as the critic."""
+    if arm == EXACT:
+        return exact_gradients(ours, mdp, LENGTH, hyper)
+    critic = td_critic(ours, models.table(*mdp.reward.shape), TDSizes(2, level.num_transitions, CHAINS), hyper)
+    return sampled_gradients(ours, critic, SampleSizes(level.batch_size, ROLLOUT, LENGTH, arm), hyper)
+
+
+def learn(level: Level, arm: str, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
+    """Rewards φ_T of every seed, [seed, S, A], and transitions a seed; one program, whose seeds all devices share."""
+
+    def single(key):
+        mdp = instance()
+        hyper = Hyper(
+            level.sigma, kl_weight, DISCOUNT, policy_step_size=0.2, reward_step_size=2.0, critic_step_size=2.0
+        )
+        ours = problem(mdp, hyper)
+        config = BilevelConfig(level.num_policy_steps, reward_optimizer=falling)
+        algorithm = bilevel_rlhf(ours, gradients_of(ours, mdp, arm, level, hyper), config, hyper)
+        state, metrics = run(algorithm, key, start(algorithm, key), level.num_steps)
+        return algorithm.params(state.algorithm).reward, jnp.sum(metrics["transitions"].astype(float))
+
+    rewards, transitions = shared(single, num_seeds)
+    return rewards, float(transitions[0])
+
+
+def shared(single, num_seeds: int):
+    """`single` of each seed's key, compiled once; the devices share the seeds."""
+    devices = jax.devices()[: math.gcd(num_seeds, len(jax.devices()))]
+    mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(single))(keys))
+
+
+def values(rewards: np.ndarray, kl_weight: float) -> np.ndarray:
+    """Φ at each reward [..., S, A], in float64."""
+    with jax.enable_x64(True):
+        flat = jnp.asarray(rewards, float).reshape(-1, *rewards.shape[-2:])
+        found = jax.jit(lambda x: jax.vmap(lambda r: objective(instance(), r, kl_weight))(x))(flat)
+        return np.asarray(found).reshape(rewards.shape[:-2])
+
+
+class Rate(NamedTuple):
+    """Along the ladder.
+
+    Attributes:
+        best: [] Φ*.
+        levels: [ε].
+        samples: arm -> [ε] transitions a seed.
+        gap: arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise.
+        bias: [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's.
+        reached: [] share of the random starts from which ascent on the exact Φ reaches Φ*.
+    """
+
+    best: float
+    levels: tuple[Level, ...]
+    samples: dict[str, np.ndarray]
+    gap: dict[str, np.ndarray]
+    bias: np.ndarray
+    reached: float
+
+
+def study(kl_weight: float, sizes: Sizes = Sizes(), keep: Path | None = None, say=lambda line: None) -> Rate:  # noqa: B008
+    """The ladder at one w.
+
+    Args:
+        kl_weight: w.
+        sizes: how much is computed.
+        keep: folder from which levels that are there are read, and to which the others are written; None: none.
+        say: hears of each level as it ends.
+    """
+    found = ascents(kl_weight, sizes)
+    best = float(found.value.max())
+    levels = tuple(map(schedule, sizes.epsilons))
+    gap: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
+    samples: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for level in levels:
+        for arm in ARMS:
+            rewards, transitions = kept(
+                keep, f"{arm} {level.epsilon:.4f}", partial(learn, level, arm, kl_weight, sizes.num_seeds)
+            )
+            gap[arm].append(np.maximum(best - values(rewards, kl_weight), ROUNDING))
+            samples[arm].append(float(transitions))
+        shown = ", ".join(f"{arm} {gap[arm][-1].mean():.2e}" for arm in ARMS)
+        say(f"ε = {level.epsilon:.3f}: {samples[ARMS[0]][-1]:.3g} transitions a seed; Φ* − Φ: {shown}")
+    bias = [best - float(values(limit(level, kl_weight), kl_weight).max()) for level in levels]
+    reached = float(np.mean(best - found.value < 1e-6))
+    stacked = ({arm: np.stack(x) for arm, x in many.items()} for many in (samples, gap))
+    return Rate(best, levels, *stacked, np.array(bias), reached)
+
+
+def limit(level: Level, kl_weight: float) -> np.ndarray:
+    """Where exact gradients end, [seed, S, A], if T and K are large."""
+    return learn(level._replace(num_steps=400, num_policy_steps=50), EXACT, kl_weight, 16)[0]
+
+
+def kept(folder: Path | None, name: str, function):
+    """The two arrays that `function` returns, from a file of that name if it is there."""
+    path = None if folder is None else folder / f"{name}.npz"
+    if path is not None and path.exists():
+        with np.load(path) as file:
+            return file["first"], file["second"]
+    first, second = function()
+    if path is not None:
+        write_arrays(folder, path.name, {"first": first, "second": np.asarray(second)})
+    return first, second
+
+
+# The lower level alone ------------------------------------------------------------------------------------------------
+
+
+class ActorCritic(NamedTuple):
+    """samples [ε] transitions a seed, gap [ε, seed] J* − J in units of reward."""
+
+    samples: np.ndarray
+    gap: np.ndarray
+
+
+def actor_critic(
+    kl_weight: float,
+    sizes: Sizes = Sizes(),  # noqa: B008
+    keep: Path | None = None,
+    say=lambda line: None,
+) -> ActorCritic:
+    """Policy gradients with Algorithm 2 at the true reward, from the uniform policy; arguments as of `study`."""
+    samples, gap = [], []
+    for level in map(actor_critic_schedule, sizes.epsilons):
+        policies, transitions = kept(
+            keep, f"policy {level.epsilon:.4f}", partial(improve, level, kl_weight, sizes.num_seeds)
+        )
+        samples.append(float(transitions))
+        gap.append(suboptimality(policies, kl_weight))
+        say(f"ε = {level.epsilon:.3f}: {transitions:.3g} transitions a seed; J* − J {gap[-1].mean():.2e}")
+    return ActorCritic(np.array(samples), np.stack(gap))
+
+
+def improve(level: Level, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
+    """Logits of every seed's last policy, [seed, S, A], and transitions a seed."""
+    mdp = instance()
+    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, critic_step_size=2.0)
+    gradients = gradients_of(problem(mdp, hyper), mdp, "weighted", level, hyper)
+
+    def single(key):
+        key_init, key_steps = jax.random.split(key)
+
+        def body(carry, key):
+            params, critic = carry
+            gradient, critic, _ = gradients.return_in_policy(key, critic, params, mdp.reward)
+            return (params + 0.2 * gradient, critic), None
+
+        first = jnp.zeros(mdp.reward.shape), gradients.init(key_init)
+        return jax.lax.scan(body, first, jax.random.split(key_steps, level.num_policy_steps))[0][0]
+
+    return shared(single, num_seeds), float(level.num_policy_steps * gradients.return_cost.transitions)
+
+
+def suboptimality(logits: np.ndarray, kl_weight: float) -> np.ndarray:
+    """J* − J of each policy [..., S, A] at the true reward, in float64."""
+
+    @jax.jit
+    def gaps(logits):
+        lower = lower_level(instance(), instance().reward, kl_weight)
+        best = exact.regularised_return(lower, exact.optimal_policy(lower).policy)
+        return best - jax.vmap(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
+
+    with jax.enable_x64(True):
+        return np.asarray(gaps(jnp.asarray(logits, float)))
+
+
+# What it shows --------------------------------------------------------------------------------------------------------
+
+COLORS = {"independent": "#D55E00", "weighted": "#0072B2", EXACT: "#009E73", "actor–critic": "#CC79A7"}
+
+
+def fits(result: Rate) -> dict[str, Fit]:
+    """The power law of each sampled arm."""
+    return {arm: power_law(result.samples[arm], result.gap[arm]) for arm in ESTIMATORS if arm in result.gap}
+
+
+def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
+    """The gap against samples, a panel for each w: sampled arms with their fits, and the parts of the gap."""
+    panels = len(results) + (alone is not None)
+    figure = Figure(figsize=(5.4 * panels, 4.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, panels))
+    for panel, (name, result) in zip(axes, results.items(), strict=False):
+        for arm in result.gap:
+            budgets = result.samples["independent" if arm == EXACT else arm]
+            if arm == EXACT:
+                label = "T and K, without noise"
+                panel.plot(budgets, result.gap[arm].mean(axis=1), "s--", color=COLORS[arm], markersize=3, label=label)
+            else:
+                curve(panel, arm, budgets, result.gap[arm])
+        budgets = result.samples["independent"]
+        panel.plot(budgets, np.maximum(result.bias, 1e-12), "k^:", markersize=3, linewidth=1, label="bias of the proxy")
+        guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "−2/7")
+        panel.set(ylabel="Φ* − Φ(φ_T), nats")
+        panel.set_title(
+            f"w = {WEIGHTS[name]:g}: ascent on Φ has {name} ({100 * result.reached:.0f} % reach Φ*)", fontsize=10
+        )
+    if alone is not None:
+        curve(axes[-1], "actor–critic", alone.samples, alone.gap)
+        guide(axes[-1], alone.samples, alone.gap.mean(axis=1)[0], ACTOR_CRITIC_EXPONENT, "−1/3")
+        axes[-1].set(ylabel="J* − J(λ), units of reward")
+        axes[-1].set_title("The policy alone, at the true reward", fontsize=10)
+    for panel in axes:
+        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a seed)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    return figure
+
+
+def curve(panel, arm: str, budgets: np.ndarray, gap: np.ndarray) -> None:
+    """Mean over seeds with its 95 % interval, and the exponent in the label."""
+    fit = power_law(budgets, gap)
+    low, high = fit.interval
+    label = f"{arm}: exponent −{fit.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
+    mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
+    panel.errorbar(
+        budgets, mean, np.minimum(error, 0.9 * mean), color=COLORS[arm], marker="o", markersize=4, label=label
+    )
+
+
+def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str) -> None:
+    """A line of the theorem's exponent."""
+    line = first * (budgets / budgets[0]) ** -exponent
+    panel.plot(budgets, line, color="0.4", linestyle="-.", linewidth=1, label=f"exponent {label}")
+
+
+def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
+    """Exponents, their intervals and the parts of the gap, as JSON values."""
+
+    def describe(fit: Fit) -> dict:
+        about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
+        return about | {"floor": fit.floor, "burn_in": fit.burn_in}
+
+    return {
+        name: {
+            "kl_weight": WEIGHTS[name],
+            "reached": result.reached,
+            "epsilon": [level.epsilon for level in result.levels],
+            "samples": {arm: x.tolist() for arm, x in result.samples.items()},
+            "gap": {arm: x.mean(axis=1).tolist() for arm, x in result.gap.items()},
+            "bias": result.bias.tolist(),
+            "fits": {arm: describe(fit) for arm, fit in fits(result).items()},
+        }
+        for name, result in results.items()
+    } | {"actor–critic": describe(power_law(alone.samples, alone.gap))}
+
+
+def main(out: Path, say=print) -> None:
+    """Runs the study and writes `complexity.png` and `complexity.json`."""
+    results = {name: study(weight, keep=out / name, say=say) for name, weight in WEIGHTS.items()}
+    alone = actor_critic(WEIGHTS["one maximum"], keep=out / "policy alone", say=say)
+    summary = summarise(results, alone)
+    (out / "complexity.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(results, alone).savefig(out / "complexity.png", dpi=120)
+    say(f"figure: {out / 'complexity.png'}")
