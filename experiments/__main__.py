@@ -20,6 +20,7 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
   bench                 measure fixed workloads at 1 to 1,024 seeds, beside a driver in Python; a table and a figure
   bench --plan …        predict memory and time of a run before it is launched; takes the options of train
   study NAME            run a study and write its figure; bilevel study --help lists them
+  verify [CLAIM …]      measure the papers' claims, each with a verdict; bilevel verify --help lists them
 
 bilevel train --help                                    every option of the default world and algorithm
 bilevel train --world bandit --algorithm alternating --help     … and of others
@@ -53,7 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     from experiments.processes import RefusedByMain
     from experiments.run_folder import RunFolderError
 
-    commands = {"train": train_command, "report": report_command, "bench": bench_command, "study": study_command}
+    commands = {
+        "train": train_command,
+        "report": report_command,
+        "bench": bench_command,
+        "study": study_command,
+        "verify": verify_command,
+    }
     try:
         return choose("command", arguments[0], commands)(arguments[1:])
     except RefusedByMain:  # process 0 says it
@@ -302,6 +309,40 @@ def study_command(arguments: list[str]) -> int:
     folder = make_folder(out or f"runs/{rest[0]}")
     importlib.import_module(f"experiments.studies.{rest[0]}").main(folder, _say)
     return 0
+
+
+# verify ---------------------------------------------------------------------------------------------------------------
+
+VERIFY_HELP = """usage: bilevel verify [CLAIM …] [--quick] [--out FOLDER]
+
+Measure claims of the papers and judge each: it holds when the 95 % interval lies inside a margin that was stated beforehand,
+fails when it lies outside, and is otherwise not decided. Prints a table; writes summary.json, a figure a claim and
+report.html to FOLDER, by default runs/verify. What is there already is not measured again. --quick: smaller budgets.
+
+  claim              minutes (quick, full)
+"""
+
+
+def verify_command(arguments: list[str]) -> int:
+    """`bilevel verify`."""
+    from experiments.options import OptionError
+    from experiments.verify import CLAIMS
+    from experiments.verify.runner import load, verify
+
+    if {"-h", "--help"} & set(arguments):
+        print(VERIFY_HELP + "\n".join(_about_claim(name, load(name)[0]) for name in CLAIMS))
+        return 0
+    out, rest = _take("out", arguments, "runs/verify")
+    names = [name for name in rest if name != "--quick"]
+    if options := [name for name in names if name.startswith("-")]:
+        raise OptionError(f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone")
+    verify(names, out, "--quick" in rest, _say)
+    return 0
+
+
+def _about_claim(name: str, claim) -> str:
+    quick, full = claim.minutes
+    return f"  {name:18s}{quick:5g} {full:5g}   {claim.statement}"
 
 
 def _complain(line: str) -> None:

@@ -1,0 +1,104 @@
+"""What a claim is: a statement of a paper, what it predicts, how that is measured, and the rule by which it holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from bilevel.rates import Verdict, verdict
+
+INF = float("inf")
+
+
+class Interval(NamedTuple):
+    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random.
+
+    Attributes:
+        center, low, high: in the quantity's units.
+        undecided: why nothing may be concluded from it, in words; "" if it may.
+    """
+
+    center: float
+    low: float
+    high: float
+    undecided: str = ""
+
+
+class Margin(NamedTuple):
+    """Where a number must lie, stated before it is measured; ends may be infinite."""
+
+    low: float = -INF
+    high: float = INF
+
+
+class Budget(NamedTuple):
+    """How much a claim may compute, and where.
+
+    Attributes:
+        quick: a run of seconds, not minutes.
+        folder: of this claim, for what it keeps to resume from.
+        say: takes the lines that a person should see.
+    """
+
+    quick: bool
+    folder: Path
+    say: Callable[[str], None] = lambda line: None
+
+
+class Measurement(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        numbers: name -> interval; those named in the claim's margins decide, the others are reported.
+        cost: what it took, such as transitions, labels, gradient evaluations.
+        figure: what a reader looks at; None: there is none.
+        notes: sentences on what was seen, such as why a claim fails.
+    """
+
+    numbers: dict[str, Interval]
+    cost: dict[str, float]
+    figure: Figure | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+    """A claim of the list in `experiments.verify`.
+
+    Attributes:
+        statement: what is said, in one sentence.
+        source: paper and place; *derived* where a paper does not say it.
+        prediction: what the theory predicts, in words.
+        exact: nothing is sampled; otherwise Monte Carlo over seeds.
+        margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
+        minutes: on two cores, quick and in full, said beforehand.
+        measure: budget -> what was measured.
+    """
+
+    statement: str
+    source: str
+    prediction: str
+    exact: bool
+    margins: dict[str, Margin]
+    minutes: tuple[float, float]
+    measure: Callable[[Budget], Measurement]
+
+
+def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, Verdict]:
+    """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside."""
+    found = {}
+    for name, margin in claim.margins.items():
+        ours = numbers[name]
+        # A NaN compares with nothing: neither inside nor outside.
+        found[name] = "not decided" if ours.undecided else verdict((ours.low, ours.high), *margin)
+    return found
+
+
+def together(verdicts: dict[str, Verdict]) -> Verdict | str:
+    """The claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins."""
+    if not verdicts:
+        return "reported"
+    for one in ("fails", "not decided"):
+        if one in verdicts.values():
+            return one
+    return "holds"

@@ -1,0 +1,27 @@
+"""P1.value: the proxy's value is above Φ, by an amount proportional to σ."""
+
+import numpy as np
+
+from bilevel.rates import slope
+from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
+from experiments.verify.p1_bias import SIGMAS, draw, errors, slope_interval
+
+
+def measure(budget: Budget, power: float = 1.0) -> Measurement:
+    """See `experiments.verify.p1_bias.errors`."""
+    value = errors(10 if budget.quick else 64, power).value
+    found = slope(np.array(SIGMAS), np.abs(value))
+    least = float(value.min())
+    numbers = {"slope of Φ_σ − Φ in σ": slope_interval(found), "least Φ_σ − Φ": Interval(least, least, least)}
+    return Measurement(numbers, {}, draw(value, "Φ_σ − Φ, nats", found))
+
+
+CLAIM = Claim(
+    statement="The proxy Φ_σ bounds Φ from above, and differs from it by O(σ).",
+    source="2410.15610, definition of the proxy and the lemma on its bias",
+    prediction="slope 1 of Φ_σ − Φ against σ on log axes, and Φ_σ ≥ Φ",
+    exact=True,
+    margins={"slope of Φ_σ − Φ in σ": Margin(0.95, 1.05), "least Φ_σ − Φ": Margin(0.0, INF)},
+    minutes=(0.1, 0.1),
+    measure=measure,
+)

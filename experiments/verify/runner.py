@@ -1,0 +1,132 @@
+"""Runs claims, each once: what was measured before is read, so that an interrupted run goes on where it was."""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.options import choose
+from experiments.run_folder import make_folder, read_json, write_json
+from experiments.verify import CLAIMS
+from experiments.verify.claims import Budget, Claim, Measurement, judge, together
+from experiments.verify.page import short, write_page
+
+RESULT, STARTED = "result.json", "started.json"
+SOURCES = ("bilevel", "envs", "experiments/studies")
+
+
+def verify(
+    names: Sequence[str] = (), out: str | Path = "runs/verify", quick: bool = False, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Measures claims and judges them; writes `summary.json`, a figure each and `report.html`. Name -> result.
+
+    Args:
+        names: of `CLAIMS`; none: all of them.
+        out: folder of the results; what is in it already is not measured again, unless the code has changed.
+        quick: small budgets, in a folder of their own below `out`.
+        say: takes the lines that a person should see.
+
+    Raises:
+        OptionError: there is no claim of that name.
+    """
+    chosen = {name: load(name) for name in (names or CLAIMS)}
+    folder = make_folder(Path(out) / ("quick" if quick else "full"))
+    minutes = sum(claim.minutes[0 if quick else 1] for claim, _ in chosen.values())
+    say(f"{len(chosen)} claims, about {minutes:.2g} minutes on two cores; results and resumption in {folder}")
+    results = {name: one(name, folder / name, quick, say) for name in chosen}
+    say(format_table(results))
+    everything = {name: found for name in CLAIMS if (found := measured_before(name, folder / name))}
+    write_json(folder, "summary.json", everything)
+    say(f"report: {write_page(folder, everything)}")
+    return results
+
+
+def load(name: str) -> tuple[Claim, str]:
+    """The claim of that name, and the digest of all that its measurement depends on here."""
+    module = importlib.import_module(f"experiments.verify.{choose('claim', name, CLAIMS)}")
+    return module.CLAIM, hashlib.sha256((inspect.getsource(module) + _sources()).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _sources() -> str:
+    """The library's code, and the studies'."""
+    root = Path(__file__).parent.parent.parent
+    paths = sorted(path for part in SOURCES for path in (root / part).rglob("*.py"))
+    return "".join(path.read_text() for path in paths)
+
+
+def measured_before(name: str, folder: Path) -> dict[str, Any] | None:
+    """The result in the claim's folder, if it is this code's."""
+    if not (folder / RESULT).exists():
+        return None
+    before = read_json(folder, RESULT)
+    return before if before["digest"] == load(name)[1] else None
+
+
+def one(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """The result of one claim, from its folder if it is there."""
+    claim, digest = load(name)
+    if before := measured_before(name, folder):
+        say(f"{name:18s}{before['verdict']} (measured before)")
+        return before
+    say(f"{name:18s}measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
+    started = {"digest": digest}
+    if (folder / STARTED).exists() and read_json(folder, STARTED) != started:
+        shutil.rmtree(folder)  # parts of another code's measurement
+    write_json(folder, STARTED, started)
+    begin = time.perf_counter()
+    measured = claim.measure(Budget(quick, folder, say))
+    result = describe(claim, measured) | {"digest": digest, "seconds": time.perf_counter() - begin, "quick": quick}
+    if measured.figure is not None:
+        measured.figure.savefig(folder / "figure.png", dpi=120)
+    write_json(folder, RESULT, result)  # last: a claim without it is measured again
+    say(f"{name:18s}{result['verdict']}")
+    return result
+
+
+def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
+    """Claim, numbers and verdicts as JSON values."""
+    verdicts = judge(claim, measured.numbers)
+    numbers = {
+        name: {
+            "center": _json(x.center),
+            "interval": [_json(x.low), _json(x.high)],
+            "margin": [_json(end) for end in claim.margins[name]] if name in claim.margins else None,
+            "verdict": verdicts.get(name, "reported"),
+            "undecided": x.undecided,
+        }
+        for name, x in measured.numbers.items()
+    }
+    about = {"statement": claim.statement, "source": claim.source, "prediction": claim.prediction}
+    about |= {"kind": "exact" if claim.exact else "Monte Carlo", "verdict": together(verdicts), "numbers": numbers}
+    return about | {"cost": {k: float(v) for k, v in measured.cost.items()}, "notes": list(measured.notes)}
+
+
+def _json(x: float) -> float | str:
+    """JSON has no infinities."""
+    return float(x) if np.isfinite(x) else str(float(x))
+
+
+def format_table(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each number of each claim."""
+    lines = [f"{'claim':16s}{'number':44s}{'measured':>12s}  {'95 % interval':24s}{'must lie in':20s}verdict"]
+    lines.append("─" * len(lines[0]))
+    for name, result in results.items():
+        label = name
+        for number, x in result["numbers"].items():
+            margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
+            interval = "[{}, {}]".format(*map(short, x["interval"]))
+            why = f": {x['undecided']}" if x["undecided"] else ""
+            center = short(x["center"])
+            lines.append(f"{label:16s}{number:44s}{center:>12s}  {interval:24s}{margin:20s}{x['verdict']}{why}")
+            label = ""
+        if len(result["numbers"]) > 1:
+            lines.append(f"{'':16s}{'together':44s}{'':12s}  {'':24s}{'':20s}{result['verdict']}")
+    return "\n".join(lines)
