@@ -228,6 +228,54 @@ def enumerate_segments(num_states: int, num_actions: int, length: int) -> Trajec
     return Trajectory(states, states, actions)
 
 
+def enumerate_classes(classes: np.ndarray, length: int) -> tuple[Trajectory, Callable[[MDP, Array, Trajectory], Array]]:
+    """Segments by the classes of their pairs (s, a), where rewards take few values; also their law, for `law` below.
+
+    Every r* and r_φ must be constant on each class. What a segment is worth then depends on its C^H possible sequences of
+    classes alone, whose law is a dynamic programme over states, S² C^H operations: of use up to C^H = 4096 for any number
+    of states that fits (say S = 1000, A = 4, C = 3, H = 7).
+
+    Args:
+        classes: [S, A] ints 0 … C − 1, static; from `reward_classes`.
+        length: H ≥ 1.
+
+    Returns:
+        One segment [C^H, H] of each sequence, to compute returns and comparisons from, which no dynamics need allow; and
+        (mdp, policy, segments) -> [C^H], the probability of each sequence.
+
+    Raises:
+        ValueError: C^H is above `MAX_SEGMENTS`; the message says how large it is.
+    """
+    classes = np.asarray(classes)
+    num_classes = int(classes.max()) + 1
+    count = num_classes**length
+    if count > MAX_SEGMENTS:
+        raise ValueError(
+            f"C^H = {num_classes}^{length} = {count} sequences of reward classes; exact preference objectives enumerate "
+            f"pairs of at most {MAX_SEGMENTS}; shorten the segments, or use sampled gradients"
+        )
+    member = classes == np.arange(num_classes)[:, None, None]  # [C, S, A]
+    first = np.argmax(member.reshape(num_classes, -1), axis=1)  # a pair of each class
+    sequences = np.indices((num_classes,) * length).reshape(length, -1).T
+    states, actions = (jnp.asarray(x, jnp.int32) for x in np.divmod(first[sequences], classes.shape[1]))
+
+    def law(mdp, policy, segments):
+        moves = jnp.einsum("csa,sa,sat->cst", member.astype(policy.dtype), policy, mdp.transition)
+        reached = mdp.initial[None]  # [sequences so far, S]: their probability, with the state that they lead to
+        for _ in range(length):
+            reached = jnp.einsum("ns,cst->nct", reached, moves).reshape(-1, reached.shape[1])
+        return jnp.sum(reached, axis=1)
+
+    return Trajectory(states, states, actions), law
+
+
+def reward_classes(*tables) -> np.ndarray:
+    """[S, A] ints: pairs are in one class if all tables [S, A, …], such as r* and the features of r_φ, agree on them."""
+    shape = np.shape(tables[0])[:2]
+    rows = np.concatenate([np.reshape(table, (shape[0] * shape[1], -1)) for table in tables], axis=1)
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(shape)
+
+
 def segment_law(mdp: MDP, policy: Array, segments: Trajectory) -> Array:
     """Probability of each segment, ρ(s_0) Π_h π(a_h|s_h) Π_h P(s_{h+1}|s_h, a_h), [N]."""
     state, action = segments.state, segments.action
@@ -266,6 +314,7 @@ def preference_objective(
     objective: Callable[[Array, Comparison], Array],
     discount,
     rationality=1.0,
+    law: Callable[[MDP, Array, Trajectory], Array] = segment_law,
 ) -> Array:
     """G(φ, λ) = E_{τ⁰,τ¹~π, y}[ℓ], [], by enumeration; skipped queries count 0. Differentiable in policy and reward.
 
@@ -273,16 +322,17 @@ def preference_objective(
         mdp: arrays; only its dynamics are used.
         policy: [S, A].
         reward: [S, A], r_φ.
-        segments: from `enumerate_segments`.
+        segments: from `enumerate_segments`, or from `enumerate_classes`.
         comparisons: [N, N] from `exact_comparisons`.
         objective: (logit, comparison) -> ℓ, from `bilevel.preferences`.
         discount: [] γ of the segment returns.
         rationality: [] κ of the learner's Bradley–Terry model.
+        law: (mdp, policy, segments) -> [N], the one that came with the segments.
     """
-    law = segment_law(mdp, policy, segments)
+    probability = law(mdp, policy, segments)
     returns = segment_returns(reward, segments, discount)
     logits = rationality * (returns[:, None] - returns[None, :])
-    return law @ (comparisons.weight * objective(logits, comparisons)) @ law
+    return probability @ (comparisons.weight * objective(logits, comparisons)) @ probability
 
 
 # The penalised lower level --------------------------------------------------------------------------------------------

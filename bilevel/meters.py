@@ -6,11 +6,69 @@ a constant that has to be positive: it can refute the assumption and never prove
 Dimensions: P points, S states, A actions. Pure functions, to be jitted and vmapped over instances; meant for float64.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from bilevel import exact
+from bilevel.landscape import Landscape, expand
 from bilevel.types import Array
+
+
+class Meters(NamedTuple):
+    """The constants at a set of points, all []; see `measure`.
+
+    Attributes:
+        domination: μ̂₁ over the points, an upper estimate of μ₁, in 1/(unit of φ)².
+        smoothness: largest ‖∇²Φ‖ (spectral) at the points, a lower estimate of L, in units of Φ a (unit of φ)².
+        lower_pl: smallest ‖∇_λ J‖²/(2 (J* − J)) over points and logits, units of reward; an upper estimate.
+        lower_pl_bound: smallest of its lower bounds there.
+        concentrability: largest dπ*/(d_ref π_ref) of the optimal policies, ≥ 1; and
+        divergence: largest χ²(dπ* ‖ d_ref π_ref), ≥ 0.
+    """
+
+    domination: Array
+    smoothness: Array
+    lower_pl: Array
+    lower_pl_bound: Array
+    concentrability: Array
+    divergence: Array
+
+
+def measure(land: Landscape, params: Array, logits: Array, best: Array | float = -jnp.inf) -> Meters:
+    """All meters of a finite instance, such as along a run or over random points.
+
+    Args:
+        land: from `landscape.landscape`; its policies are tables.
+        params: [P, D] φ.
+        logits: [P, S, A] of policies, at which the lower level under each φ is measured.
+        best: [] Φ* if it is known; the best of the points counts if it is larger.
+    """
+
+    def at(params, logits):
+        found = expand(land, params)
+        lower = land.lower(land.table(params))
+        levels = lower_pl(lower, logits), coverage(lower, exact.optimal_policy(lower).policy)
+        return found.value, jnp.linalg.norm(found.gradient), spectral_norm(found.hessian), *levels
+
+    values, norms, curvatures, (pl, bound), (worst, chi) = jax.lax.map(lambda x: at(*x), (params, logits))
+    constant = domination(values, norms, jnp.maximum(best, jnp.max(values)))
+    return Meters(constant, jnp.max(curvatures), jnp.nanmin(pl), jnp.min(bound), jnp.max(worst), jnp.max(chi))
+
+
+def spectral_norm(matrix: Array, num_squarings: int = 30) -> Array:
+    """‖M‖ of a symmetric matrix [D, D], []: lim ‖M^(2^k)‖^(1/2^k), normalised on the way; from below √D's 2⁻ᵏ-th root."""
+
+    def square(_, carry):
+        power, log_norm, share = carry
+        size = jnp.linalg.norm(power)
+        power = power / jnp.where(size > 0, size, 1.0)
+        return power @ power, log_norm + share * jnp.log(size), share / 2
+
+    one = jnp.ones_like(matrix[0, 0])
+    power, log_norm, share = jax.lax.fori_loop(0, num_squarings, square, (matrix, 0.0 * one, one))
+    return jnp.exp(log_norm + share * jnp.log(jnp.linalg.norm(power)))
 
 
 def domination(values: Array, norms: Array, best: Array, tolerance: float = 1e-5) -> Array:

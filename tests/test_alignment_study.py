@@ -10,7 +10,7 @@ from experiments.studies import alignment
 from experiments.verify import p1_alignment
 from experiments.verify.claims import Budget
 
-SMALL = alignment.Sizes(num_seeds=6, kl_weights=(0.5,), num_steps=300, num_reward_steps=500)
+SMALL = alignment.Sizes(num_seeds=6, kl_weights=(0.5,), num_steps=300, num_reward_steps=500, num_sampled_steps=2)
 METHODS = alignment.ALTERNATING, alignment.PAPER
 
 
@@ -42,7 +42,7 @@ def test_a_class_without_the_true_reward_costs_return(found):
 
 def test_relative_returns_and_convergence_by_hand():
     one = np.ones((1, 1))
-    ends = alignment.Ends(3 * one, 6 * one, one, np.array([[[5.0, 11.0]]]), *[0 * one] * 4, np.zeros((1, 1), bool))
+    ends = alignment.Ends(3 * one, 6 * one, one, np.array([[[5.0, 11.0]]]), *[0 * one] * 6, np.zeros((1, 1), bool))
     assert alignment.relative(ends) == 0.5
     assert alignment.relative(ends, plain=True) == 0.5
     assert alignment.converged(ends)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bilevel import exact
-from bilevel.preferences import excess_log_likelihood, log_likelihood
+from bilevel.preferences import annotator, excess_log_likelihood, log_likelihood
 from envs.base import MDP
-from envs.tabular import garnet
+from envs.tabular import garnet, tabular
 
 TOLERANCE = 1e-6
 
@@ -194,6 +194,51 @@ def test_the_law_of_segments_sums_to_one(reference):
 def test_too_many_segments_are_refused_with_their_number():
     with pytest.raises(ValueError, match="10000 segments"):
         exact.enumerate_segments(5, 2, 4)
+
+
+def test_segments_by_reward_classes_give_the_enumerated_objective_and_its_derivatives(x64):
+    # Two classes of the true reward, two of the learned one's features: together C = 3 of 6 pairs.
+    mdp = garnet(jax.random.key(0), 3, 2)
+    features = np.array([[0, 1], [0, 0], [1, 1]])
+    mdp = mdp._replace(reward=jnp.array([[1.0, 1.0], [1.0, 1.0], [-0.5, -0.5]]))
+    classes = exact.reward_classes(mdp.reward, features)
+    assert classes.max() == 2 and len({classes[0, 1], classes[0, 0], classes[2, 0]}) == 3
+    assert classes[0, 0] == classes[1, 0] == classes[1, 1] and classes[2, 0] == classes[2, 1]
+    annotate = annotator(tabular(mdp).reward, 0.9, skip_below=-1.0)
+    whole, (grouped, law) = exact.enumerate_segments(3, 2, 3), exact.enumerate_classes(classes, 3)
+    assert grouped.state.shape == (27, 3)
+
+    def objective(values, policy, segments, law):
+        comparisons = exact.exact_comparisons(annotate, segments)
+        reward = values[features]
+        return exact.preference_objective(mdp, policy, reward, segments, comparisons, log_likelihood, 0.9, 1.3, law)
+
+    both = jax.value_and_grad(objective, (0, 1))
+    policy = jax.random.dirichlet(jax.random.key(1), jnp.ones(2), (3,))
+    values = jnp.array([0.3, -0.7])
+    (ours, slopes), (theirs, expected) = (
+        both(values, policy, grouped, law),
+        both(values, policy, whole, exact.segment_law),
+    )
+    close(ours, theirs, 1e-12)
+    for x, y in zip(slopes, expected, strict=True):
+        close(x, y, 1e-12)
+
+
+def test_many_states_of_few_rewards_are_affordable_and_many_rewards_refused_with_their_number(x64):
+    mdp = garnet(jax.random.key(0), 300, 4)
+    classes = np.arange(1200).reshape(300, 4) % 3
+    segments, law = exact.enumerate_classes(classes, 7)
+    probability = jax.jit(law)(mdp, jnp.full((300, 4), 0.25), segments)
+    close(probability.sum(), 1.0, 1e-12)
+    # The first class alone, by hand.
+    step = np.where(classes == 0, 0.25, 0.0)
+    reached = np.asarray(mdp.initial)
+    for _ in range(7):
+        reached = np.einsum("s,sa,sat->t", reached, step, np.asarray(mdp.transition))
+    close(probability[0], reached.sum(), 1e-12)
+    with pytest.raises(ValueError, match="3\\^8 = 6561 sequences"):
+        exact.enumerate_classes(classes, 8)
 
 
 def test_a_zero_kl_weight_is_refused():

@@ -211,6 +211,37 @@ def test_the_pl_bound_holds_on_random_mdps(x64):
     assert np.max(bound / measured) > 1e-4  # not by being next to zero
 
 
+def test_the_spectral_norm_is_the_largest_absolute_eigenvalue(x64):
+    norms = jax.jit(meters.spectral_norm)
+    for seed, size in enumerate((1, 2, 7)):
+        matrix = jax.random.normal(jax.random.key(seed), (size, size))
+        close(norms(matrix + matrix.T), np.abs(np.linalg.eigvalsh(matrix + matrix.T)).max())
+    close(norms(jnp.diag(jnp.array([-3.0, 3.0, 1.0]))), 3.0)
+    close(norms(jnp.eye(3)), 1.0)
+    assert norms(jnp.zeros((2, 2))) == 0
+
+
+def test_all_meters_by_one_call_agree_with_each_alone(x64):
+    mdp, hyper = garnet(jax.random.key(0), 3, 2), Hyper(kl_weight=1.0, discount=0.9)
+    land = landscape.landscape(problem_of(mdp, models.table(3, 2)), mdp, 2, hyper)
+    points = jax.random.normal(jax.random.key(1), (4, 6))
+    logits = jax.random.normal(jax.random.key(2), (4, 3, 2))
+    found = jax.jit(lambda best: meters.measure(land, points, logits, best))
+    ours = found(-jnp.inf)
+    at = [jax.jit(lambda x: landscape.expand(land, x))(x) for x in points]
+    values = np.array([x.value for x in at])
+    norms = np.array([np.linalg.norm(x.gradient) for x in at])
+    close(ours.smoothness, max(np.abs(np.linalg.eigvalsh(x.hessian)).max() for x in at))
+    others = np.arange(4) != values.argmax()
+    close(ours.domination, np.min((norms / (values.max() - values))[others] ** 2))
+    close(found(1.0).domination, np.min((norms / (1.0 - values)) ** 2))
+    lower = [land.lower(x.reshape(3, 2)) for x in points]
+    assert 0 < ours.lower_pl_bound <= ours.lower_pl
+    close(ours.lower_pl, min(meters.lower_pl(*x)[0] for x in zip(lower, logits, strict=True)))
+    cover = np.array([meters.coverage(x, exact.optimal_policy(x).policy) for x in lower])
+    close((ours.concentrability, ours.divergence), cover.max(axis=0))
+
+
 def test_coverage_by_hand(x64):
     lower = two_arms([0.0, 0.0])
     close(meters.coverage(lower, lower.reference), (1.0, 0.0))

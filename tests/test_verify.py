@@ -76,7 +76,7 @@ def claims(monkeypatch):
         module = types.ModuleType(f"experiments.verify.fake{i}")
         module.CLAIM = claim(measure_of(name, 1.0 + i), x=(0.5, 1.5))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(runner.inspect, "getsource", lambda module: module.__name__)
+    monkeypatch.setattr(runner, "digest", lambda module: module)
     for name in list(CLAIMS):
         monkeypatch.delitem(CLAIMS, name)
     for i, name in enumerate(counts):
@@ -93,7 +93,7 @@ def test_what_was_measured_is_not_measured_again(claims, tmp_path, monkeypatch):
     assert again == {"P0.two": results["P0.two"]} and list(claims.values()) == [1, 1]
     verify(("P0.one",), tmp_path, quick=True, say=said.append)  # another budget, another folder
     assert claims["P0.one"] == 2
-    monkeypatch.setattr(runner.inspect, "getsource", lambda module: "changed")
+    monkeypatch.setattr(runner, "digest", lambda module: "changed")
     verify(("P0.one",), tmp_path, say=said.append)
     assert claims["P0.one"] == 3
     assert any("P0.one" in line and "fails" in line for line in "\n".join(said).splitlines()) is False
@@ -112,6 +112,34 @@ def test_an_interrupted_run_goes_on_where_it_was(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CLAIM", whole)
     results = verify((), tmp_path, say=lambda line: None)
     assert claims == {"P0.one": 1, "P0.two": 1} and len(results) == 2
+
+
+def test_parts_of_a_measurement_by_other_code_are_not_used(claims, tmp_path, monkeypatch):
+    module = sys.modules["experiments.verify.fake0"]
+    whole, seen = module.CLAIM, []
+
+    def measure(budget):
+        seen.append(sorted(path.name for path in budget.folder.iterdir()))
+        (budget.folder / "part").touch()
+        if len(seen) < 4:
+            raise KeyboardInterrupt
+        return whole.measure(budget)
+
+    monkeypatch.setattr(module, "CLAIM", whole._replace(measure=measure))
+    for code in ("old", "old", "new"):
+        monkeypatch.setattr(runner, "digest", lambda module, code=code: code)
+        with pytest.raises(KeyboardInterrupt):
+            verify(("P0.one",), tmp_path, say=lambda line: None)
+    verify(("P0.one",), tmp_path, say=lambda line: None)
+    started = runner.STARTED
+    assert seen == [[started], ["part", started], [started], ["part", started]]
+
+
+def test_a_claim_depends_on_the_code_that_it_imports():
+    ours = runner.imported("experiments.verify.p1_rate")
+    assert {"experiments.studies.complexity", "bilevel.exact", "envs.tabular"} < ours
+    assert not any("alignment" in name or name.startswith("jax") for name in ours)
+    assert runner.digest("experiments.verify.p1_rate") != runner.digest("experiments.verify.p1_bias")
 
 
 def test_the_command_prints_a_table_and_writes_a_page(claims, tmp_path, capsys):

@@ -10,4 +10,5 @@ STUDIES = {
     "alignment": "true return and objective of four methods, over w, realisable or not",
     "domination": "where weak gradient domination holds, over w, reward class and objective",
     "complexity": "how many samples Algorithm 1 takes: the gap along a ladder of targets, and its parts",
+    "tuned": "samples that a gap takes with everything tuned at each budget, beside the theorem's schedule",
 }

@@ -1,8 +1,9 @@
-"""What each method is worth under the true reward, and under its own objective Φ, with exact gradients.
+"""What each method is worth under the true reward, and under its own objective Φ, with exact gradients, then with samples.
 
 Two-stage (on pairs of the reference policy, and on those of a worse one), alternating, and Algorithm 1 with the paper's
 objective and with the excess log-likelihood, over w; with a table of rewards, which holds the true one, and with a reward
-that is a function of the state alone, which does not. Nothing is sampled, so what is lost is lost by the objective.
+that is a function of the state alone, which does not. With exact gradients what is lost is lost by the objective. The table
+once more with sampled pairs and rollouts and Algorithm 2 as the critic shows what sampling adds.
 
 Φ of the paper pays for policies whose pairs are easy to tell apart: its maximiser is not the true reward, even where that is
 in the class. Maximum likelihood on the policy's own pairs, which is what alternating follows, is consistent there.
@@ -25,10 +26,12 @@ from bilevel import exact, models
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
+from bilevel.critics import TDSizes, td_critic
 from bilevel.exact_gradients import exact_gradients
 from bilevel.lookup import bind, pair_table, policy_table
 from bilevel.preferences import annotator, excess_log_likelihood, log_likelihood
 from bilevel.run import DIVERGED, run, start
+from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
 from experiments.summary import estimate
@@ -36,13 +39,21 @@ from experiments.summary import estimate
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
 SIGMA, POLICY_STEP, REWARD_STEP = 0.02, 0.2, 0.3
 MOMENTUM = 0.9  # of the reward
+FALL = 100  # outer steps after which a sampled reward step is half its first
 WORSE_WEIGHT = 1.0  # w of the worse policy, which is KL-optimal for minus the true reward
 TOLERANCE = 1e-3  # of the gradients of a converged run: nats and learned reward, a unit of parameters
 TWO_STAGE, WORSE, ALTERNATING = "two-stage", "two-stage, worse data", "alternating"
 PAPER, EXCESS = "bilevel, log-likelihood (the paper's)", "bilevel, excess log-likelihood"
 METHODS = {TWO_STAGE: "#E69F00", WORSE: "#CC79A7", ALTERNATING: "#000000", PAPER: "#D55E00", EXCESS: "#0072B2"}
-REALISABLE, MISSPECIFIED = "table", "state alone"
-CLASSES = {REALISABLE: "realisable: a table", MISSPECIFIED: "misspecified: a function of the state alone"}
+REALISABLE, MISSPECIFIED, SAMPLED = "table", "state alone", "table, sampled"
+CLASSES = {
+    REALISABLE: "realisable: a table",
+    MISSPECIFIED: "misspecified: a function of the state alone",
+    SAMPLED: "realisable, with sampled gradients",
+}
+SAMPLES = SampleSizes(batch_size=32, rollout_length=40, segment_length=LENGTH, num_pairs=128)  # 0.9^40 = 0.015
+CRITIC = TDSizes(num_targets=2, num_transitions=256, num_chains=16)
+FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
@@ -54,6 +65,8 @@ class Sizes(NamedTuple):
         num_steps: T, outer steps.
         num_policy_steps: K, inner steps.
         num_reward_steps: of the two-stage methods' fit.
+        num_sampled_steps: T with sampled gradients.
+        sampled_kl_weights: w with sampled gradients.
     """
 
     num_seeds: int = 64
@@ -61,6 +74,12 @@ class Sizes(NamedTuple):
     num_steps: int = 1000
     num_policy_steps: int = 4
     num_reward_steps: int = 4000
+    num_sampled_steps: int = 600
+    sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)
+
+    def weights(self, kind: str) -> tuple[float, ...]:
+        """w of a class."""
+        return self.sampled_kl_weights if kind == SAMPLED else self.kl_weights
 
 
 class Ends(NamedTuple):
@@ -73,8 +92,9 @@ class Ends(NamedTuple):
         best: [2] J of the KL-optimal policy of r*, regularised and plain.
         upper: [] Φ(φ) with the paper's objective at the learned φ, in nats; and
         upper_truth: [] Φ(r*).
-        upper_gradient: [] norm of what the reward follows, nats a unit of φ.
-        lower_gradient: [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ.
+        upper_gradient: [] norm of what the reward follows, nats a unit of φ; and
+        lower_gradient: [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, where they are sampled.
+        labels, transitions: [] that the run took.
         diverged: [] bool.
     """
 
@@ -86,12 +106,14 @@ class Ends(NamedTuple):
     upper_truth: Array
     upper_gradient: Array
     lower_gradient: Array
+    labels: Array
+    transitions: Array
     diverged: Array
 
 
 def reward_model(kind: str) -> Model:
     """The class of rewards, started at independent standard normal parameters."""
-    if kind == REALISABLE:
+    if kind != MISSPECIFIED:
         model = models.table(NUM_STATES, NUM_ACTIONS)
     else:
         model = models.linear(lambda obs, action: jax.nn.one_hot(obs, NUM_STATES, dtype=float), NUM_STATES)
@@ -103,19 +125,24 @@ def reward_model(kind: str) -> Model:
     return model._replace(init=init)
 
 
-def build(method: str, problem: Problem, gradients: Gradients, hyper: Hyper, sizes: Sizes) -> Algorithm:
+def build(method: str, problem: Problem, gradients: Gradients, hyper: Hyper, kind: str, sizes: Sizes) -> Algorithm:
     """The method; `problem.reference` is where the two-stage ones take their pairs."""
 
     # Not of the policy: overshooting next to a vertex, where its gradient vanishes, it stays there.
     def ascent(step_size):
         return optax.sgd(step_size, momentum=MOMENTUM)
 
+    def falling(step_size):  # noise asks for steps ∝ 1/t
+        return ascent(lambda count: step_size / (1 + count / FALL))
+
     steps = sizes.num_policy_steps
+    online = falling if kind == SAMPLED else ascent
     if method in (PAPER, EXCESS):
-        return bilevel_rlhf(problem, gradients, BilevelConfig(steps, reward_optimizer=ascent), hyper)
+        return bilevel_rlhf(problem, gradients, BilevelConfig(steps, reward_optimizer=online), hyper)
     if method == ALTERNATING:
-        return alternating(problem, gradients, AlternatingConfig(steps, reward_optimizer=ascent), hyper)
-    config = TwoStageConfig(1, sizes.num_reward_steps, steps, reward_optimizer=ascent)
+        return alternating(problem, gradients, AlternatingConfig(steps, reward_optimizer=online), hyper)
+    num_batches = FIT_BATCHES if kind == SAMPLED else 1
+    config = TwoStageConfig(num_batches, sizes.num_reward_steps, steps, reward_optimizer=ascent)
     return two_stage(problem, gradients, config, hyper)
 
 
@@ -129,14 +156,19 @@ def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) ->
     problem = Problem(world.env, annotator(world.reward, DISCOUNT), reward_model(kind), policy, uniform)
     objective = excess_log_likelihood if method == EXCESS else log_likelihood
     gradients = exact_gradients(problem, mdp, LENGTH, hyper, objective)
+    followed = gradients
+    if kind == SAMPLED:
+        critic = td_critic(problem, models.table(NUM_STATES, NUM_ACTIONS), CRITIC, hyper)
+        followed = sampled_gradients(problem, critic, SAMPLES, hyper, objective)
     reference = policy_table(world.env, uniform)
     truth = exact.lower_level(mdp, mdp.reward, reference, DISCOUNT, kl_weight)
     if method == WORSE:
         adversary = truth._replace(reward=-mdp.reward, kl_weight=WORSE_WEIGHT)
         problem = problem._replace(reference=models.given_reference(exact.optimal_policy(adversary).policy))
 
-    algorithm = build(method, problem, gradients, hyper, sizes)
-    state, _ = run(algorithm, key_run, start(algorithm, key_run), sizes.num_steps)
+    algorithm = build(method, problem, followed, hyper, kind, sizes)
+    num_steps = sizes.num_sampled_steps if kind == SAMPLED else sizes.num_steps
+    state, taken = run(algorithm, key_run, start(algorithm, key_run), num_steps)
     learned, norms = algorithm.params(state.algorithm), state.metrics
     upper_gradient = norms["gradient_norm"]
     if method in (TWO_STAGE, WORSE):  # whose steps report the policy's
@@ -163,20 +195,24 @@ def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) ->
         upper_truth=upper(mdp.reward),
         upper_gradient=upper_gradient,
         lower_gradient=norms["policy_gradient_norm"],
+        labels=jnp.sum(taken["labels"].astype(float)),
+        transitions=jnp.sum(taken["transitions"].astype(float)),
         diverged=state.status == DIVERGED,
     )
 
 
 def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
     """Every run of a method on a class of rewards, one program; in float64."""
-    shape = len(sizes.kl_weights), sizes.num_seeds
+    weights = sizes.weights(kind)
+    shape = len(weights), sizes.num_seeds
     weight, seed = (x.ravel() for x in np.indices(shape))
     with jax.enable_x64(True):
-        lanes = jax.random.split(jax.random.key(0), sizes.num_seeds)[seed], jnp.asarray(sizes.kl_weights)[weight]
+        lanes = jax.random.split(jax.random.key(0), sizes.num_seeds)[seed], jnp.asarray(weights)[weight]
         single = partial(climb, method=method, kind=kind, sizes=sizes)
         program = jax.jit(lambda lanes: jax.lax.map(lambda lane: single(*lane), lanes, batch_size=sizes.num_seeds))
         ends = jax.tree.map(lambda x: np.asarray(x).reshape(*shape, *x.shape[1:]), program(lanes))
-    say(f"{kind}, {method}: {len(seed)} runs, {converged(ends).mean():.0%} converged")
+    how = f"{ends.labels.mean():.3g} labels each" if kind == SAMPLED else f"{converged(ends).mean():.0%} converged"
+    say(f"{kind}, {method}: {len(seed)} runs, {how}")
     return ends
 
 
@@ -226,10 +262,11 @@ def summarise(found: dict[tuple[str, str], Ends], sizes: Sizes) -> list[dict]:
     rows = []
     for (kind, method), ends in found.items():
         numbers = {name: estimate(np.moveaxis(x, -1, 0)) for name, x in measures(ends).items()}
-        for i, kl_weight in enumerate(sizes.kl_weights):
+        for i, kl_weight in enumerate(sizes.weights(kind)):
             row = {"class": kind, "method": method, "kl_weight": kl_weight}
             row |= {name: [float(x[i]) for x in estimated[:3]] for name, estimated in numbers.items()}
             row |= {"converged": float(converged(ends)[i].mean()), "diverged": float(ends.diverged[i].mean())}
+            row |= {"labels": float(ends.labels[i].mean()), "transitions": float(ends.transitions[i].mean())}
             row |= {"worst_gradient": float(np.maximum(ends.upper_gradient, ends.lower_gradient)[i].max())}
             rows.append(row)
     return rows
@@ -240,9 +277,9 @@ def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     figure = Figure(figsize=(5.6 * len(kinds), 7.6), layout="constrained")
     axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
-    weights = np.array(sizes.kl_weights)
+    all_weights = np.array(sizes.kl_weights)
     for (kind, method), ends in found.items():
-        numbers = measures(ends)
+        numbers, weights = measures(ends), np.array(sizes.weights(kind))
         column = axes[:, kinds.index(kind)]
         beside = weights * 1.025 ** (list(METHODS).index(method) - 2)  # so that bars do not hide each other
         for panel, name in zip(column, ("relative_regularised_return", "upper_objective_above_truth"), strict=True):
@@ -252,13 +289,13 @@ def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
     for i, kind in enumerate(kinds):
         axes[0, i].set(title=CLASSES[kind], xscale="log")
         axes[0, i].axhline(1, color="gray", linestyle="--", linewidth=1)
-        axes[0, i].annotate("KL-optimal policy of the true reward", (weights[0], 1.015), fontsize=8, color="gray")
+        axes[0, i].annotate("KL-optimal policy of the true reward", (all_weights[0], 1.015), fontsize=8, color="gray")
         axes[0, i].axhline(0, color="gray", linestyle="--", linewidth=1)
-        axes[0, i].annotate("reference policy", (weights[0], 0.015), fontsize=8, color="gray")
+        axes[0, i].annotate("reference policy", (all_weights[0], 0.015), fontsize=8, color="gray")
         axes[1, i].axhline(0, color="gray", linestyle="--", linewidth=1)
-        axes[1, i].annotate("the true reward", (weights[0], 0.002), fontsize=8, color="gray")
+        axes[1, i].annotate("the true reward", (all_weights[0], 0.002), fontsize=8, color="gray")
         axes[1, i].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        axes[1, i].set_xticks(weights, [f"{w:g}" for w in weights])
+        axes[1, i].set_xticks(all_weights, [f"{w:g}" for w in all_weights])
         axes[1, i].minorticks_off()
     axes[0, 0].set_ylabel("return under the true reward, KL term included,\n0: reference policy, 1: KL-optimal policy")
     axes[1, 0].set_ylabel("what the paper maximises: Φ(φ) − Φ(r*), nats")
@@ -266,7 +303,7 @@ def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
         panel.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(
-        f"A higher Φ is not a better policy: {sizes.num_seeds} random MDPs, exact gradients\n"
+        f"A higher Φ is not a better policy: {sizes.num_seeds} random MDPs\n"
         "interquartile means with 95 % intervals over MDPs",
         fontsize=11,
     )

@@ -24,7 +24,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
-from bilevel import exact, models
+from bilevel import exact, meters, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.critics import TDSizes, td_critic
 from bilevel.exact_gradients import exact_gradients
@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
         ascent_steps: of that, and of the climb to the maximiser of Φ_σ.
     """
 
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(6))  # to 0.1
     num_seeds: int = 64
     num_starts: int = 64
     ascent_steps: int = 1500
@@ -128,10 +128,16 @@ def objective(mdp: MDP, reward: Array, kl_weight: Array) -> Array:
 
 
 class Ascents(NamedTuple):
-    """Where ascents on the exact Φ from random rewards ended: value [starts] and gradient norm [starts]."""
+    """Ascents on the exact Φ from random rewards.
+
+    Attributes:
+        value, gradient_norm: [starts] where they ended.
+        along: [] μ̂₁ over all that they visited; 0 where one stays below the best.
+    """
 
     value: np.ndarray
     gradient_norm: np.ndarray
+    along: np.ndarray
 
 
 def ascents(kl_weight: float, sizes: Sizes) -> Ascents:
@@ -140,17 +146,18 @@ def ascents(kl_weight: float, sizes: Sizes) -> Ascents:
     @jax.jit
     def climb(keys):
         mdp = instance()
-        phi = partial(objective, mdp, kl_weight=kl_weight)
+        slope = jax.value_and_grad(partial(objective, mdp, kl_weight=kl_weight))
 
         def body(reward, _):
-            return reward + 1.5 * jax.grad(phi)(reward), None
+            value, gradient = slope(reward)
+            return reward + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
 
         def single(key):
-            end, _ = jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=sizes.ascent_steps)
-            value, gradient = jax.value_and_grad(phi)(end)
-            return Ascents(value, jnp.linalg.norm(gradient))
+            return jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=sizes.ascent_steps)[1]
 
-        return jax.vmap(single)(keys)
+        values, norms = jax.vmap(single)(keys)
+        along = meters.domination(values.ravel(), norms.ravel(), jnp.max(values[:, -1]))
+        return Ascents(values[:, -1], norms[:, -1], along)
 
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, climb(jax.random.split(jax.random.key(2), sizes.num_starts)))
@@ -217,6 +224,7 @@ class Rate(NamedTuple):
         gap: arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise.
         bias: [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's.
         reached: [] share of the random starts from which ascent on the exact Φ reaches Φ*.
+        domination: [] μ̂₁ along these ascents, 1/(unit of φ)².
     """
 
     best: float
@@ -225,6 +233,7 @@ class Rate(NamedTuple):
     gap: dict[str, np.ndarray]
     bias: np.ndarray
     reached: float
+    domination: float
 
 
 def study(kl_weight: float, sizes: Sizes = Sizes(), keep: Path | None = None, say=lambda line: None) -> Rate:  # noqa: B008
@@ -253,7 +262,7 @@ def study(kl_weight: float, sizes: Sizes = Sizes(), keep: Path | None = None, sa
     bias = [best - float(values(limit(level, kl_weight), kl_weight).max()) for level in levels]
     reached = float(np.mean(best - found.value < 1e-6))
     stacked = ({arm: np.stack(x) for arm, x in many.items()} for many in (samples, gap))
-    return Rate(best, levels, *stacked, np.array(bias), reached)
+    return Rate(best, levels, *stacked, np.array(bias), reached, float(found.along))
 
 
 def limit(level: Level, kl_weight: float) -> np.ndarray:
@@ -404,6 +413,7 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
         name: {
             "kl_weight": WEIGHTS[name],
             "reached": result.reached,
+            "domination": result.domination,
             "epsilon": [level.epsilon for level in result.levels],
             "samples": {arm: x.tolist() for arm, x in result.samples.items()},
             "gap": {arm: x.mean(axis=1).tolist() for arm, x in result.gap.items()},

@@ -10,6 +10,7 @@ CLAIMS = {
     "P1.critic": "p1_critic",
     "P1.rate": "p1_rate",
     "P1.actor_critic": "p1_actor_critic",
+    "P1.tuned": "p1_tuned",
     "P1.hypergradient": "p1_hypergradient",
     "P1.domination": "p1_domination",
     "P1.alignment": "p1_alignment",

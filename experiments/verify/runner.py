@@ -1,9 +1,9 @@
 """Runs claims, each once: what was measured before is read, so that an interrupted run goes on where it was."""
 
+import ast
 import functools
 import hashlib
-import importlib
-import inspect
+import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from experiments.verify.claims import Budget, Claim, Measurement, judge, togethe
 from experiments.verify.page import short, write_page
 
 RESULT, STARTED = "result.json", "started.json"
-SOURCES = ("bilevel", "envs", "experiments/studies")
+OURS = ("bilevel", "envs", "experiments.studies.", "experiments.verify.p")  # what a measurement depends on
 
 
 def verify(
@@ -50,16 +50,40 @@ def verify(
 
 def load(name: str) -> tuple[Claim, str]:
     """The claim of that name, and the digest of all that its measurement depends on here."""
-    module = importlib.import_module(f"experiments.verify.{choose('claim', name, CLAIMS)}")
-    return module.CLAIM, hashlib.sha256((inspect.getsource(module) + _sources()).encode()).hexdigest()[:12]
+    module = f"experiments.verify.{choose('claim', name, CLAIMS)}"
+    return importlib.import_module(module).CLAIM, digest(module)
+
+
+def digest(module: str) -> str:
+    """Of the sources of a module, and of what it imports here."""
+    sources = (Path(importlib.util.find_spec(name).origin).read_bytes() for name in sorted(imported(module)))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 
 @functools.cache
-def _sources() -> str:
-    """The library's code, and the studies'."""
-    root = Path(__file__).parent.parent.parent
-    paths = sorted(path for part in SOURCES for path in (root / part).rglob("*.py"))
-    return "".join(path.read_text() for path in paths)
+def imported(name: str) -> frozenset[str]:
+    """The module of that name, and those of `OURS` that it imports, and so on."""
+    found, waiting = set(), {name}
+    while waiting:
+        found.add(current := waiting.pop())
+        path = Path(importlib.util.find_spec(current).origin)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            else:
+                continue
+            waiting |= {x for x in names if x.startswith(OURS) and _is_module(x)} - found
+    return frozenset(found)
+
+
+def _is_module(name: str) -> bool:
+    """Whether it is one, not what one defines."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
 
 
 def measured_before(name: str, folder: Path) -> dict[str, Any] | None:
@@ -72,18 +96,18 @@ def measured_before(name: str, folder: Path) -> dict[str, Any] | None:
 
 def one(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """The result of one claim, from its folder if it is there."""
-    claim, digest = load(name)
+    claim, ours = load(name)
     if before := measured_before(name, folder):
         say(f"{name:18s}{before['verdict']} (measured before)")
         return before
     say(f"{name:18s}measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
-    started = {"digest": digest}
+    started = {"digest": ours}
     if (folder / STARTED).exists() and read_json(folder, STARTED) != started:
         shutil.rmtree(folder)  # parts of another code's measurement
     write_json(folder, STARTED, started)
     begin = time.perf_counter()
     measured = claim.measure(Budget(quick, folder, say))
-    result = describe(claim, measured) | {"digest": digest, "seconds": time.perf_counter() - begin, "quick": quick}
+    result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
     if measured.figure is not None:
         measured.figure.savefig(folder / "figure.png", dpi=120)
     write_json(folder, RESULT, result)  # last: a claim without it is measured again

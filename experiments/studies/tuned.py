@@ -1,0 +1,254 @@
+"""What the theorem leaves open: the samples that a gap takes when σ, K, n, B and the step sizes are tuned at each budget.
+
+On the instance of `complexity` where ascent on Φ has one maximum, Algorithm 1 runs with every combination of counts (K, n,
+B), one program each, and of σ and step sizes, its lanes. Every run is looked at when it has used each budget. There the
+combination with the smallest mean gap over half of the seeds is chosen, and the other half judges it, so that the choice
+does not flatter. Beside it stands the theorem's schedule.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.rates import Fit, power_law
+from bilevel.run import run, start
+from bilevel.types import Hyper
+from experiments.studies import complexity
+from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Level, kept
+
+KL_WEIGHT = complexity.WEIGHTS["one maximum"]
+HALVED = 100  # outer steps after which a reward step is half its first
+
+
+class Sizes(NamedTuple):
+    """How much the study computes.
+
+    Attributes:
+        budgets: transitions a run, increasing, at which it is looked at.
+        counts: (K, n, B) tried.
+        sigmas, policy_steps, reward_steps: σ, τ and η tried.
+        num_seeds: half of them choose, half judge.
+        epsilons: of the theorem's schedule.
+        num_schedule_seeds: of it.
+    """
+
+    budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # to 1e6
+    counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))
+    sigmas: tuple[float, ...] = (0.3, 1.0, 3.0)
+    policy_steps: tuple[float, ...] = (0.2, 0.8)
+    reward_steps: tuple[float, ...] = (0.5, 2.0)
+    num_seeds: int = 64
+    epsilons: tuple[float, ...] = complexity.QUICK.epsilons[:4]
+    num_schedule_seeds: int = 32
+
+    @property
+    def lanes(self) -> np.ndarray:
+        """[lane, 3] σ, τ and η of each."""
+        return np.array(list(itertools.product(self.sigmas, self.policy_steps, self.reward_steps)))
+
+
+class Tuned(NamedTuple):
+    """One estimator of line 7.
+
+    Attributes:
+        gap: [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step and where a run diverged.
+        chosen: [budget, 2] indices of counts and lane.
+        judged: [budget, seed/2] gap of the chosen, on seeds that did not choose.
+        schedule: (samples [ε], gap [ε, seed]) under the theorem's schedule.
+    """
+
+    gap: np.ndarray
+    chosen: np.ndarray
+    judged: np.ndarray
+    schedule: tuple[np.ndarray, np.ndarray]
+
+
+def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """φ [seed, lane, budget, S, A] of every run when it has used each budget, and whole steps that it took, [budget]."""
+    mdp = complexity.instance()
+    steps, transitions, batch = counts
+    level = Level(0.0, 0.0, 0, steps, batch, transitions)
+
+    def algorithm_of(lane):
+        sigma, policy_step, reward_step = lane
+        hyper = Hyper(
+            sigma, KL_WEIGHT, DISCOUNT, policy_step_size=policy_step, reward_step_size=reward_step, critic_step_size=2.0
+        )
+        ours = complexity.problem(mdp, hyper)
+        gradients = complexity.gradients_of(ours, mdp, estimator, level, hyper)
+        config = BilevelConfig(steps, reward_optimizer=lambda eta: optax.sgd(lambda t: eta / (1 + t / HALVED)))
+        return bilevel_rlhf(ours, gradients, config, hyper)
+
+    def single(key, lane, num_steps):
+        algorithm = algorithm_of(lane)
+        begin = start(algorithm, key, record)
+        first = algorithm.params(begin.algorithm).reward
+        _, metrics = run(algorithm, key, begin, num_steps, record)
+        return jnp.concatenate([first[None], metrics["reward"]]), metrics["transitions"]
+
+    def record(key, learned):
+        return {"reward": learned.reward}
+
+    lanes = jnp.asarray(sizes.lanes, jnp.float32)
+    each = int(jax.jit(lambda: single(jax.random.key(0), lanes[0], 1)[1][0])())
+    taken = np.asarray(sizes.budgets, int) // each
+
+    def seed(key):
+        def at_budgets(lane):
+            return single(key, lane, int(taken[-1]))[0][jnp.asarray(taken)]
+
+        return jax.vmap(at_budgets)(lanes)
+
+    return complexity.shared(seed, sizes.num_seeds), taken
+
+
+def gaps(counts: tuple[int, int, int], estimator: str, best: float, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """[lane, budget, seed] Φ* − Φ, and whole steps taken, [budget]."""
+    rewards, taken = learn(counts, estimator, sizes)
+    gap = np.moveaxis(best - complexity.values(rewards, KL_WEIGHT), 0, -1)
+    gap = np.where(np.isfinite(gap), np.maximum(gap, complexity.ROUNDING), np.inf)
+    return np.where(taken[:, None] > 0, gap, np.inf), taken
+
+
+def choose(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`chosen` and `judged` of `Tuned` from its `gap`."""
+    half = gap.shape[-1] // 2
+    scores = gap[..., :half].mean(axis=-1)  # [counts, lane, budget]
+    flat = scores.reshape(-1, scores.shape[-1]).argmin(axis=0)
+    chosen = np.stack(np.unravel_index(flat, scores.shape[:2]), axis=-1)
+    return chosen, np.stack([gap[i, j, k, half:] for k, (i, j) in enumerate(chosen)])
+
+
+def study(
+    sizes: Sizes = Sizes(),  # noqa: B008
+    keep: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Tuned]:
+    """Every estimator of line 7.
+
+    Args:
+        sizes: how much is computed.
+        keep: folder from which parts that are there are read, and to which the others are written; None: none.
+        say: hears of each part as it ends.
+    """
+    best = float(complexity.ascents(KL_WEIGHT, complexity.QUICK).value.max())
+    found = {}
+    for estimator in ESTIMATORS:
+        parts = []
+        for counts in sizes.counts:
+            name = f"{estimator} K={counts[0]} n={counts[1]} B={counts[2]}"
+            parts.append(kept(keep, name, partial(gaps, counts, estimator, best, sizes))[0])
+            say(f"{name}: least mean gap {parts[-1].mean(axis=-1).min():.2g}")
+        chosen, judged = choose(np.stack(parts))
+        schedule = under_schedule(estimator, best, sizes, keep)
+        say(
+            f"{estimator}, tuned: {judged[0].mean():.2g} → {judged[-1].mean():.2g} at {sizes.budgets[-1]:.2g} transitions"
+        )
+        found[estimator] = Tuned(np.stack(parts), chosen, judged, schedule)
+    return found
+
+
+def under_schedule(estimator: str, best: float, sizes: Sizes, keep: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Samples [ε] and gaps [ε, seed] of the theorem's schedule."""
+    samples, gap = [], []
+    for epsilon in sizes.epsilons:
+        level = complexity.schedule(epsilon)
+        learned = partial(complexity.learn, level, estimator, KL_WEIGHT, sizes.num_schedule_seeds)
+        rewards, transitions = kept(keep, f"{estimator} schedule {epsilon:.4f}", learned)
+        samples.append(float(transitions))
+        gap.append(np.maximum(best - complexity.values(rewards, KL_WEIGHT), complexity.ROUNDING))
+    return np.array(samples), np.stack(gap)
+
+
+# What it shows --------------------------------------------------------------------------------------------------------
+
+
+def fit(result: Tuned, sizes: Sizes) -> Fit:
+    """The power law of the judged gaps."""
+    return power_law(np.array(sizes.budgets), result.judged)
+
+
+def samples_for(epsilon: float, budgets, gap) -> float:
+    """Samples at which the mean gap [budget] falls to ε, interpolated on logs; NaN: the range does not reach it."""
+    mean = np.minimum.accumulate(gap.mean(axis=1))
+    if not mean[-1] <= epsilon <= mean[0]:
+        return float("nan")
+    return float(np.exp(np.interp(-np.log(epsilon), -np.log(mean), np.log(budgets))))
+
+
+def choices(result: Tuned, sizes: Sizes) -> list[dict]:
+    """What was chosen at each budget, as JSON values."""
+    rows = []
+    for budget, (i, j), judged in zip(sizes.budgets, result.chosen, result.judged, strict=True):
+        names = dict(zip(("K", "n", "B"), sizes.counts[i], strict=True))
+        values = dict(zip(("sigma", "policy_step", "reward_step"), map(float, sizes.lanes[j]), strict=True))
+        error = 1.96 * judged.std(ddof=1) / np.sqrt(len(judged))
+        interval = [float(judged.mean() - error), float(judged.mean() + error)]
+        rows.append({"budget": budget, "gap": float(judged.mean()), "interval": interval} | names | values)
+    return rows
+
+
+def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
+    """The gap against samples, tuned and under the schedule; and what was chosen at each budget."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    budgets = np.array(sizes.budgets)
+    marks = {"independent": "o", "weighted": "s"}
+    for name, result in found.items():
+        law, color = fit(result, sizes), complexity.COLORS[name]
+        low, high = law.interval
+        mean = result.judged.mean(axis=1)
+        error = 1.96 * result.judged.std(axis=1, ddof=1) / np.sqrt(result.judged.shape[1])
+        label = f"{name}, tuned: exponent −{law.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
+        left.errorbar(budgets, mean, np.minimum(error, 0.9 * mean), color=color, marker="o", markersize=4, label=label)
+        samples, gap = result.schedule
+        left.plot(samples, gap.mean(axis=1), "--^", color=color, markersize=4, label=f"{name}, the theorem's schedule")
+        rows = choices(result, sizes)
+        for key, line in (("sigma", "-"), ("B", ":"), ("K", "--")):
+            values = [row[key] for row in rows]
+            label = {"sigma": "σ", "B": "B", "K": "K"}[key]
+            right.plot(budgets, values, line, color=color, marker=marks[name], markersize=4, label=f"{label}, {name}")
+    complexity.guide(left, budgets, found["independent"].judged.mean(axis=1)[0], EXPONENT, "−2/7")
+    left.set(ylabel="Φ* − Φ(φ_T), nats", title="Gap on seeds that did not choose, 95 % intervals")
+    right.set(ylabel="chosen value", title="What was chosen at each budget")
+    for panel in (left, right):
+        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a run)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    return figure
+
+
+def summarise(found: dict[str, Tuned], sizes: Sizes) -> dict:
+    """Choices, exponents, and the samples that a gap takes, tuned and under the schedule, as JSON values."""
+    about = {}
+    for name, result in found.items():
+        law, (samples, gap) = fit(result, sizes), result.schedule
+        takes = {
+            f"{epsilon:g}": {
+                "tuned": samples_for(epsilon, sizes.budgets, result.judged),
+                "schedule": samples_for(epsilon, samples, gap),
+            }
+            for epsilon in (0.1, 0.05, 0.02, 0.01, 0.005)
+        }
+        exponent = {"exponent": law.exponent, "interval": law.interval, "undecided": law.undecided}
+        about[name] = exponent | {"choices": choices(result, sizes), "samples_for_gap": takes}
+    return about
+
+
+def main(out: Path, say=print) -> None:
+    """Runs the study and writes `tuned.png` and `tuned.json`."""
+    sizes = Sizes()
+    found = study(sizes, out / "parts", say)
+    (out / "tuned.json").write_text(json.dumps(summarise(found, sizes), indent=2) + "\n")
+    draw(found, sizes).savefig(out / "tuned.png", dpi=120)
+    say(f"figure: {out / 'tuned.png'}")
