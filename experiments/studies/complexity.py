@@ -210,8 +210,12 @@ def values(rewards: np.ndarray, kl_weight: float) -> np.ndarray:
     """Φ at each reward [..., S, A], in float64."""
     with jax.enable_x64(True):
         flat = jnp.asarray(rewards, float).reshape(-1, *rewards.shape[-2:])
-        found = jax.jit(lambda x: jax.vmap(lambda r: objective(instance(), r, kl_weight))(x))(flat)
-        return np.asarray(found).reshape(rewards.shape[:-2])
+        return np.asarray(_values(flat, kl_weight)).reshape(rewards.shape[:-2])
+
+
+@jax.jit
+def _values(rewards, kl_weight):
+    return jax.vmap(lambda reward: objective(instance(), reward, kl_weight))(rewards)
 
 
 class Rate(NamedTuple):
@@ -236,7 +240,13 @@ class Rate(NamedTuple):
     domination: float
 
 
-def study(kl_weight: float, sizes: Sizes = Sizes(), keep: Path | None = None, say=lambda line: None) -> Rate:  # noqa: B008
+def study(
+    kl_weight: float,
+    sizes: Sizes = Sizes(),  # noqa: B008
+    keep: Path | None = None,
+    say=lambda line: None,
+    schedule=schedule,
+) -> Rate:
     """The ladder at one w.
 
     Args:
@@ -244,6 +254,7 @@ def study(kl_weight: float, sizes: Sizes = Sizes(), keep: Path | None = None, sa
         sizes: how much is computed.
         keep: folder from which levels that are there are read, and to which the others are written; None: none.
         say: hears of each level as it ends.
+        schedule: ε -> Level.
     """
     found = ascents(kl_weight, sizes)
     best = float(found.value.max())
@@ -349,8 +360,10 @@ COLORS = {"independent": "#D55E00", "weighted": "#0072B2", EXACT: "#009E73", "ac
 
 
 def fits(result: Rate) -> dict[str, Fit]:
-    """The power law of each sampled arm."""
-    return {arm: power_law(result.samples[arm], result.gap[arm]) for arm in ESTIMATORS if arm in result.gap}
+    """The power law of each sampled arm, without a floor: the claim is that the gap goes to zero."""
+    return {
+        arm: power_law(result.samples[arm], result.gap[arm], floor=False) for arm in ESTIMATORS if arm in result.gap
+    }
 
 
 def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
@@ -387,7 +400,7 @@ def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
 
 def curve(panel, arm: str, budgets: np.ndarray, gap: np.ndarray) -> None:
     """Mean over seeds with its 95 % interval, and the exponent in the label."""
-    fit = power_law(budgets, gap)
+    fit = power_law(budgets, gap, floor=False)
     low, high = fit.interval
     label = f"{arm}: exponent −{fit.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
     mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
@@ -407,7 +420,7 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
 
     def describe(fit: Fit) -> dict:
         about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
-        return about | {"floor": fit.floor, "burn_in": fit.burn_in}
+        return about | {"burn_in": fit.burn_in}
 
     return {
         name: {
@@ -421,7 +434,7 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
             "fits": {arm: describe(fit) for arm, fit in fits(result).items()},
         }
         for name, result in results.items()
-    } | {"actor–critic": describe(power_law(alone.samples, alone.gap))}
+    } | {"actor–critic": describe(power_law(alone.samples, alone.gap, floor=False))}
 
 
 def main(out: Path, say=print) -> None:

@@ -175,7 +175,7 @@ def under_schedule(estimator: str, best: float, sizes: Sizes, keep: Path | None)
 
 def fit(result: Tuned, sizes: Sizes) -> Fit:
     """The power law of the judged gaps."""
-    return power_law(np.array(sizes.budgets), result.judged)
+    return power_law(np.array(sizes.budgets), result.judged, floor=False)
 
 
 def samples_for(epsilon: float, budgets, gap) -> float:

@@ -13,7 +13,7 @@ def measure(budget: Budget) -> Measurement:
     """See `experiments.studies.complexity.actor_critic`."""
     sizes = complexity.QUICK if budget.quick else complexity.Sizes()
     alone = complexity.actor_critic(complexity.WEIGHTS["one maximum"], sizes, budget.folder, budget.say)
-    fit = complexity.power_law(alone.samples, alone.gap)
+    fit = complexity.power_law(alone.samples, alone.gap, floor=False)
     cost = {"transitions": sizes.num_seeds * float(np.sum(alone.samples))}
     return Measurement({NUMBER: exponent(fit)}, cost, complexity.draw({}, alone))
 

@@ -1,0 +1,189 @@
+"""The ladder of targets: its schedule's cost, its files, and the claims' verdicts on gaps whose exponents are planted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import exact
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
+from bilevel.hypergradients import proxy
+from bilevel.types import Hyper
+from experiments.run_folder import write_arrays
+from experiments.studies import complexity
+from experiments.studies.complexity import ARMS, ESTIMATORS, EXACT, Sizes
+from experiments.verify import p1_actor_critic, p1_rate
+from experiments.verify.claims import Budget, judge, together
+
+WEIGHT = complexity.WEIGHTS["one maximum"]
+
+
+def never(*args):
+    raise AssertionError("everything is there already")
+
+
+def test_the_schedules_cost_what_the_theorems_count():
+    mdp, hyper = complexity.instance(), Hyper(kl_weight=WEIGHT, discount=complexity.DISCOUNT)
+    ours = complexity.problem(mdp, hyper)
+
+    def whole(epsilon):
+        level = complexity.schedule(epsilon)
+        gradients = complexity.gradients_of(ours, mdp, "independent", level, hyper)
+        cost = step_cost(gradients, BilevelConfig(level.num_policy_steps), proxy(ours, gradients, hyper))
+        return level.num_steps * cost.transitions
+
+    def alone(epsilon):
+        level = complexity.actor_critic_schedule(epsilon)
+        gradients = complexity.gradients_of(ours, mdp, "weighted", level, hyper)
+        return level.num_policy_steps * gradients.return_cost.transitions
+
+    for cost, exponent in ((whole, 3.5), (alone, 3.0)):
+        assert np.log(cost(2.5e-3) / cost(1e-2)) / np.log(4) == pytest.approx(
+            exponent, abs=0.15
+        )  # rollouts of B lag behind
+    for name, power in (("sigma", 0.5), ("batch_size", -1.0)):  # as the theorem asks
+        first, last = (getattr(complexity.schedule(epsilon), name) for epsilon in (1e-1, 1e-3))
+        assert np.log10(last / first) / -2 == pytest.approx(power, abs=0.01)
+
+
+# The claims on planted gaps -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def path() -> tuple[np.ndarray, np.ndarray, float]:
+    """Rewards [points, S, A] between the maximiser of Φ and another, their gaps, and Φ*."""
+
+    @jax.jit
+    def climb():
+        slope = jax.grad(functools.partial(complexity.objective, complexity.instance(), kl_weight=WEIGHT))
+        start = jax.random.normal(jax.random.key(5), (2, 2))
+        return start, jax.lax.scan(lambda x, _: (x + 1.5 * slope(x), None), start, length=1500)[0]
+
+    with jax.enable_x64(True):
+        start, end = map(np.asarray, climb())
+    share = np.geomspace(1e-4, 1.0, 400)
+    rewards = end + share[:, None, None] * (start - end)
+    best = float(complexity.values(end[None], WEIGHT)[0])
+    return rewards, best - complexity.values(rewards, WEIGHT), best
+
+
+@functools.cache
+def lower_path() -> tuple[np.ndarray, np.ndarray]:
+    """Logits [points, S, A] between the optimal policy and the uniform one, and their gaps."""
+    with jax.enable_x64(True):
+        lower = complexity.lower_level(complexity.instance(), complexity.instance().reward, WEIGHT)
+        best = np.asarray(jnp.log(exact.optimal_policy(lower).policy))
+    logits = (1 - np.geomspace(1e-4, 1.0, 400))[:, None, None] * best
+    return logits, complexity.suboptimality(logits, WEIGHT)
+
+
+def at(points: np.ndarray, gaps: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Points [..., S, A] whose gaps are the targets [...], on a path where the gap grows."""
+    assert (np.diff(gaps) > 0).all()
+    assert gaps[0] < targets.min() and targets.max() < gaps[-1]
+    flat = points.reshape(len(points), -1)
+    found = np.stack([np.interp(np.log(targets), np.log(gaps), column) for column in flat.T], axis=-1)
+    return found.reshape(*targets.shape, *points.shape[1:])
+
+
+def planted(exponent: float, samples: np.ndarray, top: float, num_seeds: int, noise: float, key: int) -> np.ndarray:
+    """Gaps [level, seed] ∝ samples^(−exponent), lognormal over seeds."""
+    rng = np.random.default_rng(key)
+    spread = np.exp(noise * rng.standard_normal((len(samples), num_seeds)))
+    return top * (samples / samples[0])[:, None] ** -exponent * spread
+
+
+SAMPLES = np.array([3e4, 1.5e5, 7e5, 3e6, 1.5e7, 8e7])
+
+
+def verdict_of_rate(folder, monkeypatch, exponents: dict[str, float], num_seeds=64, noise=0.5) -> str:
+    rewards, gaps, best = path()
+    sizes = Sizes(num_seeds=num_seeds)
+    for arm in ARMS:
+        targets = planted(exponents.get(arm, 1.0), SAMPLES, 0.02, num_seeds, noise, ARMS.index(arm))
+        for epsilon, target, count in zip(sizes.epsilons, targets, SAMPLES, strict=True):
+            found = {"first": at(rewards, gaps, np.maximum(target, 2 * gaps[0])), "second": count}
+            for name in complexity.WEIGHTS:
+                write_arrays(folder / name, f"{arm} {epsilon:.4f}.npz", found)
+    monkeypatch.setattr(complexity, "Sizes", lambda: sizes)
+    ends = np.array([best, best])
+    found = complexity.Ascents(ends, 0 * ends, np.array(0.1))
+    monkeypatch.setattr(complexity, "ascents", lambda *args: found)
+    monkeypatch.setattr(complexity, "limit", lambda *args: rewards[:1])
+    monkeypatch.setattr(complexity, "learn", never)
+    measured = p1_rate.measure(Budget(False, folder))
+    assert measured.figure is not None and len(measured.notes) >= 2
+    return together(judge(p1_rate.CLAIM, measured.numbers))
+
+
+@pytest.mark.parametrize(
+    ("exponents", "expected"),
+    [
+        ({"independent": 0.45, "weighted": 0.8}, "holds"),
+        ({"independent": 0.15, "weighted": 0.8}, "fails"),
+        ({"independent": 0.45, "weighted": 0.15}, "fails"),
+    ],
+)
+def test_a_planted_exponent_decides_the_rate(exponents, expected, tmp_path, monkeypatch):
+    assert verdict_of_rate(tmp_path, monkeypatch, exponents) == expected
+
+
+@pytest.mark.parametrize("exponent", [0.15, 0.45])
+def test_a_tenth_of_the_seeds_does_not_wrongly_decide_the_rate(exponent, tmp_path, monkeypatch):
+    exponents = dict.fromkeys(ESTIMATORS, exponent)
+    wrong = "holds" if exponent < complexity.EXPONENT else "fails"
+    found = {verdict_of_rate(tmp_path / str(x), monkeypatch, exponents, 6, x) for x in (0.5, 1.5)}
+    assert wrong not in found
+
+
+@pytest.mark.parametrize(("exponent", "num_seeds", "wrong"), [(0.6, 64, ()), (0.1, 64, ()), (0.1, 6, ("holds",))])
+def test_a_planted_exponent_decides_the_actor_critics_rate(exponent, num_seeds, wrong, tmp_path, monkeypatch):
+    logits, gaps = lower_path()
+    sizes = Sizes(num_seeds=num_seeds)
+    top = 0.1 * gaps[-1]
+    targets = np.maximum(planted(exponent, SAMPLES, top, num_seeds, 0.5, 0), 2 * gaps[0])
+    for epsilon, target, count in zip(sizes.epsilons, targets, SAMPLES, strict=True):
+        found = {"first": at(logits, gaps, np.minimum(target, 0.9 * gaps[-1])), "second": count}
+        write_arrays(tmp_path, f"policy {epsilon:.4f}.npz", found)
+    monkeypatch.setattr(complexity, "Sizes", lambda: sizes)
+    monkeypatch.setattr(complexity, "improve", never)
+    found = together(judge(p1_actor_critic.CLAIM, p1_actor_critic.measure(Budget(False, tmp_path)).numbers))
+    if wrong:
+        assert found not in wrong
+    else:
+        assert found == ("holds" if exponent > complexity.ACTOR_CRITIC_EXPONENT else "fails")
+
+
+# Small runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_level_is_computed_once_and_its_gaps_are_positive(tmp_path, monkeypatch):
+    sizes = Sizes(epsilons=(1.0,), num_seeds=4, num_starts=4, ascent_steps=300)
+    said: list[str] = []
+    first = complexity.study(WEIGHT, sizes, tmp_path, said.append)
+    assert len(said) == 1 and "ε = 1.000" in said[0]
+    assert set(first.gap) == set(ARMS)
+    assert all(x.shape == (1, 4) and (x > 0).all() and np.isfinite(x).all() for x in first.gap.values())
+    assert first.samples["independent"] > first.samples["weighted"] > first.samples[EXACT] == 0
+    assert first.bias[0] < first.gap[EXACT].min()  # T and K left more than the proxy's bias
+    assert 0 < first.domination < 1 and first.reached == 1.0
+    monkeypatch.setattr(complexity, "learn", never)
+    monkeypatch.setattr(complexity, "limit", lambda *args: np.zeros((1, 2, 2)))
+    again = complexity.study(WEIGHT, sizes, tmp_path)
+    assert all((again.gap[arm] == first.gap[arm]).all() for arm in ARMS)
+
+
+@pytest.mark.slow
+def test_a_run_whose_outer_steps_do_not_grow_fails_and_the_honest_one_does_not(tmp_path):
+    sizes = Sizes(epsilons=tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16)
+    fixed = complexity.schedule(1.0).num_steps
+
+    def idle(epsilon):
+        return complexity.schedule(epsilon)._replace(num_steps=fixed)
+
+    for schedule, expected in ((complexity.schedule, {"holds", "not decided"}), (idle, {"fails"})):
+        found = complexity.study(WEIGHT, sizes, tmp_path / schedule.__name__, print, schedule)
+        numbers = {p1_rate.NUMBERS[arm]: p1_rate.exponent(fit) for arm, fit in complexity.fits(found).items()}
+        assert together(judge(p1_rate.CLAIM, numbers)) in expected
