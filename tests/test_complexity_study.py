@@ -95,7 +95,7 @@ def planted(exponent: float, samples: np.ndarray, top: float, num_seeds: int, no
     return top * (samples / samples[0])[:, None] ** -exponent * spread
 
 
-SAMPLES = np.array([3e4, 1.5e5, 7e5, 3e6, 1.5e7, 8e7])
+SAMPLES = np.array([3e4, 1.2e5, 4e5, 1e6, 4e6, 1.2e7, 6e7])
 
 
 def verdict_of_rate(folder, monkeypatch, exponents: dict[str, float], num_seeds=64, noise=0.5) -> str:

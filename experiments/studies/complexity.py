@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
         ascent_steps: of that, and of the climb to the maximiser of Φ_σ.
     """
 
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(6))  # to 0.1
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
     num_seeds: int = 64
     num_starts: int = 64
     ascent_steps: int = 1500
