@@ -35,8 +35,8 @@ def measure(budget: Budget) -> Measurement:
             f"and last ε: {shown}; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}"
         )
     notes.append(
-        "under this schedule the variance of independent line 7, 1/(Bσ²), does not fall with ε (weighted's does): averaged by "
-        "η_t ∝ 1/t it leaves a gap ∝ 1/T ∝ ε, and with it no more than the theorem's exponent"
+        "under this schedule the variance of independent line 7, 1/(Bσ²), does not fall with ε (weighted's does): averaged "
+        "by η_t ∝ 1/t it leaves a gap ∝ 1/T ∝ ε, so no more than the theorem's exponent"
     )
     return Measurement(numbers, {"transitions": transitions}, complexity.draw(results), tuple(notes))
 
