@@ -156,6 +156,24 @@ def test_a_planted_exponent_decides_the_actor_critics_rate(exponent, num_seeds, 
         assert found == ("holds" if exponent > complexity.ACTOR_CRITIC_EXPONENT else "fails")
 
 
+def test_a_part_is_read_if_it_is_whole_and_computed_anew_if_not(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return np.arange(3.0), 7.0
+
+    for _ in range(2):
+        first, second = complexity.kept(tmp_path, "part", compute)
+        assert (first == np.arange(3.0)).all() and second == 7 and len(calls) == 1
+    whole = (tmp_path / "part.npz").read_bytes()
+    for damaged in (whole[:-100], whole[:20], b"", whole.replace(b"first", b"worst"), b"nothing of the kind"):
+        (tmp_path / "part.npz").write_bytes(damaged)
+        calls.clear()
+        assert complexity.kept(tmp_path, "part", compute)[1] == 7 and len(calls) == 1
+        assert (tmp_path / "part.npz").read_bytes()[:2] == b"PK"
+
+
 # Small runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -145,7 +145,9 @@ def test_a_claim_depends_on_the_code_that_it_imports():
 def test_the_command_prints_a_table_and_writes_a_page(claims, tmp_path, capsys):
     assert main(["verify", "--quick", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "P0.one" in said and "holds" in said and "fails" in said and "[0.5, 1.5]" in said and "never" in said
+    assert "P0.one  HOLDS" in said and "P0.two  FAILS" in said and "[0.5, 1.5]" in said and "never" in said
+    assert "A < B & C." in said and "Predicted: one" in said and "(a paper; Monte Carlo)" in said
+    assert "Cost: 12,345 transitions" in said
     folder = tmp_path / "quick"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["P0.two"]["numbers"]["x"]["interval"] == [2.0, 2.0]

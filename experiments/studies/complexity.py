@@ -11,8 +11,10 @@ the optimisation without noise; and the noise of the sampling. For the lower lev
 On two states and two actions, the least that has states to reach and a reward to learn; from random rewards.
 """
 
+import contextlib
 import json
 import math
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -282,10 +284,10 @@ def limit(level: Level, kl_weight: float) -> np.ndarray:
 
 
 def kept(folder: Path | None, name: str, function):
-    """The two arrays that `function` returns, from a file of that name if it is there."""
+    """The two arrays that `function` returns, from a file of that name if it is there and whole."""
     path = None if folder is None else folder / f"{name}.npz"
     if path is not None and path.exists():
-        with np.load(path) as file:
+        with contextlib.suppress(ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
             return file["first"], file["second"]
     first, second = function()
     if path is not None:
@@ -438,9 +440,9 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
 
 
 def main(out: Path, say=print) -> None:
-    """Runs the study and writes `complexity.png` and `complexity.json`."""
-    results = {name: study(weight, keep=out / name, say=say) for name, weight in WEIGHTS.items()}
-    alone = actor_critic(WEIGHTS["one maximum"], keep=out / "policy alone", say=say)
+    """Runs the study and writes `complexity.png` and `complexity.json`; `bilevel verify P1.rate` does it resumably."""
+    results = {name: study(weight, say=say) for name, weight in WEIGHTS.items()}
+    alone = actor_critic(WEIGHTS["one maximum"], say=say)
     summary = summarise(results, alone)
     (out / "complexity.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(results, alone).savefig(out / "complexity.png", dpi=120)

@@ -1,6 +1,7 @@
 """Runs claims, each once: what was measured before is read, so that an interrupted run goes on where it was."""
 
 import ast
+import collections
 import functools
 import hashlib
 import importlib.util
@@ -19,6 +20,7 @@ from experiments.verify.claims import Budget, Claim, Measurement, judge, togethe
 from experiments.verify.page import short, write_page
 
 RESULT, STARTED = "result.json", "started.json"
+REPORTED = 6  # numbers without a margin that the table shows
 OURS = ("bilevel", "envs", "experiments.studies.", "experiments.verify.p")  # what a measurement depends on
 
 
@@ -41,7 +43,9 @@ def verify(
     minutes = sum(claim.minutes[0 if quick else 1] for claim, _ in chosen.values())
     say(f"{len(chosen)} claims, about {minutes:.2g} minutes on two cores; results and resumption in {folder}")
     results = {name: one(name, folder / name, quick, say) for name in chosen}
-    say(format_table(results))
+    say("\n" + format_table(results) + "\n")
+    verdicts = collections.Counter(result["verdict"] for result in results.values())
+    say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
     everything = {name: found for name in CLAIMS if (found := measured_before(name, folder / name))}
     write_json(folder, "summary.json", everything)
     say(f"report: {write_page(folder, everything)}")
@@ -91,7 +95,7 @@ def measured_before(name: str, folder: Path) -> dict[str, Any] | None:
     if not (folder / RESULT).exists():
         return None
     before = read_json(folder, RESULT)
-    return before if before["digest"] == load(name)[1] else None
+    return before if before.get("digest") == load(name)[1] else None
 
 
 def one(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -139,18 +143,24 @@ def _json(x: float) -> float | str:
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """A line for each number of each claim."""
-    lines = [f"{'claim':16s}{'number':44s}{'measured':>12s}  {'95 % interval':24s}{'must lie in':20s}verdict"]
-    lines.append("─" * len(lines[0]))
-    for name, result in results.items():
-        label = name
-        for number, x in result["numbers"].items():
-            margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
-            interval = "[{}, {}]".format(*map(short, x["interval"]))
-            why = f": {x['undecided']}" if x["undecided"] else ""
-            center = short(x["center"])
-            lines.append(f"{label:16s}{number:44s}{center:>12s}  {interval:24s}{margin:20s}{x['verdict']}{why}")
-            label = ""
-        if len(result["numbers"]) > 1:
-            lines.append(f"{'':16s}{'together':44s}{'':12s}  {'':24s}{'':20s}{result['verdict']}")
-    return "\n".join(lines)
+    """Each claim with its numbers; of those that decide nothing only the first few."""
+    return "\n\n".join(_format(name, result) for name, result in results.items())
+
+
+def _format(name: str, result: dict[str, Any]) -> str:
+    lines = [f"{name}  {result['verdict'].upper()}", result["statement"], f"({result['source']}; {result['kind']})"]
+    lines.append(f"Predicted: {result['prediction']}")
+    deciding = {name: x for name, x in result["numbers"].items() if x["margin"] is not None}
+    others = {name: x for name, x in result["numbers"].items() if x["margin"] is None}
+    shown = deciding | dict(list(others.items())[:REPORTED])
+    layout = "{:46s}{:>11s}  {:25s}{:19s}{}"
+    lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
+    for number, x in shown.items():
+        margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
+        why = f": {x['undecided']}" if x["undecided"] else ""
+        interval = "[{}, {}]".format(*map(short, x["interval"]))
+        lines.append(layout.format(number, short(x["center"]), interval, margin, x["verdict"] + why))
+    if len(others) > REPORTED:
+        lines.append(f"… and {len(others) - REPORTED} more in summary.json")
+    cost = ", ".join(f"{value:,.0f} {what}" for what, value in result["cost"].items())
+    return "\n  ".join([*lines, f"Cost: {cost or 'no samples'}; {result['seconds']:,.0f} s"])
