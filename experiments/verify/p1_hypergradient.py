@@ -107,11 +107,11 @@ def program(shape: tuple[int, int, int]):
     return jax.jit(jax.vmap(partial(misses, shape=shape), (0, None)))
 
 
-def errors(each: int, planted: str = "") -> dict[str, np.ndarray]:
+def errors(each: int, planted: str = "", shapes=SHAPES) -> dict[str, np.ndarray]:
     """`misses` on `each` instances of every shape, [instances], in float64."""
     with jax.enable_x64(True):
         keys, powers = jax.random.split(jax.random.key(0), each), jnp.array(PLANTED[planted])
-        found = [program(shape)(keys, powers) for shape in SHAPES]
+        found = [program(shape)(keys, powers) for shape in shapes]
     return {name: np.concatenate([x[name] for x in found]) for name in WAYS}
 
 
@@ -126,7 +126,7 @@ def draw(found: dict[str, np.ndarray]) -> Figure:
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="relative difference to central differences of the exact Φ")
-    axes.set_title(f"∇Φ on {len(found[DECIDING[0]])} random instances of {len(SHAPES)} shapes", fontsize=10)
+    axes.set_title(f"∇Φ on {len(found[DECIDING[0]])} random instances", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -136,10 +136,10 @@ def measure(budget: Budget, planted: str = "") -> Measurement:
     """The largest difference of each way over all instances.
 
     Args:
-        budget: quick: 8 instances, not 20.
+        budget: quick: 5 instances of one shape, not 20 of four; each shape is a program of many ways.
         planted: a factor to leave out of the policy's response, "1/w" or "H"; "": none.
     """
-    found = errors(2 if budget.quick else 5, planted)
+    found = errors(5, planted, SHAPES[:1] if budget.quick else SHAPES)
     numbers = {name: Interval(*[float(np.max(values))] * 3) for name, values in found.items()}
     return Measurement(numbers, {}, draw(found))
 
@@ -150,6 +150,6 @@ CLAIM = Claim(
     prediction="equal, at the optimum of a full table with w > 0, to central differences of the exact Φ",
     exact=True,
     margins={name: Margin(0, 1e-5) for name in DECIDING},
-    minutes=(1, 1),
+    minutes=(0.7, 3),
     measure=measure,
 )
