@@ -107,10 +107,11 @@ class Hyper(NamedTuple):
         kl_weight: w ≥ 0, weight of KL(π ‖ π_ref); the exact oracles of π*(φ) need w > 0.
         discount: γ in (0, 1); 0 for a bandit.
         rationality: κ > 0, of the Bradley–Terry model that the learner fits.
-        policy_step_size: τ > 0, of the policy's optimizer (both iterates).
+        policy_step_size: τ > 0, of the policy's optimizer.
         reward_step_size: η > 0, of the reward's optimizer.
         critic_step_size: β′ > 0, of Algorithm 2's SGD.
         critic_radius: radius > 0 of the ball around θ_0 that Algorithm 2 projects on; inf: no projection.
+        proxy_step_ratio: τ′/τ > 0, of λ′ to λ.
     """
 
     sigma: Array | float = 0.1
@@ -121,6 +122,7 @@ class Hyper(NamedTuple):
     reward_step_size: Array | float = 0.1
     critic_step_size: Array | float = 0.1
     critic_radius: Array | float = float("inf")
+    proxy_step_ratio: Array | float = 1.0
 
 
 class Cost(NamedTuple):

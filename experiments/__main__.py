@@ -18,6 +18,7 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
 
   train                 run an algorithm on a world, many seeds in one program; the same command resumes it
   report RUN            write the figures, summary and report of a run folder anew, and print its table
+  tune --budget N       choose sigma and the step sizes by N transitions, with no knowledge of the problem's constants
   bench                 measure fixed workloads at 1 to 1,024 seeds, beside a driver in Python; a table and a figure
   bench --plan …        predict memory and time of a run before it is launched; takes the options of train
   study NAME            run a study and write its figure; bilevel study --help lists them
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "train": train_command,
         "report": report_command,
+        "tune": tune_command,
         "bench": bench_command,
         "study": study_command,
         "verify": verify_command,
@@ -148,8 +150,13 @@ class OutputOptions:
     one and start it again."""
 
 
-def parse_train(arguments: list[str]):
+def parse_train(arguments: list[str], program: str = "bilevel train", **more: type):
     """(config, output, processes) of the arguments of `train`; help prints and exits with 0.
+
+    Args:
+        arguments: what follows the command.
+        program: the command, as help calls it.
+        more: further dataclasses of options by name, which are returned after the three.
 
     Raises:
         OptionError: with one line.
@@ -166,17 +173,18 @@ def parse_train(arguments: list[str]):
     kinds = part_types(world, algorithm)
     default = default_config(world, algorithm)
     fields = [(name, Annotated[kinds[name], tyro.conf.arg(name="")], getattr(default, name)) for name in PARTS]
-    others = {"output": OutputOptions, "processes": ProcessOptions}
+    others = {"output": OutputOptions, "processes": ProcessOptions} | more
     fields += [(name, Annotated[kind, tyro.conf.arg(name="")], kind()) for name, kind in others.items()]
     everything = dataclasses.make_dataclass("Train", fields, frozen=True)
     everything.__doc__ = (
         f"Run {algorithm} on {world}, or resume it. --world WORLD and --algorithm ALGORITHM choose others; "
         "each has its own options. Worlds: " + ", ".join(WORLDS) + ". Algorithms: " + ", ".join(ALGORITHMS) + "."
     )
-    parsed = _parse(everything, rest, "bilevel train")
+    parsed = _parse(everything, rest, program)
     config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
-    check_fields(parsed.output)
-    return check(config), parsed.output, parsed.processes
+    for name in ("output", *more):
+        check_fields(getattr(parsed, name))
+    return check(config), *(getattr(parsed, name) for name in others)
 
 
 def _take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
@@ -214,6 +222,26 @@ def _parse(kind: type, arguments: list[str], program: str) -> Any:
         _, *sentences = re.split(r"\s-{5,}\s", " ".join(words.split()))  # a title, and rules between them
         said = "; ".join(x.rstrip(".") for x in sentences)
         raise OptionError(said or f"these arguments cannot be read: {' '.join(arguments)}") from error
+
+
+# tune -----------------------------------------------------------------------------------------------------------------
+
+
+def tune_command(arguments: list[str]) -> int:
+    """`bilevel tune`."""
+    from experiments.options import OptionError
+    from experiments.processes import ProcessOptions
+    from experiments.tune import RANGES, TuneOptions, tune
+
+    config, output, processes, options = parse_train(arguments, "bilevel tune", options=TuneOptions)
+    if processes != ProcessOptions() or output != OutputOptions(output.out):
+        raise OptionError("tune runs in one process, from its start to its end; required: options of the run and --out")
+    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    rest = arguments
+    for name in ("out", *(field.name for field in dataclasses.fields(TuneOptions))):
+        rest = _take(name, rest, "")[1]
+    tune(config, options, [name for name in RANGES if name not in given], output.out or "runs/tune", rest, _say)
+    return 0
 
 
 # report ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Upper level: maximise Φ(φ) = G(φ, λ*(φ)) in the reward parameters φ. Lower
 λ*(φ) and at λ*_σ(φ) ∈ argmax_λ { J + σ G }. The line numbers in the margin are the algorithm's.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -55,6 +54,7 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
     """
     policy_optimizer = config.policy_optimizer(hyper.policy_step_size)
     reward_optimizer = config.reward_optimizer(hyper.reward_step_size)
+    step_sizes = hyper.policy_step_size * jnp.array([1.0, hyper.proxy_step_ratio])  # τ, τ′
     hypergradient = config.hypergradient(problem, gradients, hyper)
     cost = step_cost(gradients, config, hypergradient)
 
@@ -73,13 +73,16 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
         def return_gradient(key, level):
             return gradients.return_in_policy(key, level.critic, level.params, reward_params)
 
+        def policy_step(step_size, level, grads):
+            return ascend(config.policy_optimizer(step_size), level, grads)
+
         def lower_step(lower, key):  # 3  for k = 0 … K−1
             key_pairs, key_return = jax.random.split(key)
             grads, critics, losses = jax.vmap(return_gradient, in_axes=(None, 0))(key_return, lower)  # 4–5  ∇_λ J
             pairs = kept if config.reuse_labels else collect(key_pairs, lower)
             penalty = gradients.preference_in_policy(pairs, proxy_of(lower.params), reward_params)
             grads = jax.tree.map(lambda d, g: d.at[1].add(hyper.sigma * g), grads, penalty)  # 5  d′ = … + σ ∇_λ G
-            lower = jax.vmap(partial(ascend, policy_optimizer))(lower._replace(critic=critics), grads)  # 6
+            lower = jax.vmap(policy_step)(step_sizes, lower._replace(critic=critics), grads)  # 6
             fresh_labels = 0 if config.reuse_labels else gradients.labels(pairs)
             return lower, (losses[0], jax.vmap(optax.tree.norm)(grads), jnp.int32(fresh_labels))
 

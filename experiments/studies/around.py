@@ -1,0 +1,95 @@
+"""Algorithm 1 around one point of the schedule of `complexity`: any hyperparameters and seeds as lanes of one program."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bilevel import models
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.critics import TDSizes, td_critic
+from bilevel.lanes import Layout, Make, Programs, programs
+from bilevel.run import DIVERGED, NEVER
+from bilevel.sampled_gradients import SampleSizes, sampled_gradients
+from bilevel.types import Hyper
+from experiments.studies import complexity
+from experiments.studies.complexity import CHAINS, DISCOUNT, LENGTH, ROLLOUT, ROUNDING
+from experiments.tune import Candidates, lanes_of, score
+
+KL_WEIGHT = complexity.WEIGHTS["one maximum"]
+WIDTH = 64  # lanes a device in one block
+
+
+class Counts(NamedTuple):
+    """The static sizes of a run, which need a program each: the paper's T, K, B, n and L."""
+
+    num_steps: int
+    num_policy_steps: int
+    batch_size: int
+    num_transitions: int
+    num_targets: int = 2
+
+
+def base_point(epsilon: float) -> tuple[Counts, Hyper]:
+    """The schedule at ε; τ and β′ a third of those of `complexity`, which lie at the edge of stability."""
+    level = complexity.schedule(epsilon)
+    counts = Counts(level.num_steps, level.num_policy_steps, level.batch_size, level.num_transitions)
+    steps = dict(policy_step_size=0.07, reward_step_size=2.0, critic_step_size=0.7)
+    return counts, Hyper(level.sigma, KL_WEIGHT, DISCOUNT, **steps)
+
+
+def make_of(counts: Counts) -> Make:
+    """hyper -> Algorithm 1 with those counts on the two-state MDP, and no measurement."""
+
+    def make(hyper):
+        mdp = complexity.instance()
+        ours = complexity.problem(mdp, hyper)
+        sizes = TDSizes(counts.num_targets, counts.num_transitions, CHAINS)
+        critic = td_critic(ours, models.table(*mdp.reward.shape), sizes, hyper)
+        gradients = sampled_gradients(ours, critic, SampleSizes(counts.batch_size, ROLLOUT, LENGTH), hyper)
+        config = BilevelConfig(counts.num_policy_steps, reward_optimizer=complexity.falling)
+        return bilevel_rlhf(ours, gradients, config, hyper), None
+
+    return make
+
+
+@functools.cache
+def program(counts: Counts, chunk: int) -> tuple[Programs, Layout]:
+    """The programs for those counts, for blocks of lanes that take `chunk` outer steps a call; compiled once."""
+    devices = tuple(jax.devices())
+    layout = Layout(WIDTH * len(devices), WIDTH, devices)
+    return programs(make_of(counts), 0, chunk, layout, NEVER), layout
+
+
+class Runs(NamedTuple):
+    """Ends of runs; leading axes [point, seed].
+
+    Attributes:
+        gap: [] Φ* − Φ(φ_T), nats, exactly; of a run that diverged at its last finite reward; `ROUNDING` where Φ is above.
+        score: [] mean upper objective reported over the last half of the run, nats; NaN where it diverged.
+        diverged: [] bool.
+    """
+
+    gap: np.ndarray
+    score: np.ndarray
+    diverged: np.ndarray
+
+
+def learn(best: float, counts: Counts, points: Hyper, seeds: np.ndarray, chunk: int, num_steps: int = 0) -> Runs:
+    """Every point (Hyper of arrays [point]) with its seeds, [seed] or [point, seed], for `num_steps` (0: T) outer steps.
+
+    best is Φ*.
+    """
+    shape = len(points.sigma), np.shape(seeds)[-1]
+    lanes = Candidates(*program(counts, chunk), lanes_of(points, seeds), shape[1], chunk)
+    lanes.advance(np.arange(shape[0]), num_steps or counts.num_steps)
+    return ends(best, lanes, shape)
+
+
+def ends(best: float, lanes: Candidates, shape: tuple[int, int]) -> Runs:
+    """Where the lanes stand, as [point, seed]."""
+    diverged = (lanes.state.status == DIVERGED).reshape(shape)
+    values = complexity.values(lanes.state.algorithm.reward.params, KL_WEIGHT)
+    gap = np.maximum(best - values, ROUNDING).reshape(shape)
+    return Runs(gap, score(lanes.objective.reshape(*shape, -1), diverged), diverged)
