@@ -42,9 +42,9 @@ def test_samples_for_a_gap_are_read_off_between_the_budgets():
     budgets, gap = (1e2, 1e4, 1e6), np.array([1.0, 0.1, 0.01])[:, None] * np.ones(4)
     assert tuned.samples_for(0.1, budgets, gap) == pytest.approx(1e4)
     assert tuned.samples_for(np.sqrt(0.001), budgets, gap) == pytest.approx(1e5)
-    assert np.isnan(tuned.samples_for(0.001, budgets, gap)) and np.isnan(tuned.samples_for(2.0, budgets, gap))
+    assert tuned.samples_for(0.001, budgets, gap) is tuned.samples_for(2.0, budgets, gap) is None
     gap[0] = np.inf  # no step yet
-    assert np.isnan(tuned.samples_for(0.5, budgets, gap[:1]))
+    assert tuned.samples_for(0.5, budgets, gap[:1]) is None
 
 
 def test_runs_are_looked_at_when_they_have_used_each_budget():

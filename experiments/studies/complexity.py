@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
     ascent_steps: int = 1500
 
 
-QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16, num_starts=16)
+QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(4)), num_seeds=16, num_starts=16)
 
 
 class Level(NamedTuple):

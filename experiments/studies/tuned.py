@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     policy_steps: tuple[float, ...] = (0.2, 0.8)
     reward_steps: tuple[float, ...] = (0.5, 2.0)
     num_seeds: int = 64
-    epsilons: tuple[float, ...] = complexity.QUICK.epsilons[:4]
+    epsilons: tuple[float, ...] = complexity.QUICK.epsilons
     num_schedule_seeds: int = 32
 
     @property
@@ -178,11 +178,11 @@ def fit(result: Tuned, sizes: Sizes) -> Fit:
     return power_law(np.array(sizes.budgets), result.judged, floor=False)
 
 
-def samples_for(epsilon: float, budgets, gap) -> float:
-    """Samples at which the mean gap [budget] falls to ε, interpolated on logs; NaN: the range does not reach it."""
+def samples_for(epsilon: float, budgets, gap) -> float | None:
+    """Samples at which the mean gap [budget] falls to ε, interpolated on logs; None: outside of the range."""
     mean = np.minimum.accumulate(gap.mean(axis=1))
     if not mean[-1] <= epsilon <= mean[0]:
-        return float("nan")
+        return None
     return float(np.exp(np.interp(-np.log(epsilon), -np.log(mean), np.log(budgets))))
 
 
@@ -200,7 +200,7 @@ def choices(result: Tuned, sizes: Sizes) -> list[dict]:
 
 def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
     """The gap against samples, tuned and under the schedule; and what was chosen at each budget."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     budgets = np.array(sizes.budgets)
     marks = {"independent": "o", "weighted": "s"}
@@ -224,7 +224,8 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
     for panel in (left, right):
         panel.set(xscale="log", yscale="log", xlabel="samples (transitions a run)")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

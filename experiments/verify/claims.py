@@ -71,7 +71,7 @@ class Claim(NamedTuple):
         prediction: what the theory predicts, in words.
         exact: nothing is sampled; otherwise Monte Carlo over seeds.
         margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
-        minutes: on two cores, quick and in full, said beforehand.
+        minutes: on its own, quick and in full, said beforehand.
         measure: budget -> what was measured.
     """
 
