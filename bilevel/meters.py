@@ -37,7 +37,7 @@ class Meters(NamedTuple):
 
 
 def measure(land: Landscape, params: Array, logits: Array, best: Array | float = -jnp.inf) -> Meters:
-    """All meters of a finite instance, such as along a run or over random points.
+    """All meters of a finite instance, such as along a run or over random points; what is not finite is left out.
 
     Args:
         land: from `landscape.landscape`; its policies are tables.
@@ -53,8 +53,10 @@ def measure(land: Landscape, params: Array, logits: Array, best: Array | float =
         return found.value, jnp.linalg.norm(found.gradient), spectral_norm(found.hessian), *levels
 
     values, norms, curvatures, (pl, bound), (worst, chi) = jax.lax.map(lambda x: at(*x), (params, logits))
-    constant = domination(values, norms, jnp.maximum(best, jnp.max(values)))
-    return Meters(constant, jnp.max(curvatures), jnp.nanmin(pl), jnp.min(bound), jnp.max(worst), jnp.max(chi))
+    constant = domination(values, norms, jnp.fmax(best, jnp.nanmax(values)))
+    return Meters(
+        constant, jnp.nanmax(curvatures), jnp.nanmin(pl), jnp.nanmin(bound), jnp.nanmax(worst), jnp.nanmax(chi)
+    )
 
 
 def spectral_norm(matrix: Array, num_squarings: int = 30) -> Array:

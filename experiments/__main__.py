@@ -1,4 +1,4 @@
-"""The command line: `bilevel train …` runs or resumes, `bilevel report RUN` draws a run anew."""
+"""The command line, `bilevel COMMAND …`; `HELP` lists the commands."""
 
 import contextlib
 import dataclasses
@@ -27,6 +27,12 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
 bilevel train --help                                    every option of the default world and algorithm
 bilevel train --world bandit --algorithm alternating --help     … and of others
 """
+
+
+AFTER = {  # an interruption
+    "train": "the same command resumes from the newest checkpoint",
+    "verify": "the same command goes on from what it had measured",
+}
 
 
 def command() -> None:
@@ -72,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         _complain("bilevel: " + " ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _complain("\nbilevel: interrupted; the same command resumes from the newest checkpoint")
+        _complain(f"\nbilevel: interrupted; {AFTER.get(arguments[0], 'nothing was kept: run it again')}")
         return 130
 
 
@@ -176,8 +182,14 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     others = {"output": OutputOptions, "processes": ProcessOptions} | more
     fields += [(name, Annotated[kind, tyro.conf.arg(name="")], kind()) for name, kind in others.items()]
     everything = dataclasses.make_dataclass("Train", fields, frozen=True)
+    purpose = f"Run {algorithm} on {world}, or resume it."
+    if "options" in more:
+        purpose = (
+            f"Search sigma and step sizes of {algorithm} on {world}; --out is runs/tune by default, and options of "
+            "processes, resumption and exit codes do not apply."
+        )
     everything.__doc__ = (
-        f"Run {algorithm} on {world}, or resume it. --world WORLD and --algorithm ALGORITHM choose others; "
+        f"{purpose} --world WORLD and --algorithm ALGORITHM choose others; "
         "each has its own options. Worlds: " + ", ".join(WORLDS) + ". Algorithms: " + ", ".join(ALGORITHMS) + "."
     )
     parsed = _parse(everything, rest, program)
@@ -200,6 +212,8 @@ def _take(option: str, arguments: list[str], default: str) -> tuple[str, list[st
                 raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
         elif argument.startswith(flag + "="):
             value = argument.partition("=")[2]
+            if not value:
+                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
         else:
             rest.append(argument)
     return value, rest
@@ -236,7 +250,8 @@ def tune_command(arguments: list[str]) -> int:
     config, output, processes, options = parse_train(arguments, "bilevel tune", options=TuneOptions)
     if processes != ProcessOptions() or output != OutputOptions(output.out):
         raise OptionError("tune runs in one process, from its start to its end; required: options of the run and --out")
-    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    flags = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    given = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     rest = arguments
     for name in ("out", *(field.name for field in dataclasses.fields(TuneOptions))):
         rest = _take(name, rest, "")[1]
@@ -359,7 +374,8 @@ VERIFY_HELP = """usage: bilevel verify [CLAIM …] [--quick] [--out FOLDER]
 
 Measure claims of the papers and judge each: it holds when the 95 % interval lies inside a margin that was stated beforehand,
 fails when it lies outside, and is otherwise not decided. Prints a table; writes summary.json, a figure a claim and
-report.html to FOLDER, by default runs/verify. What is there already is not measured again. --quick: smaller budgets.
+report.html to FOLDER/full, or with --quick (smaller budgets) to FOLDER/quick; FOLDER is runs/verify by default. What is
+there already is not measured again, unless the code that it depends on has changed.
 
   claim              minutes (quick, full)
 """

@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     policy_steps: tuple[float, ...] = (0.2, 0.8)
     reward_steps: tuple[float, ...] = (0.5, 2.0)
     num_seeds: int = 64
-    epsilons: tuple[float, ...] = complexity.QUICK.epsilons
+    epsilons: tuple[float, ...] = complexity.QUICK.epsilons[:4]
     num_schedule_seeds: int = 32
 
     @property

@@ -30,7 +30,8 @@ def measure(budget: Budget, sizes: tuned.Sizes | None = None) -> Measurement:
         )
         ours = ", ".join(f"{key} {last[key]:g}" for key in ("sigma", "K", "n", "B", "policy_step", "reward_step"))
         notes.append(f"{name}: a mean gap of {said or 'none of those listed'} transitions; chosen at the end: {ours}")
-    cost = {"transitions": runs * sizes.budgets[-1], "runs": runs}
+    schedules = sum(sizes.num_schedule_seeds * float(result.schedule[0].sum()) for result in found.values())
+    cost = {"transitions": runs * sizes.budgets[-1] + schedules, "runs": runs}
     return Measurement(numbers, cost, tuned.draw(found, sizes), tuple(notes))
 
 

@@ -16,14 +16,18 @@ import numpy as np
 
 from experiments.bench import usable_cores
 from experiments.options import choose
-from experiments.run_folder import make_folder, read_json, write_json
+from experiments.run_folder import RunFolderError, open_run, read_json, write_json
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Measurement, judge, together
 from experiments.verify.page import short, write_page
 
 RESULT, STARTED = "result.json", "started.json"
 REPORTED = 6  # numbers without a margin that the table shows
-OURS = ("bilevel", "envs", "experiments.studies.", "experiments.verify.p")  # what a measurement depends on
+KEYS = frozenset(
+    ("statement", "source", "prediction", "kind", "verdict", "numbers", "cost", "notes", "seconds", "quick")
+)
+# What a measurement and its verdict depend on.
+OURS = ("bilevel", "envs", "experiments.studies.", "experiments.summary", "experiments.verify.")
 
 
 def verify(
@@ -39,28 +43,29 @@ def verify(
 
     Raises:
         OptionError: there is no claim of that name.
+        RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
     """
     chosen = {name: load(name) for name in (names or CLAIMS)}
-    folder = make_folder(Path(out) / ("quick" if quick else "full"))
-    minutes = [claim.minutes[0 if quick else 1] for claim, _ in chosen.values()]
-    say(
-        f"{len(chosen)} claims, about {max(*minutes, sum(minutes) / 2):.2g} minutes on two cores; results and resumption "
-        f"in {folder}"
-    )
-    # Two at a time, the longest first: most of the time is compilation, which one thread does.
-    order = sorted(chosen, key=lambda name: -chosen[name][0].minutes[0 if quick else 1])
-    pool = ThreadPoolExecutor(min(2, usable_cores()))
-    try:
-        found = dict(zip(order, pool.map(lambda name: one(name, folder / name, quick, say), order), strict=True))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
-    results = {name: found[name] for name in chosen}
-    say("\n" + format_table(results) + "\n")
-    verdicts = collections.Counter(result["verdict"] for result in results.values())
-    say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
-    everything = {name: found for name in CLAIMS if (found := measured_before(name, folder / name))}
-    write_json(folder, "summary.json", everything)
-    say(f"report: {write_page(folder, everything)}")
+    with open_run(Path(out) / ("quick" if quick else "full")) as folder:
+        minutes = [claim.minutes[0 if quick else 1] for claim, _ in chosen.values()]
+        say(
+            f"{len(chosen)} claims, about {max(*minutes, sum(minutes) / 2):.2g} minutes on two cores; results and "
+            f"resumption in {folder}"
+        )
+        # Two at a time, the longest first: most of the time is compilation, which one thread does.
+        order = sorted(chosen, key=lambda name: -chosen[name][0].minutes[0 if quick else 1])
+        pool = ThreadPoolExecutor(min(2, usable_cores()))
+        try:
+            found = dict(zip(order, pool.map(lambda name: one(name, folder / name, quick, say), order), strict=True))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
+        results = {name: found[name] for name in chosen}
+        say("\n" + format_table(results) + "\n")
+        verdicts = collections.Counter(result["verdict"] for result in results.values())
+        say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+        everything = {name: result for name in CLAIMS if (result := measured_before(name, folder / name, say))}
+        write_json(folder, "summary.json", everything)
+        say(f"report: {write_page(folder, everything)}")
     return results
 
 
@@ -102,23 +107,34 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def measured_before(name: str, folder: Path) -> dict[str, Any] | None:
-    """The result in the claim's folder, if it is this code's."""
+def measured_before(name: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The result in the claim's folder, if it is whole and this code's; says why not."""
     if not (folder / RESULT).exists():
         return None
-    before = read_json(folder, RESULT)
-    return before if before.get("digest") == load(name)[1] else None
+    before = _read(folder, RESULT)
+    if before.get("digest") == load(name)[1] and before.keys() >= KEYS:
+        return before
+    say(f"{name:18s}has a result that is damaged or of other code: left out until it is measured again")
+    return None
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """The object in the file; {} if there is none, or a damaged one."""
+    try:
+        return read_json(folder, name)
+    except RunFolderError:
+        return {}
 
 
 def one(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """The result of one claim, from its folder if it is there."""
     claim, ours = load(name)
-    if before := measured_before(name, folder):
+    if before := measured_before(name, folder, say):
         say(f"{name:18s}{before['verdict']} (measured before)")
         return before
     say(f"{name:18s}measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
     started = {"digest": ours}
-    if (folder / STARTED).exists() and read_json(folder, STARTED) != started:
+    if folder.exists() and _read(folder, STARTED) != started:
         shutil.rmtree(folder)  # parts of another code's measurement
     write_json(folder, STARTED, started)
     begin = time.perf_counter()
