@@ -261,9 +261,9 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         panel.minorticks_off()
     for panel in axes.ravel():
         panel.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("median μ̂₁ over random φ, 1/(unit of φ)²\n(an upper estimate of μ₁)")
-    axes[1, 0].set_ylabel("share of instances where gradient ascent can\nend in a local maximum below the best")
-    axes[2, 0].set_ylabel("share of instances with any stationary point\nbelow the best (but φ = 0): μ₁ = 0")
+    axes[0, 0].set_ylabel("median μ̂₁ ≥ μ₁ over random φ,\n1/(unit of φ)²")
+    axes[1, 0].set_ylabel("share where gradient ascent ends\nin a maximum below the best")
+    axes[2, 0].set_ylabel("share with a stationary point below\nthe best (but φ = 0): μ₁ = 0")
     for panel in axes[1:, 0]:
         panel.set_ylim(-0.05, 1.05)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -271,7 +271,7 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         *handles, loc="outside lower center", ncols=len(CLASSES), title="class of rewards (tanh: hidden widths)"
     )
     figure.suptitle(
-        f"Weak gradient domination of Φ on {sizes.num_instances} random MDPs, 95 % intervals over instances"
+        f"Weak gradient domination of Φ: shares of {sizes.num_instances} random MDPs, 95 % intervals over them"
     )
     return figure
 
