@@ -385,7 +385,9 @@ def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
             else:
                 curve(panel, arm, budgets, result.gap[arm])
         budgets = result.samples["independent"]
-        panel.plot(budgets, np.maximum(result.bias, 1e-12), "k^:", markersize=3, linewidth=1, label="bias of the proxy")
+        if result.reached > 0.5:  # otherwise it is which maxima the few starts of `limit` found
+            bias = np.maximum(result.bias, 1e-12)
+            panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
         guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "−2/7")
         panel.set(ylabel="Φ* − Φ(φ_T), nats")
         panel.set_title(

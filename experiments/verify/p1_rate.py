@@ -29,14 +29,14 @@ def measure(budget: Budget) -> Measurement:
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
         parts = {arm: result.gap[arm].mean(axis=1)[[0, -1]] for arm in complexity.ARMS}
         shown = ", ".join(f"{arm} {first:.2g} → {last:.2g}" for arm, (first, last) in parts.items())
+        bias = f"; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}" if result.reached > 0.5 else ""
         notes.append(
             f"{name} (w = {weights[name]:g}, {100 * result.reached:.0f} % of exact ascents reach Φ*, μ̂₁ = "
-            f"{result.domination:.2g} along them): mean gap at the first "
-            f"and last ε: {shown}; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}"
+            f"{result.domination:.2g} along them): mean gap at the first and last ε: {shown}{bias}"
         )
     notes.append(
         "under this schedule the variance of independent line 7, 1/(Bσ²), does not fall with ε (weighted's does): averaged "
-        "by η_t ∝ 1/t it leaves a gap ∝ 1/T ∝ ε, so no more than the theorem's exponent"
+        "by η_t ∝ 1/t it leaves a gap ∝ 1/T ∝ ε, so as ε falls no more than the theorem's exponent"
     )
     return Measurement(numbers, {"transitions": transitions}, complexity.draw(results), tuple(notes))
 
