@@ -41,8 +41,8 @@ LINEAR = [f"slope in n, {model}, {policy}" for model in (critic.TABLE, "affine")
 CLAIM = Claim(
     statement="Algorithm 2's error is a sum of γ^L, n^(−1/2) and the approximation error of its model.",
     source="2410.15610, the critic's lemma",
-    prediction="slope −1/2 in n with a table or an affine model, above its floor (averaged SGD at a noise that C ∝ √n chains "
-    "keep unbiased), and the factor of exact target updates in L",
+    prediction="slope −1/2 in n with a table or an affine model, above its floor (averaged SGD at a noise that C ∝ √n "
+    "chains keep unbiased), and the factor of exact target updates in L",
     exact=False,
     margins=dict.fromkeys(LINEAR, Margin(-0.55, -0.45))
     | {RATIO + policy: Margin(0.98, 1.02) for policy in critic.POLICIES},
