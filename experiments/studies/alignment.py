@@ -297,8 +297,8 @@ def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
         axes[1, i].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
         axes[1, i].set_xticks(all_weights, [f"{w:g}" for w in all_weights])
         axes[1, i].minorticks_off()
-    axes[0, 0].set_ylabel("return under the true reward, KL term included,\n0: reference policy, 1: KL-optimal policy")
-    axes[1, 0].set_ylabel("what the paper maximises: Φ(φ) − Φ(r*), nats")
+    axes[0, 0].set_ylabel("return under the true reward with its\nKL term (0: reference, 1: KL-optimal)")
+    axes[1, 0].set_ylabel("what the paper maximises:\nΦ(φ) − Φ(r*), nats")
     for panel in axes.ravel():
         panel.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
