@@ -8,6 +8,8 @@ import pytest
 from experiments.studies import hypergradients
 from experiments.studies.hypergradients import KL_WEIGHTS, SIGMAS, Sizes
 
+pytestmark = pytest.mark.slow  # over twenty programs; test_hypergradients.py has the ways themselves
+
 SMALL = Sizes(
     num_instances=4,
     num_ascents=2,

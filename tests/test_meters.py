@@ -233,7 +233,7 @@ def test_all_meters_by_one_call_agree_with_each_alone(x64):
     norms = np.array([np.linalg.norm(x.gradient) for x in at])
     close(ours.smoothness, max(np.abs(np.linalg.eigvalsh(x.hessian)).max() for x in at))
     others = np.arange(4) != values.argmax()
-    close(ours.domination, np.min((norms / (values.max() - values))[others] ** 2))
+    close(ours.domination, np.min((norms[others] / (values.max() - values[others])) ** 2))
     close(found(1.0).domination, np.min((norms / (1.0 - values)) ** 2))
     lower = [land.lower(x.reshape(3, 2)) for x in points]
     assert 0 < ours.lower_pl_bound <= ours.lower_pl

@@ -30,6 +30,7 @@ def result():
     return nonlinearity.study(SMALL, POLICIES, CRITICS, names=("affine", "table"))
 
 
+@pytest.mark.slow
 def test_only_a_table_holds_what_is_not_additive(result):
     lost = reward_classes.losses(result.rewards)
     assert all((part > -1e-9).all() for parts in lost.values() for part in parts)
@@ -39,6 +40,7 @@ def test_only_a_table_holds_what_is_not_additive(result):
     assert lost["table"][0].mean() < 0.02
 
 
+@pytest.mark.slow
 def test_algorithm_1_ends_at_the_best_of_its_class_or_is_counted_below_it(result):
     for found in result.rewards.values():
         assert reward_classes.converged(found).mean() > 0.3
@@ -73,6 +75,7 @@ def test_rank_correlations_of_planted_orders():
     assert np.isnan(reward_classes.rank_correlation(x, np.zeros_like(x), 10)["within"][0])
 
 
+@pytest.mark.slow
 def test_where_the_lowest_meters_end_below_the_first_fifth_says_so(result):
     def planted(name):
         found = result.rewards[name]
@@ -84,6 +87,7 @@ def test_where_the_lowest_meters_end_below_the_first_fifth_says_so(result):
     np.testing.assert_array_equal(np.nanmean(parts, axis=0)[:, 0, 0], [1, 0, 0, 0, 0])
 
 
+@pytest.mark.slow
 def test_an_affine_policy_and_an_affine_critic_stop_short_of_the_table(result):
     assert result.policies["table"].min() > 0.9
     assert result.policies["affine"].max() < 0.8 * result.policies["table"].min()
@@ -93,6 +97,7 @@ def test_an_affine_policy_and_an_affine_critic_stop_short_of_the_table(result):
     assert (result.critics["table"][1] == 0).all()
 
 
+@pytest.mark.slow
 def test_numbers_and_figure_are_written(result, tmp_path):
     lines = []
     nonlinearity.report(result, SMALL, tmp_path, lines.append)

@@ -41,11 +41,17 @@ def errors(num_instances: int, power: float = 1.0) -> Errors:
     """
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), num_instances)
-        found = jax.jit(jax.vmap(functools.partial(instance, power=power)))(keys)
+        found = all_instances(keys, power)
         return Errors(*(np.asarray(x).T for x in found))
 
 
-def instance(key: Array, power: float) -> tuple[Array, Array]:
+@jax.jit
+def all_instances(keys: Array, power: Array) -> tuple[Array, Array]:
+    """`instance` of every key, [instance, σ] each."""
+    return jax.vmap(instance, (0, None))(keys, power)
+
+
+def instance(key: Array, power: Array) -> tuple[Array, Array]:
     """Errors of Φ_σ and its gradient at each σ, [σ] each, on the instance of that key."""
     key_mdp, key_reward = jax.random.split(key)
     mdp = garnet(key_mdp, 3, 2)
