@@ -111,7 +111,7 @@ def verdict_of_rate(folder, monkeypatch, exponents: dict[str, float], num_seeds=
     ends = np.array([best, best])
     found = complexity.Ascents(ends, 0 * ends, np.array(0.1))
     monkeypatch.setattr(complexity, "ascents", lambda *args: found)
-    monkeypatch.setattr(complexity, "limit", lambda *args: rewards[:1])
+    monkeypatch.setattr(complexity, "limits", lambda levels, _: np.repeat(rewards[None, :1], len(levels), axis=1))
     monkeypatch.setattr(complexity, "learn", never)
     measured = p1_rate.measure(Budget(False, folder))
     assert measured.figure is not None and len(measured.notes) >= 2
@@ -188,7 +188,7 @@ def test_a_level_is_computed_once_and_its_gaps_are_positive(tmp_path, monkeypatc
     assert first.bias[0] < first.gap[EXACT].min()  # T and K left more than the proxy's bias
     assert 0 < first.domination < 1 and first.reached == 1.0
     monkeypatch.setattr(complexity, "learn", never)
-    monkeypatch.setattr(complexity, "limit", lambda *args: np.zeros((1, 2, 2)))
+    monkeypatch.setattr(complexity, "limits", lambda *args: np.zeros((1, 1, 2, 2)))
     again = complexity.study(WEIGHT, sizes, tmp_path)
     assert all((again.gap[arm] == first.gap[arm]).all() for arm in ARMS)
 

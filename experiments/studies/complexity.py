@@ -58,16 +58,18 @@ class Sizes(NamedTuple):
         epsilons: targets, falling.
         num_seeds: at each.
         num_starts: random rewards from which the exact Φ is climbed.
-        ascent_steps: of that, and of the climb to the maximiser of Φ_σ.
+        ascent_steps: of that.
+        arms: which of `ARMS`.
     """
 
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
     num_seeds: int = 64
     num_starts: int = 64
     ascent_steps: int = 1500
+    arms: tuple[str, ...] = ARMS
 
 
-QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16, num_starts=16)
+QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16, num_starts=16, arms=ESTIMATORS)
 
 
 class Level(NamedTuple):
@@ -79,6 +81,9 @@ class Level(NamedTuple):
     num_policy_steps: int
     batch_size: int
     num_transitions: int
+
+
+LARGE = Level(0.0, 0.0, num_steps=400, num_policy_steps=50, batch_size=2, num_transitions=CHAINS)
 
 
 def schedule(epsilon: float) -> Level:
@@ -186,20 +191,19 @@ def gradients_of(ours: Problem, mdp: MDP, arm: str, level: Level, hyper: Hyper) 
 
 def learn(level: Level, arm: str, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
     """Rewards φ_T of every seed, [seed, S, A], and transitions a seed; one program, whose seeds all devices share."""
-
-    def single(key):
-        mdp = instance()
-        hyper = Hyper(
-            level.sigma, kl_weight, DISCOUNT, policy_step_size=0.2, reward_step_size=2.0, critic_step_size=2.0
-        )
-        ours = problem(mdp, hyper)
-        config = BilevelConfig(level.num_policy_steps, reward_optimizer=falling)
-        algorithm = bilevel_rlhf(ours, gradients_of(ours, mdp, arm, level, hyper), config, hyper)
-        state, metrics = run(algorithm, key, start(algorithm, key), level.num_steps)
-        return algorithm.params(state.algorithm).reward, jnp.sum(metrics["transitions"].astype(float))
-
-    rewards, transitions = shared(single, num_seeds)
+    rewards, transitions = shared(partial(run_of, level=level, arm=arm, kl_weight=kl_weight), num_seeds)
     return rewards, float(transitions[0])
+
+
+def run_of(key: Array, level: Level, arm: str, kl_weight: float) -> tuple[Array, Array]:
+    """φ_T [S, A] of one run, and its transitions; σ may be traced."""
+    mdp = instance()
+    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, policy_step_size=0.2, reward_step_size=2.0, critic_step_size=2.0)
+    ours = problem(mdp, hyper)
+    config = BilevelConfig(level.num_policy_steps, reward_optimizer=falling)
+    algorithm = bilevel_rlhf(ours, gradients_of(ours, mdp, arm, level, hyper), config, hyper)
+    state, metrics = run(algorithm, key, start(algorithm, key), level.num_steps)
+    return algorithm.params(state.algorithm).reward, jnp.sum(metrics["transitions"].astype(float))
 
 
 def shared(single, num_seeds: int):
@@ -264,26 +268,31 @@ def study(
     found = ascents(kl_weight, sizes)
     best = float(found.value.max())
     levels = tuple(map(schedule, sizes.epsilons))
-    gap: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
-    samples: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    gap: dict[str, list[np.ndarray]] = {arm: [] for arm in sizes.arms}
+    samples: dict[str, list[float]] = {arm: [] for arm in sizes.arms}
     for level in levels:
-        for arm in ARMS:
+        for arm in sizes.arms:
             rewards, transitions = kept(
                 keep, f"{arm} {level.epsilon:.4f}", partial(learn, level, arm, kl_weight, sizes.num_seeds)
             )
             gap[arm].append(np.maximum(best - values(rewards, kl_weight), ROUNDING))
             samples[arm].append(float(transitions))
-        shown = ", ".join(f"{arm} {gap[arm][-1].mean():.2e}" for arm in ARMS)
-        say(f"ε = {level.epsilon:.3f}: {samples[ARMS[0]][-1]:.3g} transitions a seed; Φ* − Φ: {shown}")
-    bias = [best - float(values(limit(level, kl_weight), kl_weight).max()) for level in levels]
+        shown = ", ".join(f"{arm} {gap[arm][-1].mean():.2e}" for arm in sizes.arms)
+        say(f"ε = {level.epsilon:.3f}: {samples[sizes.arms[0]][-1]:.3g} transitions a seed; Φ* − Φ: {shown}")
+    bias = best - values(limits(levels, kl_weight), kl_weight).max(axis=0)
     reached = float(np.mean(best - found.value < 1e-6))
     stacked = ({arm: np.stack(x) for arm, x in many.items()} for many in (samples, gap))
-    return Rate(best, levels, *stacked, np.array(bias), reached, float(found.along))
+    return Rate(best, levels, *stacked, bias, reached, float(found.along))
 
 
-def limit(level: Level, kl_weight: float) -> np.ndarray:
-    """Where exact gradients end, [seed, S, A], if T and K are large."""
-    return learn(level._replace(num_steps=400, num_policy_steps=50), EXACT, kl_weight, 16)[0]
+def limits(levels: tuple[Level, ...], kl_weight: float) -> np.ndarray:
+    """Where exact gradients end, [seed, level, S, A], at the σ of each level if T and K are large; one program."""
+    sigmas = jnp.array([level.sigma for level in levels])
+
+    def single(key):
+        return jax.vmap(lambda sigma: run_of(key, LARGE._replace(sigma=sigma), EXACT, kl_weight)[0])(sigmas)
+
+    return shared(single, 16)
 
 
 def kept(folder: Path | None, name: str, function):

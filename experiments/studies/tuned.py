@@ -19,7 +19,8 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf, step_cost
+from bilevel.hypergradients import proxy
 from bilevel.rates import Fit, power_law
 from bilevel.run import run, start
 from bilevel.types import Hyper
@@ -79,7 +80,7 @@ def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[n
     steps, transitions, batch = counts
     level = Level(0.0, 0.0, 0, steps, batch, transitions)
 
-    def algorithm_of(lane):
+    def parts_of(lane):
         sigma, policy_step, reward_step = lane
         hyper = Hyper(
             sigma, KL_WEIGHT, DISCOUNT, policy_step_size=policy_step, reward_step_size=reward_step, critic_step_size=2.0
@@ -87,25 +88,25 @@ def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[n
         ours = complexity.problem(mdp, hyper)
         gradients = complexity.gradients_of(ours, mdp, estimator, level, hyper)
         config = BilevelConfig(steps, reward_optimizer=lambda eta: optax.sgd(lambda t: eta / (1 + t / HALVED)))
-        return bilevel_rlhf(ours, gradients, config, hyper)
+        return ours, gradients, config, hyper
 
     def single(key, lane, num_steps):
-        algorithm = algorithm_of(lane)
+        algorithm = bilevel_rlhf(*parts_of(lane))
         begin = start(algorithm, key, record)
         first = algorithm.params(begin.algorithm).reward
         _, metrics = run(algorithm, key, begin, num_steps, record)
-        return jnp.concatenate([first[None], metrics["reward"]]), metrics["transitions"]
+        return jnp.concatenate([first[None], metrics["reward"]])
 
     def record(key, learned):
         return {"reward": learned.reward}
 
     lanes = jnp.asarray(sizes.lanes, jnp.float32)
-    each = int(jax.jit(lambda: single(jax.random.key(0), lanes[0], 1)[1][0])())
-    taken = np.asarray(sizes.budgets, int) // each
+    ours, gradients, config, hyper = parts_of(sizes.lanes[0])
+    taken = np.asarray(sizes.budgets, int) // step_cost(gradients, config, proxy(ours, gradients, hyper)).transitions
 
     def seed(key):
         def at_budgets(lane):
-            return single(key, lane, int(taken[-1]))[0][jnp.asarray(taken)]
+            return single(key, lane, int(taken[-1]))[jnp.asarray(taken)]
 
         return jax.vmap(at_budgets)(lanes)
 

@@ -4,7 +4,7 @@ from experiments.studies import alignment
 from experiments.verify.claims import Budget, Claim, Interval, Measurement
 
 QUICK = alignment.Sizes(num_seeds=16, kl_weights=(0.5, 1.5), num_steps=300, num_reward_steps=1000)
-QUICK_CLASSES = alignment.REALISABLE, alignment.MISSPECIFIED
+QUICK_CLASSES = (alignment.REALISABLE,)
 REPORTED = {
     "return, 0 reference, 1 KL-optimal": "relative_regularised_return",
     "Φ(φ) − Φ(r*)": "upper_objective_above_truth",

@@ -7,7 +7,7 @@ QUICK = critic.Sizes(
     num_seeds=16,
     transitions=(1024, 4096, 16384),
     network_transitions=(1024, 4096, 16384),
-    hidden_sizes=((), (8,)),
+    hidden_sizes=((),),
     fit_steps=2000,
     num_restarts=4,
 )

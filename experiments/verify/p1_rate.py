@@ -27,7 +27,7 @@ def measure(budget: Budget) -> Measurement:
         for arm, fit in complexity.fits(result).items():
             numbers[f"exponent, {arm} line 7, {name}"] = exponent(fit)
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
-        parts = {arm: result.gap[arm].mean(axis=1)[[0, -1]] for arm in complexity.ARMS}
+        parts = {arm: result.gap[arm].mean(axis=1)[[0, -1]] for arm in result.gap}
         shown = ", ".join(f"{arm} {first:.2g} → {last:.2g}" for arm, (first, last) in parts.items())
         bias = f"; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}" if result.reached > 0.5 else ""
         notes.append(
