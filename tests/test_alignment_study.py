@@ -56,7 +56,7 @@ def test_numbers_and_figure_are_written_and_the_claim_names_them(found, tmp_path
     rows = json.loads((tmp_path / "alignment.json").read_text())
     assert len(rows) == len(found) == len(lines) - 2
     assert (tmp_path / "alignment.png").stat().st_size > 10_000
-    monkeypatch.setattr(alignment, "study", lambda *args, **kinds: found)
+    monkeypatch.setattr(alignment, "study", lambda *args: found)
     numbers = p1_alignment.measure(Budget(True, tmp_path), SMALL).numbers
     ours = numbers["return, 0 reference, 1 KL-optimal, table, alternating, w = 0.5"]
     assert [ours.center, ours.low, ours.high] == rows[0]["relative_regularised_return"]

@@ -5,6 +5,7 @@ from experiments.verify.claims import Budget, Claim, Interval, Measurement
 
 QUICK = alignment.Sizes(num_seeds=16, kl_weights=(0.5, 1.5), num_steps=300, num_reward_steps=1000)
 QUICK_CLASSES = (alignment.REALISABLE,)
+QUICK_METHODS = alignment.ALTERNATING, alignment.PAPER, alignment.EXCESS
 REPORTED = {
     "return, 0 reference, 1 KL-optimal": "relative_regularised_return",
     "Φ(φ) − Φ(r*)": "upper_objective_above_truth",
@@ -15,7 +16,8 @@ def measure(budget: Budget, sizes: alignment.Sizes | None = None) -> Measurement
     """See `experiments.studies.alignment`; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else alignment.Sizes())
     kinds = QUICK_CLASSES if budget.quick else tuple(alignment.CLASSES)
-    found = alignment.study(sizes, budget.say, kinds=kinds)
+    methods = QUICK_METHODS if budget.quick else tuple(alignment.METHODS)
+    found = alignment.study(sizes, budget.say, methods, kinds)
     rows = alignment.summarise(found, sizes)
     numbers = {
         f"{label}, {row['class']}, {row['method']}, w = {row['kl_weight']:g}": Interval(*row[key])

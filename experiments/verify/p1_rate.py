@@ -29,7 +29,8 @@ def measure(budget: Budget) -> Measurement:
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
         parts = {arm: result.gap[arm].mean(axis=1)[[0, -1]] for arm in result.gap}
         shown = ", ".join(f"{arm} {first:.2g} → {last:.2g}" for arm, (first, last) in parts.items())
-        bias = f"; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}" if result.reached > 0.5 else ""
+        told = result.reached > 0.5 and complexity.EXACT in result.gap
+        bias = f"; of it the proxy's bias {result.bias[0]:.1g} → {result.bias[-1]:.1g}" if told else ""
         notes.append(
             f"{name} (w = {weights[name]:g}, {100 * result.reached:.0f} % of exact ascents reach Φ*, μ̂₁ = "
             f"{result.domination:.2g} along them): mean gap at the first and last ε: {shown}{bias}"

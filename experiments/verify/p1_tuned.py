@@ -11,6 +11,7 @@ QUICK = tuned.Sizes(
     num_seeds=16,
     epsilons=(0.4,),
     num_schedule_seeds=8,
+    estimators=("weighted",),
 )
 
 
