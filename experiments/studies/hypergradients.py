@@ -456,7 +456,7 @@ def draw_cost(axes, result: Result, style) -> None:
     for place, name in enumerate(names):
         axes.text(1.1 * times[place], place, f"{result.evaluations[name]:,}", va="center", fontsize=8)
     lanes = np.prod(result.error[names[0]].shape[::2])
-    axes.set(xscale="log", xlim=(None, 4 * times.max()), title="Cost without sampling; numbers: gradient evaluations")
+    axes.set(xscale="log", xlim=(None, 4 * times.max()), title="Cost; numbers: gradient evaluations")
     axes.set_xlabel(f"milliseconds of a jitted call for {lanes} instances at once")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
