@@ -37,7 +37,7 @@ class Meters(NamedTuple):
 
 
 def measure(land: Landscape, params: Array, logits: Array, best: Array | float = -jnp.inf) -> Meters:
-    """All meters of a finite instance, such as along a run or over random points; what is not finite is left out.
+    """All meters of a finite instance, such as along a run or over random points; those where Φ is NaN are left out.
 
     Args:
         land: from `landscape.landscape`; its policies are tables.

@@ -7,10 +7,12 @@ finite values, and over the survivors alone, which is the kinder and the more bi
 import functools
 import math
 import textwrap
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
 COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
@@ -156,6 +158,29 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
     ranks = np.sort(np.random.default_rng(0).integers(size, size=(RESAMPLES, size)), axis=1)[:, cut : size - cut]
     cells = ranks + size * np.arange(RESAMPLES)[:, None]
     return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> dict[str, list[float]]:
+    """Spearman's ρ of x and y [class, instance] and its 95 % bootstrap interval over instances.
+
+    `pooled` over classes and instances; `within` the mean over classes of ρ over instances.
+    """
+
+    def both(pick):
+        pooled = stats.spearmanr(x[:, pick].ravel(), y[:, pick].ravel()).statistic
+        each = [stats.spearmanr(a[pick], b[pick]).statistic for a, b in zip(x, y, strict=True)]
+        # Where one of them is the same on every instance there is no order to agree with.
+        return pooled, np.nanmean(each) if np.isfinite(each).any() else np.nan
+
+    num = x.shape[1]
+    rng = np.random.default_rng(0)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant inputs, and of resamples that leave nothing
+        center = both(np.arange(num))
+        spread = np.nanquantile(
+            [both(rng.integers(num, size=num)) for _ in range(num_resamples)], (0.025, 0.975), axis=0
+        )
+    return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
 
 
 def summarise(dataset: xr.Dataset, timing: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_a_level_is_computed_once_and_its_gaps_are_positive(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_run_whose_outer_steps_do_not_grow_fails_and_the_honest_one_does_not(tmp_path):
-    sizes = Sizes(epsilons=tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16)
+    sizes = Sizes(epsilons=tuple(10 ** (-x / 5) for x in range(5)), num_seeds=16, arms=ESTIMATORS)
     fixed = complexity.schedule(1.0).num_steps
 
     def idle(epsilon):

@@ -226,7 +226,9 @@ def test_all_meters_by_one_call_agree_with_each_alone(x64):
     land = landscape.landscape(problem_of(mdp, models.table(3, 2)), mdp, 2, hyper)
     points = jax.random.normal(jax.random.key(1), (4, 6))
     logits = jax.random.normal(jax.random.key(2), (4, 3, 2))
-    found = jax.jit(lambda best: meters.measure(land, points, logits, best))
+    # Beside them a point that is not a number, which counts for nothing.
+    nothing = jnp.concatenate([points, jnp.full((1, 6), jnp.nan)]), jnp.concatenate([logits, logits[:1]])
+    found = jax.jit(lambda best: meters.measure(land, *nothing, best))
     ours = found(-jnp.inf)
     at = [jax.jit(lambda x: landscape.expand(land, x))(x) for x in points]
     values = np.array([x.value for x in at])

@@ -8,6 +8,7 @@ import pytest
 
 from envs.tabular import garnet
 from experiments.studies import approximation, critic, nonlinearity, reward_classes
+from experiments.summary import rank_correlation
 
 SMALL = reward_classes.Sizes(num_instances=3, num_points=3, num_starts=2, max_steps=25, num_steps=200)
 POLICIES = approximation.PolicySizes(num_restarts=2, num_steps=200)
@@ -65,14 +66,14 @@ def test_an_instance_without_interaction_is_additive_and_with_it_is_the_random_t
 def test_rank_correlations_of_planted_orders():
     x = np.random.default_rng(0).normal(size=(2, 40))
     for y, expected in ((np.exp(x), 1.0), (-(x**3), -1.0)):
-        rank = reward_classes.rank_correlation(x, y, 50)
+        rank = rank_correlation(x, y, 50)
         np.testing.assert_allclose([*rank["pooled"], *rank["within"]], expected, atol=1e-12)
     # Classes that differ, without an order within: pooled alone sees one.
     noise, apart = np.random.default_rng(1).normal(size=(2, 40)), np.array([[0.0], [9.0]])
-    rank = reward_classes.rank_correlation(x + apart, noise + apart, 200)
+    rank = rank_correlation(x + apart, noise + apart, 200)
     assert rank["within"][1] < 0 < rank["within"][2]
     assert rank["pooled"][1] > 0.5
-    assert np.isnan(reward_classes.rank_correlation(x, np.zeros_like(x), 10)["within"][0])
+    assert np.isnan(rank_correlation(x, np.zeros_like(x), 10)["within"][0])
 
 
 @pytest.mark.slow

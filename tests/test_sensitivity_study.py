@@ -82,10 +82,10 @@ def test_the_ratio_of_step_sizes_moves_the_proxy_alone():
 
 def test_rank_correlation_counts_a_diverged_run_as_the_worst():
     gap = np.array([0.1, 0.2, 0.3, 5.0])
-    assert tuning.rank_correlation(np.array([4.0, 3.0, 2.0, np.nan]), gap)[0] == pytest.approx(1)
-    assert tuning.rank_correlation(np.array([np.nan, 2.0, 3.0, 4.0]), gap)[0] == pytest.approx(-1)
+    assert tuning.agreement(np.array([4.0, 3.0, 2.0, np.nan]), gap)[0] == pytest.approx(1)
+    assert tuning.agreement(np.array([np.nan, 2.0, 3.0, 4.0]), gap)[0] == pytest.approx(-1)
     random = np.random.default_rng(0).normal(size=(2, 200))
-    middle, low, high = tuning.rank_correlation(*random)
+    middle, low, high = tuning.agreement(*random)
     assert low < 0 < high and abs(middle) < 0.15
 
 

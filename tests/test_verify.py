@@ -242,7 +242,8 @@ def test_the_estimators_are_unbiased(tmp_path):
 
 @pytest.mark.slow
 def test_a_critic_that_stalls_is_noticed_and_few_samples_decide_nothing_wrongly(tmp_path):
-    measured = p1_critic.measure(Budget(True, tmp_path))
+    enough = critic.Sizes(hidden_sizes=((),), fit_steps=2000, num_restarts=4)
+    measured = p1_critic.measure(Budget(False, tmp_path), enough)
     assert describe(p1_critic.CLAIM, measured)["verdict"] == "holds"
     stalled = {  # with the number of chains fixed a bias stays
         name: measured.numbers[name.replace(critic.TABLE, critic.FIXED)] if name in p1_critic.LINEAR else x

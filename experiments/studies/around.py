@@ -6,48 +6,32 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bilevel import models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.critics import TDSizes, td_critic
 from bilevel.lanes import Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Hyper
 from experiments.studies import complexity
-from experiments.studies.complexity import CHAINS, DISCOUNT, LENGTH, ROLLOUT, ROUNDING
+from experiments.studies.complexity import DISCOUNT, ROUNDING, Level
 from experiments.tune import Candidates, lanes_of, score
 
 KL_WEIGHT = complexity.WEIGHTS["one maximum"]
 WIDTH = 64  # lanes a device in one block
 
 
-class Counts(NamedTuple):
-    """The static sizes of a run, which need a program each: the paper's T, K, B, n and L."""
-
-    num_steps: int
-    num_policy_steps: int
-    batch_size: int
-    num_transitions: int
-    num_targets: int = 2
-
-
-def base_point(epsilon: float) -> tuple[Counts, Hyper]:
+def base_point(epsilon: float) -> tuple[Level, Hyper]:
     """The schedule at ε; τ and β′ a third of those of `complexity`, which lie at the edge of stability."""
     level = complexity.schedule(epsilon)
-    counts = Counts(level.num_steps, level.num_policy_steps, level.batch_size, level.num_transitions)
     steps = dict(policy_step_size=0.07, reward_step_size=2.0, critic_step_size=0.7)
-    return counts, Hyper(level.sigma, KL_WEIGHT, DISCOUNT, **steps)
+    return level, Hyper(level.sigma, KL_WEIGHT, DISCOUNT, **steps)
 
 
-def make_of(counts: Counts) -> Make:
+def make_of(counts: Level) -> Make:
     """hyper -> Algorithm 1 with those counts on the two-state MDP, and no measurement."""
 
     def make(hyper):
         mdp = complexity.instance()
         ours = complexity.problem(mdp, hyper)
-        sizes = TDSizes(counts.num_targets, counts.num_transitions, CHAINS)
-        critic = td_critic(ours, models.table(*mdp.reward.shape), sizes, hyper)
-        gradients = sampled_gradients(ours, critic, SampleSizes(counts.batch_size, ROLLOUT, LENGTH), hyper)
+        gradients = complexity.gradients_of(ours, mdp, "weighted", counts, hyper)
         config = BilevelConfig(counts.num_policy_steps, reward_optimizer=complexity.falling)
         return bilevel_rlhf(ours, gradients, config, hyper), None
 
@@ -55,7 +39,7 @@ def make_of(counts: Counts) -> Make:
 
 
 @functools.cache
-def program(counts: Counts, chunk: int) -> tuple[Programs, Layout]:
+def program(counts: Level, chunk: int) -> tuple[Programs, Layout]:
     """The programs for those counts, for blocks of lanes that take `chunk` outer steps a call; compiled once."""
     devices = tuple(jax.devices())
     layout = Layout(WIDTH * len(devices), WIDTH, devices)
@@ -76,7 +60,7 @@ class Runs(NamedTuple):
     diverged: np.ndarray
 
 
-def learn(best: float, counts: Counts, points: Hyper, seeds: np.ndarray, chunk: int, num_steps: int = 0) -> Runs:
+def learn(best: float, counts: Level, points: Hyper, seeds: np.ndarray, chunk: int, num_steps: int = 0) -> Runs:
     """Every point (Hyper of arrays [point]) with its seeds, [seed] or [point, seed], for `num_steps` (0: T) outer steps.
 
     best is Φ*.

@@ -73,7 +73,7 @@ QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(4)), num_seeds=16, num_starts=
 
 
 class Level(NamedTuple):
-    """The schedule at one ε; the fields are the paper's σ, T, K, B and n."""
+    """The schedule at one ε; the fields are the paper's σ, T, K, B, n and L."""
 
     epsilon: float
     sigma: float
@@ -81,6 +81,7 @@ class Level(NamedTuple):
     num_policy_steps: int
     batch_size: int
     num_transitions: int
+    num_targets: int = 2
 
 
 LARGE = Level(0.0, 0.0, num_steps=400, num_policy_steps=50, batch_size=2, num_transitions=CHAINS)
@@ -152,25 +153,26 @@ class Ascents(NamedTuple):
 
 def ascents(kl_weight: float, sizes: Sizes) -> Ascents:
     """Plain gradient ascent on the exact Φ, in float64: its best is taken for Φ*."""
-
-    @jax.jit
-    def climb(keys):
-        mdp = instance()
-        slope = jax.value_and_grad(partial(objective, mdp, kl_weight=kl_weight))
-
-        def body(reward, _):
-            value, gradient = slope(reward)
-            return reward + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
-
-        def single(key):
-            return jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=sizes.ascent_steps)[1]
-
-        values, norms = jax.vmap(single)(keys)
-        along = meters.domination(values.ravel(), norms.ravel(), jnp.nanmax(values[:, -1]))
-        return Ascents(values[:, -1], norms[:, -1], along)
-
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, climb(jax.random.split(jax.random.key(2), sizes.num_starts)))
+        keys = jax.random.split(jax.random.key(2), sizes.num_starts)
+        return jax.tree.map(np.asarray, _ascents(keys, kl_weight, sizes.ascent_steps))
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def _ascents(keys, kl_weight, num_steps) -> Ascents:
+    mdp = instance()
+    slope = jax.value_and_grad(partial(objective, mdp, kl_weight=kl_weight))
+
+    def body(reward, _):
+        value, gradient = slope(reward)
+        return reward + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
+
+    def single(key):
+        return jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=num_steps)[1]
+
+    values, norms = jax.vmap(single)(keys)
+    along = meters.domination(values.ravel(), norms.ravel(), jnp.nanmax(values[:, -1]))
+    return Ascents(values[:, -1], norms[:, -1], along)
 
 
 # Algorithm 1 at one level ---------------------------------------------------------------------------------------------
@@ -185,7 +187,9 @@ def gradients_of(ours: Problem, mdp: MDP, arm: str, level: Level, hyper: Hyper) 
     """Exact, or sampled with Algorithm 2 as the critic."""
     if arm == EXACT:
         return exact_gradients(ours, mdp, LENGTH, hyper)
-    critic = td_critic(ours, models.table(*mdp.reward.shape), TDSizes(2, level.num_transitions, CHAINS), hyper)
+    critic = td_critic(
+        ours, models.table(*mdp.reward.shape), TDSizes(level.num_targets, level.num_transitions, CHAINS), hyper
+    )
     return sampled_gradients(ours, critic, SampleSizes(level.batch_size, ROLLOUT, LENGTH, arm), hyper)
 
 
@@ -359,15 +363,15 @@ def improve(level: Level, kl_weight: float, num_seeds: int) -> tuple[np.ndarray,
 
 def suboptimality(logits: np.ndarray, kl_weight: float) -> np.ndarray:
     """J* − J of each policy [..., S, A] at the true reward, in float64."""
-
-    @jax.jit
-    def gaps(logits):
-        lower = lower_level(instance(), instance().reward, kl_weight)
-        best = exact.regularised_return(lower, exact.optimal_policy(lower).policy)
-        return best - jax.vmap(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
-
     with jax.enable_x64(True):
-        return np.asarray(gaps(jnp.asarray(logits, float)))
+        return np.asarray(_suboptimality(jnp.asarray(logits, float), kl_weight))
+
+
+@jax.jit
+def _suboptimality(logits, kl_weight):
+    lower = lower_level(instance(), instance().reward, kl_weight)
+    best = exact.regularised_return(lower, exact.optimal_policy(lower).policy)
+    return best - jax.vmap(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from scipy import stats
 
 from bilevel import exact, landscape, meters, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
@@ -26,6 +25,7 @@ from envs.tabular import garnet, tabular
 from experiments.studies.alignment import MOMENTUM, POLICY_STEP, REWARD_STEP, SIGMA, TOLERANCE
 from experiments.studies.approximation import CLASSES
 from experiments.studies.domination import GAP
+from experiments.summary import rank_correlation
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
 SCALE = 0.5  # standard deviation of the first reward of a table, about that of the networks'
@@ -183,29 +183,6 @@ def losses(rewards: dict[str, Measured]) -> dict[str, tuple[np.ndarray, np.ndarr
     best = np.max([found.best for found in rewards.values()], axis=0)
     gain = best + np.log(2)
     return {name: ((best - found.best) / gain, (found.best - found.reached) / gain) for name, found in rewards.items()}
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> dict[str, list[float]]:
-    """Spearman's ρ of x and y [class, instance] and its 95 % bootstrap interval over instances.
-
-    `pooled` over classes and instances; `within` the mean over classes of ρ over instances.
-    """
-
-    def both(pick):
-        pooled = stats.spearmanr(x[:, pick].ravel(), y[:, pick].ravel()).statistic
-        each = [stats.spearmanr(a[pick], b[pick]).statistic for a, b in zip(x, y, strict=True)]
-        # Where one of them is the same on every instance there is no order to agree with.
-        return pooled, np.nanmean(each) if np.isfinite(each).any() else np.nan
-
-    num = x.shape[1]
-    rng = np.random.default_rng(0)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant inputs, and of resamples that leave nothing
-        center = both(np.arange(num))
-        spread = np.nanquantile(
-            [both(rng.integers(num, size=num)) for _ in range(num_resamples)], (0.025, 0.975), axis=0
-        )
-    return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
 
 
 def correlations(rewards: dict[str, Measured], at: tuple[int, int]) -> dict[str, dict]:

@@ -21,8 +21,8 @@ from bilevel.interaction import Interaction, interaction
 from bilevel.types import Hyper
 from experiments.run_folder import write_json
 from experiments.studies import complexity, tuning
-from experiments.studies.around import KL_WEIGHT, Counts, Runs, base_point, learn, make_of
-from experiments.studies.complexity import ROUNDING
+from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of
+from experiments.studies.complexity import ROUNDING, Level
 from experiments.summary import estimate
 from experiments.tune import step_transitions
 
@@ -107,7 +107,7 @@ class Sensitivity(NamedTuple):
     """The result: Φ*, the base point's counts, and the runs of the grids' points and of each line."""
 
     best: float
-    counts: Counts
+    counts: Level
     grids: Grids
     runs: Runs
     lines: dict[str, Line]

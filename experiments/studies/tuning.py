@@ -14,16 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
 
 from bilevel import hypergradients
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
 from bilevel.types import Hyper
 from experiments.run_folder import write_json
 from experiments.studies import complexity
-from experiments.studies.around import KL_WEIGHT, Counts, Runs, base_point, learn, make_of, program
-from experiments.studies.complexity import ROUNDING
-from experiments.summary import estimate
+from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of, program
+from experiments.studies.complexity import ROUNDING, Level
+from experiments.summary import estimate, rank_correlation
 from experiments.tune import (
     RANGES,
     Candidates,
@@ -107,7 +106,7 @@ def schedule_within(samples: float) -> tuple[complexity.Level, int]:
     return max(((x, c) for x in levels if (c := cost(x)) <= samples), key=lambda pair: pair[1])
 
 
-def search(counts: Counts, base: Hyper, names, sizes: Sizes, rungs) -> Hyper:
+def search(counts: Level, base: Hyper, names, sizes: Sizes, rungs) -> Hyper:
     """What successive halving chooses in each repetition, Hyper of arrays [repetition]."""
     drawn = [draw_candidates(SEARCH + i, sizes.candidates, names, base._asdict()) for i in range(sizes.repetitions)]
     hyper = Hyper(*(np.concatenate(x) for x in zip(*drawn, strict=True)))
@@ -118,7 +117,7 @@ def search(counts: Counts, base: Hyper, names, sizes: Sizes, rungs) -> Hyper:
     return Hyper(*(x[last.candidates[:, 0]] for x in hyper))
 
 
-def arms_of(counts: Counts, base: Hyper, cell: Hyper, sizes: Sizes, rungs) -> dict[str, Hyper]:
+def arms_of(counts: Level, base: Hyper, cell: Hyper, sizes: Sizes, rungs) -> dict[str, Hyper]:
     """What the arms run that have the base point's counts: Hyper of arrays [repetition]."""
     given = tuple(name for name in RANGES if name != "sigma")
     first = [draw_candidates(SEARCH + i, 1, tuple(RANGES), base._asdict()) for i in range(sizes.repetitions)]
@@ -133,7 +132,7 @@ def arms_of(counts: Counts, base: Hyper, cell: Hyper, sizes: Sizes, rungs) -> di
 
 def study(
     best: float,
-    counts: Counts,
+    counts: Level,
     points: Hyper,
     grid: Runs,
     sizes: Sizes = Sizes(),  # noqa: B008
@@ -185,18 +184,9 @@ def shown(values: np.ndarray) -> str:
     return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def rank_correlation(score: np.ndarray, gap: np.ndarray, resamples: int = 2000) -> list[float]:
-    """Spearman's, of score and −gap over configurations [configuration]: it, and its 95 % bootstrap interval over them."""
-
-    def spearman(rows):
-        ranks = [rankdata(x[rows], axis=-1) for x in (np.nan_to_num(score, nan=-np.inf), -gap)]
-        centred = [x - x.mean(axis=-1, keepdims=True) for x in ranks]
-        (ss, gg), sg = ((x**2).sum(axis=-1) for x in centred), np.prod(centred, axis=0).sum(axis=-1)
-        return sg / np.sqrt(np.maximum(ss * gg, 1e-12))
-
-    draws = np.random.default_rng(0).integers(len(gap), size=(resamples, len(gap)))
-    low, high = np.quantile(spearman(draws), [0.025, 0.975])
-    return [float(spearman(np.arange(len(gap))[None])[0]), float(low), float(high)]
+def agreement(score: np.ndarray, gap: np.ndarray) -> list[float]:
+    """Spearman's ρ of score and −gap over configurations [configuration], with its interval; NaN is the worst score."""
+    return rank_correlation(np.nan_to_num(score, nan=-np.inf)[None], -gap[None], 2000)["pooled"]
 
 
 def correlations(result: Tuning) -> dict[str, list[float]]:
@@ -204,10 +194,10 @@ def correlations(result: Tuning) -> dict[str, list[float]]:
     runs, hyper = result.pool
     score, gap, small = runs.score.mean(axis=1), runs.gap.mean(axis=1), hyper.sigma <= 1
     return {
-        "one seed": rank_correlation(runs.score[:, 0], runs.gap[:, 0]),
-        "mean over seeds": rank_correlation(score, gap),
-        "mean over seeds, σ at most 1": rank_correlation(score[small], gap[small]),
-        "σ with score, mean over seeds": rank_correlation(score, -hyper.sigma),
+        "one seed": agreement(runs.score[:, 0], runs.gap[:, 0]),
+        "mean over seeds": agreement(score, gap),
+        "mean over seeds, σ at most 1": agreement(score[small], gap[small]),
+        "σ with score, mean over seeds": agreement(score, -hyper.sigma),
     }
 
 
