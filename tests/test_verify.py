@@ -115,6 +115,18 @@ def test_an_interrupted_run_goes_on_where_it_was(claims, tmp_path, monkeypatch):
     assert claims == {"P0.one": 1, "P0.two": 1} and len(results) == 2
 
 
+def test_a_claim_that_breaks_is_named_at_once_and_the_others_are_measured(claims, tmp_path, monkeypatch):
+    module, said = sys.modules["experiments.verify.fake0"], []
+
+    def broken(budget):
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(module, "CLAIM", module.CLAIM._replace(measure=broken))
+    with pytest.raises(ZeroDivisionError, match="by hand"):
+        verify((), tmp_path, say=said.append)
+    assert claims["P0.two"] == 1 and any("P0.one" in line and "by hand" in line for line in said)
+
+
 def test_parts_of_a_measurement_by_other_code_are_not_used(claims, tmp_path, monkeypatch):
     module = sys.modules["experiments.verify.fake0"]
     whole, seen = module.CLAIM, []

@@ -69,7 +69,8 @@ class Sizes(NamedTuple):
     arms: tuple[str, ...] = ARMS
 
 
-QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(4)), num_seeds=16, num_starts=16, arms=ESTIMATORS)
+# The least that can decide: of four levels a fit never knows whether burn-in reaches further.
+QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=32, num_starts=16, arms=ESTIMATORS)
 
 
 class Level(NamedTuple):

@@ -458,6 +458,7 @@ def draw_cost(axes, result: Result, style) -> None:
     lanes = np.prod(result.error[names[0]].shape[::2])
     axes.set(xlim=(0, 1.2 * times.max()), title="Cost; numbers: gradient evaluations")
     axes.set_xlabel(f"ms a jitted call for {lanes} instances")
+    axes.locator_params(axis="x", nbins=6)  # labels of more would touch
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
 

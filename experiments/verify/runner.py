@@ -8,11 +8,12 @@ import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from experiments.bench import usable_cores
 from experiments.options import choose
@@ -56,10 +57,11 @@ def verify(
         order = sorted(chosen, key=lambda name: -chosen[name][0].minutes[0 if quick else 1])
         pool = ThreadPoolExecutor(min(2, usable_cores()))
         try:
-            found = dict(zip(order, pool.map(lambda name: one(name, folder / name, quick, say), order), strict=True))
+            futures = {name: pool.submit(one, name, folder / name, quick, say) for name in order}
+            follow(futures, say)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
-        results = {name: found[name] for name in chosen}
+        results = {name: futures[name].result() for name in chosen}
         say("\n" + format_table(results) + "\n")
         verdicts = collections.Counter(result["verdict"] for result in results.values())
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
@@ -67,6 +69,20 @@ def verify(
         write_json(folder, "summary.json", everything)
         say(f"report: {write_page(folder, everything)}")
     return results
+
+
+def follow(futures: dict[str, Future], say: Callable[[str], None]) -> None:
+    """Waits for all, with a bar that names those that run; says which stopped with an error, and lets the others go on."""
+    with tqdm(total=len(futures), unit="claim", disable=None, dynamic_ncols=True) as bar:
+        waiting = futures
+        while waiting:
+            bar.set_postfix_str(", ".join(name for name, future in waiting.items() if future.running()))
+            done = wait(waiting.values(), timeout=1, return_when=FIRST_COMPLETED).done
+            for name, future in waiting.items():
+                if future in done and future.exception():
+                    say(f"{name:18s}stopped by an error, shown at the end: {future.exception()!r}")
+            waiting = {name: future for name, future in waiting.items() if future not in done}
+            bar.update(len(done))
 
 
 def load(name: str) -> tuple[Claim, str]:
