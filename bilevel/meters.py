@@ -60,7 +60,10 @@ def measure(land: Landscape, params: Array, logits: Array, best: Array | float =
 
 
 def spectral_norm(matrix: Array, num_squarings: int = 30) -> Array:
-    """‖M‖ of a symmetric matrix [D, D], []: lim ‖M^(2^k)‖^(1/2^k), normalised on the way; from below √D's 2⁻ᵏ-th root."""
+    """‖M‖ of a symmetric matrix [D, D], []: lim ‖Mᴺ‖_F^(1/N), N = 2ᵏ, normalised on the way.
+
+    From above: it exceeds ‖M‖ by at most the factor D^(1/2N), which the identity attains.
+    """
 
     def square(_, carry):
         power, log_norm, share = carry

@@ -9,6 +9,7 @@ A group is a range of seeds that runs together; more seeds later are another gro
 hyperparameters first: lane = hyper · seeds of the group + seed.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -17,16 +18,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import jax
 import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
+
+Record = TypeVar("Record", bound=tuple)
 
 
 class RunFolderError(Exception):
@@ -133,6 +136,42 @@ def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomically(folder / name, buffer.getvalue())
+
+
+def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[[], Record]) -> Record:
+    """What `function` returns, from `<folder>/<name>.npz` if that is there and whole; otherwise it is computed and written.
+
+    Args:
+        folder: None: nothing is read or written.
+        name: of the part. Whatever else the arrays depend on must be the same whenever the folder is.
+        kind: the NamedTuple that is returned, of arrays, numbers (read back as arrays []) and such NamedTuples.
+        function: called at most once.
+    """
+    path = None if folder is None else folder / f"{name}.npz"
+    if path is not None and path.exists():
+        with contextlib.suppress(Exception), np.load(path) as file:  # damage has many faces
+            return _gather(kind, file)
+    found = function()
+    if path is not None:
+        write_arrays(folder, path.name, _flatten(_scatter(found)))
+    return found
+
+
+def _scatter(record: tuple) -> dict[str, Any]:
+    """The fields of a NamedTuple, nested as it is."""
+    return {name: _scatter(x) if hasattr(x, "_fields") else x for name, x in record._asdict().items()}
+
+
+def _gather(kind: type[Record], arrays: Mapping[str, np.ndarray], prefix: str = "") -> Record:
+    """The NamedTuple of that kind, from its arrays by dotted names."""
+    hints = get_type_hints(kind)
+    nested = {name for name in kind._fields if hasattr(hints[name], "_fields")}
+    return kind(
+        **{
+            name: _gather(hints[name], arrays, f"{prefix}{name}.") if name in nested else arrays[prefix + name]
+            for name in kind._fields
+        }
+    )
 
 
 def read_json(folder: Path, name: str) -> Any:

@@ -1,6 +1,7 @@
 """The alignment study on a few MDPs: its ordering at w = 0.5, and its measures by hand."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -60,6 +61,29 @@ def test_numbers_and_figure_are_written_and_the_claim_names_them(found, tmp_path
     numbers = p1_alignment.measure(Budget(True, tmp_path), SMALL).numbers
     ours = numbers["return, 0 reference, 1 KL-optimal, table, alternating, w = 0.5"]
     assert [ours.center, ours.low, ours.high] == rows[0]["relative_regularised_return"]
+
+
+def test_an_interrupted_claim_goes_on_from_the_pairs_that_are_kept(tmp_path, found, monkeypatch):
+    calls, planted = [], found[alignment.REALISABLE, alignment.ALTERNATING]
+
+    def climb_all(kind, method, sizes, say):
+        calls.append(method)
+        if calls == [*p1_alignment.QUICK_METHODS]:
+            raise KeyboardInterrupt
+        return planted
+
+    monkeypatch.setattr(alignment, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))  # one after the other
+    monkeypatch.setattr(alignment, "climb_all", climb_all)
+    with pytest.raises(KeyboardInterrupt):
+        p1_alignment.measure(Budget(True, tmp_path), SMALL)
+    both = [p1_alignment.measure(Budget(True, tmp_path), SMALL) for _ in range(2)]
+    assert calls == [*p1_alignment.QUICK_METHODS, alignment.EXCESS] and both[0].numbers == both[1].numbers
+    names = {f"{alignment.REALISABLE}, {method}" for method in p1_alignment.QUICK_METHODS}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    again = alignment.study(SMALL, methods=METHODS, kinds=(alignment.REALISABLE,), keep=tmp_path)
+    for ends in again.values():
+        jax.tree.map(np.testing.assert_array_equal, ends, planted)
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("method", sorted({*alignment.METHODS} - {*METHODS}))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -257,8 +258,40 @@ def test_coverage_by_hand(x64):
 
 
 @pytest.fixture(scope="module")
-def found():
-    return domination.study(SMALL, names=(domination.TABLE,))
+def folder(tmp_path_factory):
+    """Holds what `found` kept."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return domination.study(SMALL, names=(domination.TABLE,), keep=folder)
+
+
+def test_an_interrupted_claim_goes_on_from_the_objectives_that_are_kept(found, folder, tmp_path, monkeypatch):
+    traced, ours = [], found[domination.TABLE]
+
+    def planted(key, kl_weight, which, name, sizes):
+        traced.append(name)
+        return jax.tree.map(lambda x: jnp.asarray(x[0, 0, 0]), ours)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(domination, "measure", planted)
+    with pytest.raises(KeyboardInterrupt):
+        p1_domination.measure(Budget(True, tmp_path, stop), SMALL)
+    assert [path.stem for path in tmp_path.iterdir()] == [f"{domination.TABLE}, {PAPER}"]
+    shutil.copy(folder / f"{domination.TABLE}, {PAPER}.npz", tmp_path)  # to tell whether it is read
+    both = [p1_domination.measure(Budget(True, tmp_path), SMALL) for _ in range(2)]
+    assert both[0].numbers == both[1].numbers and len(traced) == 2
+    names = [f"{domination.TABLE}, {objective}" for objective in domination.OBJECTIVES]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    ((_, mixed),) = domination.study(SMALL, names=(domination.TABLE,), keep=tmp_path).items()
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y[0]), mixed, ours)
+    ((_, again),) = domination.study(SMALL, names=(domination.TABLE,), keep=folder).items()
+    jax.tree.map(np.testing.assert_array_equal, again, ours)
+    assert len(traced) == 2
 
 
 def test_a_small_kl_weight_refutes_domination_by_points_that_finite_differences_confirm(found):

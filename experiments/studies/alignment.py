@@ -34,6 +34,7 @@ from bilevel.run import DIVERGED, run, start
 from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
+from experiments.run_folder import kept
 from experiments.summary import estimate
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
@@ -221,11 +222,23 @@ def study(
     say=lambda line: None,
     methods=tuple(METHODS),
     kinds=tuple(CLASSES),
+    keep: Path | None = None,
 ) -> dict[tuple[str, str], Ends]:
-    """Every method on every class, (class, method) -> Ends, two at a time; `say` hears of each as it ends."""
+    """Every method on every class, (class, method) -> Ends, two at a time.
+
+    Args:
+        sizes: how much is computed.
+        say: hears of each pair as it ends.
+        methods, kinds: of `METHODS` and `CLASSES`.
+        keep: folder from which pairs that are there are read, and to which the others are written; None: none.
+    """
     pairs = list(itertools.product(kinds, methods))
+
+    def one(pair):
+        return kept(keep, ", ".join(pair), Ends, partial(climb_all, *pair, sizes, say))
+
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(pairs, pool.map(lambda pair: climb_all(*pair, sizes, say), pairs), strict=True))
+        return dict(zip(pairs, pool.map(one, pairs), strict=True))
 
 
 # What it shows --------------------------------------------------------------------------------------------------------

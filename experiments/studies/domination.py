@@ -13,6 +13,7 @@ anything. Φ need not attain its supremum: ascents may run to infinity, and thos
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, 
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.tabular import garnet, tabular
+from experiments.run_folder import kept
 from experiments.summary import Estimate, estimate
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 3
@@ -128,25 +130,41 @@ def measure(key: Array, kl_weight: Array, which: Array, name: str, sizes: Sizes)
     return Measured(best, constant, ascents, roots, jnp.nanmin(lower_pl), jnp.max(worst))
 
 
-def measure_class(name: str, sizes: Sizes, say) -> Measured:
-    """One class of rewards, one program for all objectives; in float64."""
+def measure_class(name: str, sizes: Sizes, say, keep: Path | None = None) -> Measured:
+    """One class of rewards, one program for all objectives, each of which is kept; in float64."""
     shape = len(OBJECTIVES), len(sizes.kl_weights), sizes.num_instances
     which, weight, seed = (x.reshape(len(OBJECTIVES), -1) for x in np.indices(shape))
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), sizes.num_instances)
         program = jax.jit(lambda lanes: jax.lax.map(lambda lane: measure(*lane, name, sizes), lanes))
+
+        def one(i: int) -> Measured:
+            lanes = keys[seed[i]], jnp.asarray(sizes.kl_weights)[weight[i]], which[i]
+            return jax.device_get(program(lanes))
+
         parts = []
         for i, objective in enumerate(OBJECTIVES):
-            lanes = keys[seed[i]], jnp.asarray(sizes.kl_weights)[weight[i]], which[i]
-            parts.append(jax.device_get(program(lanes)))
+            parts.append(kept(keep, f"{name}, {objective}", Measured, partial(one, i)))
             say(f"{name}, {objective}: {which[i].size} landscapes")
     return jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *x[0].shape[1:]), *parts)
 
 
-def study(sizes: Sizes = Sizes(), say=lambda line: None, names=tuple(CLASSES)) -> dict[str, Measured]:  # noqa: B008
-    """Measures the named classes, two at a time: each is one thread. `say` hears of each part as it ends."""
+def study(
+    sizes: Sizes = Sizes(),  # noqa: B008
+    say=lambda line: None,
+    names=tuple(CLASSES),
+    keep: Path | None = None,
+) -> dict[str, Measured]:
+    """Measures classes, two at a time: each is one thread.
+
+    Args:
+        sizes: how much is computed.
+        say: hears of each class and objective as it ends.
+        names: of `CLASSES`.
+        keep: folder from which what is there is read, and to which the rest is written; None: none.
+    """
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(lambda name: measure_class(name, sizes, say), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: measure_class(name, sizes, say, keep), names), strict=True))
 
 
 # What it shows --------------------------------------------------------------------------------------------------------

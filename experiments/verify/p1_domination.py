@@ -15,7 +15,8 @@ REPORTED = {
 def measure(budget: Budget, sizes: domination.Sizes | None = None) -> Measurement:
     """See `experiments.studies.domination`; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else domination.Sizes())
-    found = domination.study(sizes, budget.say, QUICK_CLASSES if budget.quick else tuple(domination.CLASSES))
+    names = QUICK_CLASSES if budget.quick else tuple(domination.CLASSES)
+    found = domination.study(sizes, budget.say, names, budget.folder)
     numbers = {
         f"{label}, {row['class']}, {row['objective']}, w = {row['kl_weight']:g}": Interval(*row[key])
         for row in domination.summarise(found, sizes)

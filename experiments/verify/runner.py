@@ -45,29 +45,35 @@ def verify(
     Raises:
         OptionError: there is no claim of that name.
         RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
+        Exception: of the first claim that stopped with one, after the others are measured and written.
     """
     chosen = {name: load(name) for name in (names or CLAIMS)}
     with open_run(Path(out) / ("quick" if quick else "full")) as folder:
-        minutes = [claim.minutes[0 if quick else 1] for claim, _ in chosen.values()]
+        minutes = {name: claim.minutes[0 if quick else 1] for name, (claim, _) in chosen.items()}
+        # In silence: what is wrong with a result is said when its turn comes.
+        left = [minutes[name] for name in chosen if not measured_before(name, folder / name, lambda line: None)]
         say(
-            f"{len(chosen)} claims, about {max(*minutes, sum(minutes) / 2):.2g} minutes on two cores; results and "
-            f"resumption in {folder}"
+            f"{len(chosen)} claims, {len(left)} to measure: at most about {max([sum(left) / 2, *left]):.2g} minutes on two "
+            f"cores; results and resumption in {folder}"
         )
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
-        order = sorted(chosen, key=lambda name: -chosen[name][0].minutes[0 if quick else 1])
+        order = sorted(chosen, key=lambda name: -minutes[name])
         pool = ThreadPoolExecutor(min(2, usable_cores()))
         try:
             futures = {name: pool.submit(one, name, folder / name, quick, say) for name in order}
             follow(futures, say)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
-        results = {name: futures[name].result() for name in chosen}
+        results = {name: futures[name].result() for name in chosen if not futures[name].exception()}
         say("\n" + format_table(results) + "\n")
         verdicts = collections.Counter(result["verdict"] for result in results.values())
+        verdicts += collections.Counter({"stopped by an error": len(chosen) - len(results)})
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
         everything = {name: result for name in CLAIMS if (result := measured_before(name, folder / name, say))}
         write_json(folder, "summary.json", everything)
         say(f"report: {write_page(folder, everything)}")
+    for name in chosen:
+        futures[name].result()  # the first error, if there is one, now that what the others found is written
     return results
 
 
