@@ -92,7 +92,7 @@ def test_rank_correlation_counts_a_diverged_run_as_the_worst():
 SMALL = sensitivity.Sizes(
     epsilon=1.0,
     factors=(0.2, 1.0, 1000.0),
-    counts={"num_policy_steps": (2,), "num_transitions": (16,), "batch_size": (16,), "num_targets": (2,)},
+    counts={"num_policy_steps": (2,), "num_transitions": (64,), "batch_size": (16,), "num_targets": (2,)},
     num_seeds=4,
     ascents=complexity.Sizes(num_starts=8, ascent_steps=1000),
 )

@@ -21,7 +21,8 @@ WIDTH = 64  # lanes a device in one block
 def base_point(epsilon: float) -> tuple[Level, Hyper]:
     """The schedule at ε; τ and β′ a third of those of `complexity`, which lie at the edge of stability."""
     level = complexity.schedule(epsilon)
-    steps = dict(policy_step_size=0.07, reward_step_size=2.0, critic_step_size=0.7)
+    policy, critic = complexity.POLICY_STEP / 3, complexity.CRITIC_STEP / 3
+    steps = dict(policy_step_size=policy, reward_step_size=complexity.REWARD_STEP, critic_step_size=critic)
     return level, Hyper(level.sigma, KL_WEIGHT, DISCOUNT, **steps)
 
 

@@ -2,17 +2,17 @@
 
     σ = c √ε,  B = c/ε,  T = c/ε,  K = c/√ε,  n = c/ε²      of which samples ∝ ε^(−7/2), so that gap ∝ samples^(−2/7)
 
-The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one that has the right total,
-with η_t ∝ 1/t. Beside the whole gap stand its parts: the proxy's bias, Φ* − Φ at the maximiser of Φ_σ; what T and K leave of
-the optimisation without noise; and the noise of the sampling. For the lower level alone, actor–critic at a fixed reward,
+The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one with the right total, with
+η_t ∝ 1/t, and with √n chains in Algorithm 2, since with a fixed number of them a bias stays (`critic`). Beside the whole gap
+stand its parts: the proxy's bias, Φ* − Φ at the maximiser of Φ_σ; what T and K leave of the optimisation without noise;
+and the noise of the sampling. For the lower level alone, actor–critic at a fixed reward,
 
     B = c/ε,  K = c/ε,  n = c/ε²                            of which samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3)
 
-On two states and two actions, the least that has states to reach and a reward to learn; from standard normal rewards.
-
-"One maximum" is what ascents from there find. No instance satisfies the assumption everywhere: far away a log-likelihood
-falls linearly, so ‖∇Φ‖/(Φ* − Φ) → 0, and of rewards from N(0, 100²) about 0.2 % climb past Φ*, to −0.514 from −0.524. The
-constants are those of the region that is visited.
+On two states and two actions, r_φ(s, a) = φ₁ s + φ₂ a from standard normal φ: few enough parameters to look at Φ all over a
+square. No instance satisfies the theorem's assumption everywhere: far away a log-likelihood falls linearly, so
+‖∇Φ‖/(Φ* − Φ) → 0, and there are saddles and higher maxima, where policies are nearly deterministic. It is looked for where
+runs are: over the square |φ_i| ≤ `RADIUS`, by a grid, by ascents and by a search for stationary points.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
-from bilevel import exact, meters, models
+from bilevel import exact, landscape, meters, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.critics import TDSizes, td_critic
 from bilevel.exact_gradients import exact_gradients
@@ -41,9 +41,12 @@ from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
 from experiments.run_folder import write_arrays
+from experiments.summary import estimate
 
-DISCOUNT, LENGTH, ROLLOUT, CHAINS = 0.8, 3, 40, 16  # 0.8^40 = 1e-4
-WEIGHTS = {"one maximum": 3.0, "several maxima": 1.0}  # w, and what ascent on the exact Φ finds
+DISCOUNT, LENGTH, ROLLOUT = 0.5, 3, 14  # 0.5^14 = 6e-5
+RADIUS, GRID = 4.0, 9  # of the square in which the assumption is looked at, and points a side from which it is searched
+POLICY_STEP, REWARD_STEP, CRITIC_STEP = 0.5, 2.0, 1.5  # τ: the curvature of J is at most w/(2 (1 − γ)) = 3
+WEIGHTS = {"one maximum": 3.0, "several maxima": 0.5}  # w, and what ascent on the exact Φ finds
 ESTIMATORS = ("independent", "weighted")
 EXACT = "exact gradients"
 ARMS = (*ESTIMATORS, EXACT)
@@ -56,13 +59,15 @@ class Sizes(NamedTuple):
 
     Attributes:
         epsilons: targets, falling.
+        policy_epsilons: those of the lower level alone, which is cheaper.
         num_seeds: at each.
-        num_starts: random rewards from which the exact Φ is climbed.
+        num_starts: random φ from which the exact Φ is climbed.
         ascent_steps: of that.
         arms: which of `ARMS`; the bias is measured with the exact one.
     """
 
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(6))  # a decade
+    policy_epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # to 0.04
     num_seeds: int = 64
     num_starts: int = 64
     ascent_steps: int = 1500
@@ -70,11 +75,11 @@ class Sizes(NamedTuple):
 
 
 # The least that can decide: of four levels a fit never knows whether burn-in reaches further.
-QUICK = Sizes(tuple(10 ** (-x / 5) for x in range(5)), num_seeds=32, num_starts=16, arms=ESTIMATORS)
+QUICK = Sizes(Sizes().epsilons[:5], Sizes().policy_epsilons[:6], num_seeds=16, num_starts=16, arms=ESTIMATORS)
 
 
 class Level(NamedTuple):
-    """The schedule at one ε; the fields are the paper's σ, T, K, B, n and L."""
+    """The schedule at one ε; the fields are the paper's σ, T, K, B, n and L, and the chains that give the n transitions."""
 
     epsilon: float
     sigma: float
@@ -83,9 +88,10 @@ class Level(NamedTuple):
     batch_size: int
     num_transitions: int
     num_targets: int = 2
+    num_chains: int = 16
 
 
-LARGE = Level(0.0, 0.0, num_steps=400, num_policy_steps=50, batch_size=2, num_transitions=CHAINS)
+LARGE = Level(0.0, 0.0, num_steps=400, num_policy_steps=50, batch_size=2, num_transitions=16)
 
 
 def schedule(epsilon: float) -> Level:
@@ -96,7 +102,8 @@ def schedule(epsilon: float) -> Level:
         num_steps=math.ceil(8 / epsilon),
         num_policy_steps=math.ceil(2 / math.sqrt(epsilon)),
         batch_size=2 * math.ceil(8 / epsilon),
-        num_transitions=CHAINS * math.ceil(1 / epsilon**2),
+        num_transitions=(8 * math.ceil(1 / epsilon)) ** 2,
+        num_chains=8 * math.ceil(1 / epsilon),
     )
 
 
@@ -115,9 +122,10 @@ def instance() -> MDP:
 
 
 def problem(mdp: MDP, hyper: Hyper) -> Problem:
-    """Tables for reward (standard normal at first) and policy, Bradley–Terry labels, a uniform reference."""
+    """r_φ(s, a) = φ₁ s + φ₂ a, standard normal at first; a table as policy, Bradley–Terry labels, a uniform reference."""
     world = tabular(mdp)
-    rewards = models.table(*mdp.reward.shape)._replace(init=lambda key: jax.random.normal(key, mdp.reward.shape))
+    rewards = models.linear(lambda state, action: jnp.array([state, action], float), 2)
+    rewards = rewards._replace(init=lambda key: jax.random.normal(key, (2,)))
     policies = models.table_policy(*mdp.reward.shape)
     return Problem(
         world.env, annotator(world.reward, hyper.discount), rewards, policies, models.uniform_reference(world.env)
@@ -130,8 +138,9 @@ def lower_level(mdp: MDP, reward: Array, kl_weight: Array) -> exact.LowerLevel:
     return exact.lower_level(mdp, reward, uniform, DISCOUNT, kl_weight)
 
 
-def objective(mdp: MDP, reward: Array, kl_weight: Array) -> Array:
-    """Φ of a reward table, [], exactly."""
+def objective(mdp: MDP, params: Array, kl_weight: Array) -> Array:
+    """Φ(φ), [], exactly, φ [2]."""
+    reward = params[0] * jnp.arange(2.0)[:, None] + params[1] * jnp.arange(2.0)
     segments = exact.enumerate_segments(*mdp.reward.shape, LENGTH)
     annotate = annotator(tabular(mdp).reward, DISCOUNT)
     comparisons = exact.exact_comparisons(annotate, segments)
@@ -139,41 +148,51 @@ def objective(mdp: MDP, reward: Array, kl_weight: Array) -> Array:
     return exact.preference_objective(mdp, policy, reward, segments, comparisons, log_likelihood, DISCOUNT)
 
 
-class Ascents(NamedTuple):
-    """Ascents on the exact Φ from random rewards.
+class Assumption(NamedTuple):
+    """Weak gradient domination, as far as it was looked at.
 
     Attributes:
-        value, gradient_norm: [starts] where they ended.
-        along: [] μ̂₁ over all that they visited; 0 where one stays below the best.
+        best: [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square.
+        reached: [] share of the random φ from which they get there.
+        domination: [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square.
+        below: [] the number of different such points.
     """
 
-    value: np.ndarray
-    gradient_norm: np.ndarray
-    along: np.ndarray
+    best: np.ndarray
+    reached: np.ndarray
+    domination: np.ndarray
+    below: np.ndarray
 
 
-def ascents(kl_weight: float, sizes: Sizes) -> Ascents:
-    """Plain gradient ascent on the exact Φ, in float64: its best is taken for Φ*."""
+def assumption(kl_weight: float, sizes: Sizes) -> Assumption:
+    """What ascents, and searches for a φ at which ∇Φ vanishes, find; exactly, in float64."""
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(2), sizes.num_starts)
-        return jax.tree.map(np.asarray, _ascents(keys, kl_weight, sizes.ascent_steps))
+        line = jnp.linspace(-RADIUS, RADIUS, GRID)
+        square = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
+        random = jax.random.normal(jax.random.key(2), (sizes.num_starts, 2))
+        starts = jnp.concatenate([random, square])
+        values, norms, found = jax.tree.map(np.asarray, _looked_at(starts, square, kl_weight, sizes.ascent_steps))
+        best = np.nanmax(values[:, -1])
+        inside = np.all(np.abs(found.params) <= RADIUS, axis=-1) & np.asarray(landscape.is_stationary(found))
+        below = inside & (found.value < best - 1e-5)
+        along = meters.domination(values.ravel(), norms.ravel(), best)
+        different = len(np.unique(np.round(found.params[below], 4), axis=0))
+    reached = np.mean(best - values[: sizes.num_starts, -1] < 1e-6)
+    return Assumption(best, reached, np.where(below.any(), 0.0, along), np.array(different))
 
 
 @partial(jax.jit, static_argnames="num_steps")
-def _ascents(keys, kl_weight, num_steps) -> Ascents:
-    mdp = instance()
+def _looked_at(starts, square, kl_weight, num_steps):
+    mdp, hyper = instance(), Hyper(kl_weight=kl_weight, discount=DISCOUNT)
     slope = jax.value_and_grad(partial(objective, mdp, kl_weight=kl_weight))
 
-    def body(reward, _):
-        value, gradient = slope(reward)
-        return reward + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
+    def body(params, _):
+        value, gradient = slope(params)
+        return params + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
 
-    def single(key):
-        return jax.lax.scan(body, jax.random.normal(key, mdp.reward.shape), length=num_steps)[1]
-
-    values, norms = jax.vmap(single)(keys)
-    along = meters.domination(values.ravel(), norms.ravel(), jnp.nanmax(values[:, -1]))
-    return Ascents(values[:, -1], norms[:, -1], along)
+    values, norms = jax.vmap(lambda start: jax.lax.scan(body, start, length=num_steps)[1])(starts)
+    land = landscape.landscape(problem(mdp, hyper), mdp, LENGTH, hyper)
+    return values, norms, jax.lax.map(lambda start: landscape.search(land, start, False, 200), square)
 
 
 # Algorithm 1 at one level ---------------------------------------------------------------------------------------------
@@ -188,22 +207,22 @@ def gradients_of(ours: Problem, mdp: MDP, arm: str, level: Level, hyper: Hyper) 
     """Exact, or sampled with Algorithm 2 as the critic."""
     if arm == EXACT:
         return exact_gradients(ours, mdp, LENGTH, hyper)
-    critic = td_critic(
-        ours, models.table(*mdp.reward.shape), TDSizes(level.num_targets, level.num_transitions, CHAINS), hyper
-    )
+    sizes = TDSizes(level.num_targets, level.num_transitions, level.num_chains)
+    critic = td_critic(ours, models.table(*mdp.reward.shape), sizes, hyper)
     return sampled_gradients(ours, critic, SampleSizes(level.batch_size, ROLLOUT, LENGTH, arm), hyper)
 
 
 def learn(level: Level, arm: str, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
-    """Rewards φ_T of every seed, [seed, S, A], and transitions a seed; one program, whose seeds all devices share."""
-    rewards, transitions = shared(partial(run_of, level=level, arm=arm, kl_weight=kl_weight), num_seeds)
-    return rewards, float(transitions[0])
+    """φ_T of every seed, [seed, 2], and transitions a seed; one program, whose seeds all devices share."""
+    params, transitions = shared(partial(run_of, level=level, arm=arm, kl_weight=kl_weight), num_seeds)
+    return params, float(transitions[0])
 
 
 def run_of(key: Array, level: Level, arm: str, kl_weight: float) -> tuple[Array, Array]:
-    """φ_T [S, A] of one run, and its transitions; σ may be traced."""
+    """φ_T [2] of one run, and its transitions; σ may be traced."""
     mdp = instance()
-    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, policy_step_size=0.2, reward_step_size=2.0, critic_step_size=2.0)
+    steps = dict(policy_step_size=POLICY_STEP, reward_step_size=REWARD_STEP, critic_step_size=CRITIC_STEP)
+    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, **steps)
     ours = problem(mdp, hyper)
     config = BilevelConfig(level.num_policy_steps, reward_optimizer=falling)
     algorithm = bilevel_rlhf(ours, gradients_of(ours, mdp, arm, level, hyper), config, hyper)
@@ -220,38 +239,35 @@ def shared(single, num_seeds: int):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(single))(keys))
 
 
-def values(rewards: np.ndarray, kl_weight: float) -> np.ndarray:
-    """Φ at each reward [..., S, A], in float64."""
+def values(params: np.ndarray, kl_weight: float) -> np.ndarray:
+    """Φ at each φ [..., 2], in float64."""
     with jax.enable_x64(True):
-        flat = jnp.asarray(rewards, float).reshape(-1, *rewards.shape[-2:])
-        return np.asarray(_values(flat, kl_weight)).reshape(rewards.shape[:-2])
+        return np.asarray(_values(jnp.asarray(params, float).reshape(-1, 2), kl_weight)).reshape(params.shape[:-1])
 
 
 @jax.jit
-def _values(rewards, kl_weight):
-    return jax.vmap(lambda reward: objective(instance(), reward, kl_weight))(rewards)
+def _values(params, kl_weight):
+    return jax.vmap(lambda one: objective(instance(), one, kl_weight))(params)
 
 
 class Rate(NamedTuple):
     """Along the ladder.
 
     Attributes:
-        best: [] Φ*.
+        assumed: what is known of the theorem's assumption; its `best` is Φ*.
         levels: [ε].
         samples: arm -> [ε] transitions a seed.
         gap: arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise.
         bias: [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's; NaN: not asked.
-        reached: [] share of the random starts from which ascent on the exact Φ reaches Φ*.
-        domination: [] μ̂₁ along these ascents, 1/(unit of φ)².
+        inside: arm -> [ε] share of the seeds whose φ_T lies in the square where the assumption was looked at.
     """
 
-    best: float
+    assumed: Assumption
     levels: tuple[Level, ...]
     samples: dict[str, np.ndarray]
     gap: dict[str, np.ndarray]
     bias: np.ndarray
-    reached: float
-    domination: float
+    inside: dict[str, np.ndarray]
 
 
 def study(
@@ -270,30 +286,28 @@ def study(
         say: hears of each level as it ends.
         schedule: ε -> Level.
     """
-    found = ascents(kl_weight, sizes)
-    best = float(found.value.max())
+    assumed = assumption(kl_weight, sizes)
+    best = float(assumed.best)
     levels = tuple(map(schedule, sizes.epsilons))
-    gap: dict[str, list[np.ndarray]] = {arm: [] for arm in sizes.arms}
-    samples: dict[str, list[float]] = {arm: [] for arm in sizes.arms}
-    for level in levels:
+    samples, gap, inside = ({arm: np.zeros(len(levels)).tolist() for arm in sizes.arms} for _ in range(3))
+    for i, level in enumerate(levels):
         for arm in sizes.arms:
-            rewards, transitions = kept(
-                keep, f"{arm} {level.epsilon:.4f}", partial(learn, level, arm, kl_weight, sizes.num_seeds)
-            )
-            gap[arm].append(np.maximum(best - values(rewards, kl_weight), ROUNDING))
-            samples[arm].append(float(transitions))
-        shown = ", ".join(f"{arm} {gap[arm][-1].mean():.2e}" for arm in sizes.arms)
-        say(f"ε = {level.epsilon:.3f}: {samples[sizes.arms[0]][-1]:.3g} transitions a seed; Φ* − Φ: {shown}")
+            name = f"{arm} {level.epsilon:.4f}"
+            params, transitions = kept(keep, name, partial(learn, level, arm, kl_weight, sizes.num_seeds))
+            gap[arm][i] = np.maximum(best - values(params, kl_weight), ROUNDING)
+            samples[arm][i] = float(transitions)
+            inside[arm][i] = np.mean(np.all(np.abs(params) <= RADIUS, axis=-1))
+        shown = ", ".join(f"{arm} {gap[arm][i].mean():.2e}" for arm in sizes.arms)
+        say(f"ε = {level.epsilon:.3f}: {samples[sizes.arms[0]][i]:.3g} transitions a seed; Φ* − Φ: {shown}")
     bias = np.full(len(levels), np.nan)
     if EXACT in sizes.arms:
         bias = best - values(limits(levels, kl_weight), kl_weight).max(axis=0)
-    reached = float(np.mean(best - found.value < 1e-6))
-    stacked = ({arm: np.stack(x) for arm, x in many.items()} for many in (samples, gap))
-    return Rate(best, levels, *stacked, bias, reached, float(found.along))
+    stacked = [{arm: np.stack(x) for arm, x in many.items()} for many in (samples, gap, inside)]
+    return Rate(assumed, levels, stacked[0], stacked[1], bias, stacked[2])
 
 
 def limits(levels: tuple[Level, ...], kl_weight: float) -> np.ndarray:
-    """Where exact gradients end, [seed, level, S, A], at the σ of each level if T and K are large; one program."""
+    """Where exact gradients end, [seed, level, 2], at the σ of each level if T and K are large; one program."""
     sigmas = jnp.array([level.sigma for level in levels])
 
     def single(key):
@@ -330,9 +344,9 @@ def actor_critic(
     keep: Path | None = None,
     say=lambda line: None,
 ) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at the true reward, from the uniform policy; arguments as of `study`."""
+    """Policy gradients with Algorithm 2 at the true reward, a table, from the uniform policy; arguments as of `study`."""
     samples, gap = [], []
-    for level in map(actor_critic_schedule, sizes.epsilons):
+    for level in map(actor_critic_schedule, sizes.policy_epsilons):
         policies, transitions = kept(
             keep, f"policy {level.epsilon:.4f}", partial(improve, level, kl_weight, sizes.num_seeds)
         )
@@ -345,8 +359,9 @@ def actor_critic(
 def improve(level: Level, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
     """Logits of every seed's last policy, [seed, S, A], and transitions a seed."""
     mdp = instance()
-    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, critic_step_size=2.0)
-    gradients = gradients_of(problem(mdp, hyper), mdp, "weighted", level, hyper)
+    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, critic_step_size=CRITIC_STEP)
+    ours = problem(mdp, hyper)._replace(reward=models.table(*mdp.reward.shape))
+    gradients = gradients_of(ours, mdp, "weighted", level, hyper)
 
     def single(key):
         key_init, key_steps = jax.random.split(key)
@@ -354,7 +369,7 @@ def improve(level: Level, kl_weight: float, num_seeds: int) -> tuple[np.ndarray,
         def body(carry, key):
             params, critic = carry
             gradient, critic, _ = gradients.return_in_policy(key, critic, params, mdp.reward)
-            return (params + 0.2 * gradient, critic), None
+            return (params + POLICY_STEP * gradient, critic), None
 
         first = jnp.zeros(mdp.reward.shape), gradients.init(key_init)
         return jax.lax.scan(body, first, jax.random.split(key_steps, level.num_policy_steps))[0][0]
@@ -387,6 +402,21 @@ def fits(result: Rate) -> dict[str, Fit]:
     }
 
 
+def parts(result: Rate) -> dict[str, list[list[float]]]:
+    """The gap's parts at each ε, means over seeds with 95 % intervals: the starts are the same with and without noise.
+
+    bias: the proxy's, without an interval; optimisation: what T and K leave without noise; noise: what sampling adds to it.
+    Empty without the exact arm.
+    """
+    if EXACT not in result.gap:
+        return {}
+    exactly, rest = result.gap[EXACT], {arm: gap for arm, gap in result.gap.items() if arm != EXACT}
+    each = {"optimisation": exactly - result.bias[:, None]}
+    each |= {f"noise, {arm}": gap - exactly for arm, gap in rest.items()}
+    found = {name: np.stack(estimate(x.T, trim=0.0)[:3], axis=-1).tolist() for name, x in each.items()}
+    return {"bias": [[float(x)] * 3 for x in result.bias]} | found
+
+
 def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
     """The gap against samples, a panel for each w: sampled arms with their fits, and the parts of the gap."""
     panels = len(results) + (alone is not None)
@@ -401,13 +431,16 @@ def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
             else:
                 curve(panel, arm, budgets, result.gap[arm])
         budgets = result.samples["independent"]
-        if result.reached > 0.5 and EXACT in result.gap:  # otherwise it is which maxima the few starts of `limit` found
+        if (
+            result.assumed.reached > 0.5 and EXACT in result.gap
+        ):  # otherwise it is which maxima the few starts of `limit` found
             bias = np.maximum(result.bias, 1e-12)
             panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
         guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "−2/7")
         panel.set(ylabel="Φ* − Φ(φ_T), nats")
         panel.set_title(
-            f"w = {WEIGHTS[name]:g}: ascent on Φ has {name} ({100 * result.reached:.0f} % reach Φ*)", fontsize=10
+            f"w = {WEIGHTS[name]:g}: ascent on Φ has {name} ({100 * result.assumed.reached:.0f} % reach Φ*)",
+            fontsize=10,
         )
     if alone is not None:
         curve(axes[-1], "actor–critic", alone.samples, alone.gap)
@@ -415,7 +448,7 @@ def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
         axes[-1].set(ylabel="J* − J(λ), units of reward")
         axes[-1].set_title("The policy alone, at the true reward", fontsize=10)
     for panel in axes:
-        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a seed)")
+        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     return figure
@@ -448,12 +481,12 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
     return {
         name: {
             "kl_weight": WEIGHTS[name],
-            "reached": result.reached,
-            "domination": result.domination,
+            "assumption": {key: float(x) for key, x in result.assumed._asdict().items()},
+            "parts": parts(result),
             "epsilon": [level.epsilon for level in result.levels],
             "samples": {arm: x.tolist() for arm, x in result.samples.items()},
             "gap": {arm: x.mean(axis=1).tolist() for arm, x in result.gap.items()},
-            "bias": result.bias.tolist(),
+            "inside": {arm: x.tolist() for arm, x in result.inside.items()},
             "fits": {arm: describe(fit) for arm, fit in fits(result).items()},
         }
         for name, result in results.items()

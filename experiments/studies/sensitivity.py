@@ -86,7 +86,7 @@ class Sizes(NamedTuple):
     factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
     counts: dict[str, tuple[int, ...]] = {  # noqa: RUF012
         "num_policy_steps": (1, 4, 16),
-        "num_transitions": (32, 112, 448),
+        "num_transitions": (144, 576, 2304),
         "batch_size": (10, 40, 160),
         "num_targets": (1, 2, 8),
     }
@@ -115,7 +115,7 @@ class Sensitivity(NamedTuple):
 
 def study(sizes: Sizes = Sizes(), say=lambda line: None) -> Sensitivity:  # noqa: B008
     """Everything; `say` hears of each part as it ends."""
-    best = float(complexity.ascents(KL_WEIGHT, sizes.ascents).value.max())
+    best = float(complexity.assumption(KL_WEIGHT, sizes.ascents).best)
     counts, base = base_point(sizes.epsilon)
     found = grids(base, sizes.factors)
     seeds = np.arange(sizes.num_seeds)

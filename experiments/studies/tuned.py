@@ -64,7 +64,7 @@ class Tuned(NamedTuple):
     """One estimator of line 7.
 
     Attributes:
-        gap: [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step and where a run diverged.
+        gap: [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step.
         chosen: [budget, 2] indices of counts and lane.
         judged: [budget, seed/2] gap of the chosen, on seeds that did not choose.
         schedule: (samples [ε], gap [ε, seed]) under the theorem's schedule.
@@ -77,7 +77,7 @@ class Tuned(NamedTuple):
 
 
 def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """φ [seed, lane, budget, S, A] of every run when it has used each budget, and whole steps that it took, [budget]."""
+    """φ [seed, lane, budget, 2] of every run when it has used each budget, and whole steps that it took, [budget]."""
     mdp = complexity.instance()
     steps, transitions, batch = counts
     level = Level(0.0, 0.0, 0, steps, batch, transitions)
@@ -85,7 +85,12 @@ def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[n
     def parts_of(lane):
         sigma, policy_step, reward_step = lane
         hyper = Hyper(
-            sigma, KL_WEIGHT, DISCOUNT, policy_step_size=policy_step, reward_step_size=reward_step, critic_step_size=2.0
+            sigma,
+            KL_WEIGHT,
+            DISCOUNT,
+            policy_step_size=policy_step,
+            reward_step_size=reward_step,
+            critic_step_size=complexity.CRITIC_STEP,
         )
         ours = complexity.problem(mdp, hyper)
         gradients = complexity.gradients_of(ours, mdp, estimator, level, hyper)
@@ -144,7 +149,7 @@ def study(
         keep: folder from which parts that are there are read, and to which the others are written; None: none.
         say: hears of each part as it ends.
     """
-    best = float(complexity.ascents(KL_WEIGHT, complexity.QUICK).value.max())
+    best = float(complexity.assumption(KL_WEIGHT, complexity.QUICK).best)
     found = {}
     for estimator in sizes.estimators:
         parts = []
