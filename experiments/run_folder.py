@@ -128,7 +128,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 def write_json(folder: Path, name: str, value: Any) -> None:
     """Writes `<folder>/<name>`, complete or not at all."""
-    write_atomically(folder / name, (json.dumps(_as_json(value), indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(folder / name, (json.dumps(_as_json(value), indent=2) + "\n").encode())
 
 
 def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """What a claim is: a statement of a paper, what it predicts, how that is measured, and the rule by which it holds."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +90,8 @@ def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, Verdict]:
     found = {}
     for name, margin in claim.margins.items():
         ours = numbers[name]
-        # A NaN compares with nothing: neither inside nor outside.
-        found[name] = "not decided" if ours.undecided else verdict((ours.low, ours.high), *margin)
+        sound = math.isfinite(ours.center) and ours.low <= ours.high  # false for NaN
+        found[name] = verdict((ours.low, ours.high), *margin) if sound and not ours.undecided else "not decided"
     return found
 
 

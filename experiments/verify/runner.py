@@ -5,10 +5,11 @@ import collections
 import functools
 import hashlib
 import importlib.util
-import shutil
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ from experiments.bench import usable_cores
 from experiments.options import choose
 from experiments.run_folder import RunFolderError, open_run, read_json, write_json
 from experiments.verify import CLAIMS
-from experiments.verify.claims import Budget, Claim, Measurement, judge, together
+from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
 from experiments.verify.page import short, write_page
 
-RESULT, STARTED = "result.json", "started.json"
+RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
 REPORTED = 6  # numbers without a margin that the table shows
-KEYS = frozenset(
-    ("statement", "source", "prediction", "kind", "verdict", "numbers", "cost", "notes", "seconds", "quick")
-)
 # What a measurement and its verdict depend on.
-OURS = ("bilevel", "envs", "experiments.studies.", "experiments.summary", "experiments.verify.")
+OURS = (
+    "bilevel",
+    "envs",
+    "experiments.studies.",
+    "experiments.run_folder",
+    "experiments.summary",
+    "experiments.verify.",
+)
 
 
 def verify(
@@ -47,21 +52,36 @@ def verify(
         RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
         Exception: of the first claim that stopped with one, after the others are measured and written.
     """
+    # With the digest of the code that was imported: the files may change while claims are measured.
     chosen = {name: load(name) for name in (names or CLAIMS)}
     with open_run(Path(out) / ("quick" if quick else "full")) as folder:
+        for name in chosen:
+            if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
+                raise RunFolderError(
+                    f"{folder / name} is not a folder; required: a folder or nothing, to keep {name} in"
+                )
         minutes = {name: claim.minutes[0 if quick else 1] for name, (claim, _) in chosen.items()}
         # In silence: what is wrong with a result is said when its turn comes.
-        left = [minutes[name] for name in chosen if not measured_before(name, folder / name, lambda line: None)]
+        before = {name: measured_before(folder / name, ours) for name, (_, ours) in chosen.items()}
+        left = [minutes[name] for name in chosen if not before[name]]
         say(
-            f"{len(chosen)} claims, {len(left)} to measure: at most about {max([sum(left) / 2, *left]):.2g} minutes on two "
-            f"cores; results and resumption in {folder}"
+            f"{len(chosen)} claim{'s' * (len(chosen) > 1)}, {len(left)} to measure: at most about "
+            f"{max([sum(left) / 2, *left]):.2g} minutes on two cores; results and resumption in {folder}"
         )
+
+        def publish(say=lambda name, line: None) -> Path:
+            digests = {name: chosen[name][1] if name in chosen else load(name)[1] for name in CLAIMS}
+            found = {name: measured_before(folder / name, ours, partial(say, name)) for name, ours in digests.items()}
+            everything = {name: result for name, result in found.items() if result}
+            write_json(folder, "summary.json", everything)
+            return write_page(folder, everything)
+
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
         order = sorted(chosen, key=lambda name: -minutes[name])
         pool = ThreadPoolExecutor(min(2, usable_cores()))
         try:
-            futures = {name: pool.submit(one, name, folder / name, quick, say) for name in order}
-            follow(futures, say)
+            futures = {name: pool.submit(one, name, *chosen[name], folder / name, quick, say) for name in order}
+            follow(futures, say, publish)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
         results = {name: futures[name].result() for name in chosen if not futures[name].exception()}
@@ -69,16 +89,16 @@ def verify(
         verdicts = collections.Counter(result["verdict"] for result in results.values())
         verdicts += collections.Counter({"stopped by an error": len(chosen) - len(results)})
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
-        everything = {name: result for name in CLAIMS if (result := measured_before(name, folder / name, say))}
-        write_json(folder, "summary.json", everything)
-        say(f"report: {write_page(folder, everything)}")
+        say(f"report: {publish(lambda name, line: say(f'{name:18s}{line}'))}")
     for name in chosen:
         futures[name].result()  # the first error, if there is one, now that what the others found is written
     return results
 
 
-def follow(futures: dict[str, Future], say: Callable[[str], None]) -> None:
-    """Waits for all, with a bar that names those that run; says which stopped with an error, and lets the others go on."""
+def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Callable[[], Any]) -> None:
+    """Waits for all, with a bar that names those that run, and publishes after each; one that stops with an error is named
+    at once, and the others go on.
+    """
     with tqdm(total=len(futures), unit="claim", disable=None, dynamic_ncols=True) as bar:
         waiting = futures
         while waiting:
@@ -89,6 +109,8 @@ def follow(futures: dict[str, Future], say: Callable[[str], None]) -> None:
                     say(f"{name:18s}stopped by an error, shown at the end: {future.exception()!r}")
             waiting = {name: future for name, future in waiting.items() if future not in done}
             bar.update(len(done))
+            if done:
+                publish()
 
 
 def load(name: str) -> tuple[Claim, str]:
@@ -129,15 +151,26 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def measured_before(name: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result in the claim's folder, if it is whole and this code's; says why not."""
+def measured_before(folder: Path, ours: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
+    """The result in a claim's folder, if it is whole and of the code with that digest; says why not."""
     if not (folder / RESULT).exists():
         return None
     before = _read(folder, RESULT)
-    if before.get("digest") == load(name)[1] and before.keys() >= KEYS:
+    if before.get("check") != _check(before):
+        say("has a damaged result: left out until it is measured again")
+    elif before["digest"] != ours:
+        say("has a result of other code: left out until it is measured again")
+    elif before["figure"] and not (folder / FIGURE).exists():
+        say(f"has lost its {FIGURE}: left out until it is measured again")
+    else:
         return before
-    say(f"{name:18s}has a result that is damaged or of other code: left out until it is measured again")
     return None
+
+
+def _check(result: dict[str, Any]) -> str:
+    """A digest of all else in a result."""
+    rest = {key: value for key, value in result.items() if key != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -148,30 +181,39 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         return {}
 
 
-def one(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """The result of one claim, from its folder if it is there."""
-    claim, ours = load(name)
-    if before := measured_before(name, folder, say):
+def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """The result of one claim by the code with that digest, from its folder if it is there."""
+    if before := measured_before(folder, ours, lambda line: say(f"{name:18s}{line}")):
         say(f"{name:18s}{before['verdict']} (measured before)")
         return before
     say(f"{name:18s}measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
-    started = {"digest": ours}
-    if folder.exists() and _read(folder, STARTED) != started:
-        shutil.rmtree(folder)  # parts of another code's measurement
+    started = _read(folder, STARTED)
+    if started.get("digest") != ours:
+        for part in folder.rglob("*.npz"):  # of another code's measurement
+            part.unlink()
+        started = {"digest": ours, "seconds": 0.0}
+    begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
+
+    def tell(line: str) -> None:
+        say(line)
+        write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
+
     write_json(folder, STARTED, started)
-    begin = time.perf_counter()
-    measured = claim.measure(Budget(quick, folder, say))
+    measured = claim.measure(Budget(quick, folder, tell))
     result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
+    result |= {"figure": measured.figure is not None}
     if measured.figure is not None:
-        measured.figure.savefig(folder / "figure.png", dpi=120)
-    write_json(folder, RESULT, result)  # last: a claim without it is measured again
+        measured.figure.savefig(folder / FIGURE, dpi=120)
+    write_json(folder, RESULT, result | {"check": _check(result)})  # last: a claim without it is measured again
     say(f"{name:18s}{result['verdict']}")
-    return result
+    return result | {"check": _check(result)}
 
 
 def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
     """Claim, numbers and verdicts as JSON values."""
-    verdicts = judge(claim, measured.numbers)
+    missing = f"not measured; what was: {', '.join(measured.numbers)}"
+    intervals = dict.fromkeys(claim.margins, Interval(np.nan, np.nan, np.nan, missing)) | measured.numbers
+    verdicts = judge(claim, intervals)
     numbers = {
         name: {
             "center": _json(x.center),
@@ -180,7 +222,7 @@ def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
             "verdict": verdicts.get(name, "reported"),
             "undecided": x.undecided,
         }
-        for name, x in measured.numbers.items()
+        for name, x in intervals.items()
     }
     about = {"statement": claim.statement, "source": claim.source, "prediction": claim.prediction}
     about |= {"kind": "exact" if claim.exact else "Monte Carlo", "verdict": together(verdicts), "numbers": numbers}
@@ -212,5 +254,7 @@ def _format(name: str, result: dict[str, Any]) -> str:
         lines.append(layout.format(number, short(x["center"]), interval, margin, x["verdict"] + why))
     if len(others) > REPORTED:
         lines.append(f"… and {len(others) - REPORTED} more in summary.json")
+    if result["verdict"] in ("fails", "not decided"):
+        lines += [f"Note: {note}" for note in result["notes"]]
     cost = ", ".join(f"{value:,.0f} {what}" for what, value in result["cost"].items())
     return "\n  ".join([*lines, f"Cost: {cost or 'no samples'}; {result['seconds']:,.0f} s"])
