@@ -1,8 +1,9 @@
 """Exponents of measured power laws, with intervals over seeds, and verdicts on claims about them.
 
 `power_law` fits error = c n^(−p), or c n^(−p) + floor, to errors at several budgets n over many seeds; `slope` is the
-plain log-log slope of exact data. `not_slower` and `equals` turn either into a verdict: a claim *holds* if the interval
-lies inside a margin stated beforehand, *fails* if it lies outside, and is otherwise *not decided*.
+plain log-log slope of exact data. `interval` is what both take from a bootstrap, and `undecided` says why an interval may
+decide nothing. `verdict` judges one: a claim *holds* if it lies inside a margin stated beforehand, *fails* if it lies
+outside, and is otherwise *not decided* (`experiments.verify.claims.judge`).
 
 An exponent is measured over a range, a theorem's is a limit. A departure from the power law that exceeds the noise shows
 as burn-in or floor; a smaller or slower one is part of the exponent, with any method: see `power_law`.
@@ -148,9 +149,9 @@ def power_law(
     lack_of_fit = stats.f.sf(squares[best, 0] / noise**2 / freedom[0], *freedom)
     return Fit(
         exponent=float(exponent),
-        interval=_interval(resampled, num_seeds, level),
+        interval=interval(resampled, num_seeds, level),
         level=level,
-        undecided=_undecided(num_seeds, np.exp(end - u[first]), lack_of_fit, burn_in and first == most),
+        undecided=undecided(num_seeds, np.exp(end - u[first]), lack_of_fit, burn_in and first == most),
         constant=float(np.exp(log_last + exponent * np.log(budgets[-1]))),
         floor=float(np.exp(log_last + log_floor)),
         burn_in=int(first),
@@ -180,8 +181,8 @@ def slope(x, y, level: float = 0.95, num_resamples: int = 2000) -> Slope:
         raise ValueError("two levels of x are equal; give each once")
     num = y.shape[1]
     slopes = -_fit_line(np.log(x), np.log(y).T)[0]
-    interval = _interval(np.mean(slopes[_picks(num, num_resamples)], axis=1), num, level)
-    return Slope(float(np.mean(slopes)), interval, level, _undecided(num), slopes)
+    ends = interval(np.mean(slopes[_picks(num, num_resamples)], axis=1), num, level)
+    return Slope(float(np.mean(slopes)), ends, level, undecided(num), slopes)
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------
@@ -196,28 +197,15 @@ def verdict(interval: tuple[float, float], low: float, high: float) -> Verdict:
     return "fails" if interval[1] < low or high < interval[0] else "not decided"
 
 
-def not_slower(fit: Fit, exponent: float, margin: float) -> Verdict:
-    """Whether the error falls as n^(−exponent) or faster, to a margin stated beforehand: p ≥ exponent − margin.
+def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, all_dropped: bool = False) -> str:
+    """Why an interval decides nothing, in words; "" if it may.
 
-    One-sided: where that is false it "holds", and where it is true it "fails", at a rate of (1 − fit.level) / 2 each, as
-    far as the interval's coverage is nominal (measured: `power_law`).
+    Args:
+        num: seeds, or instances, that were resampled.
+        span: last over first budget of a power law.
+        lack_of_fit: p-value of its residuals.
+        all_dropped: as many levels were left out as burn-in as may be.
     """
-    return "not decided" if fit.undecided else verdict(fit.interval, exponent - _checked_margin(margin), np.inf)
-
-
-def equals(fit: Fit | Slope, value: float, margin: float) -> Verdict:
-    """Whether the exponent, or slope, is `value` to a margin stated beforehand; wrong at the rates of `not_slower`."""
-    margin = _checked_margin(margin)
-    return "not decided" if fit.undecided else verdict(fit.interval, value - margin, value + margin)
-
-
-def _checked_margin(margin: float) -> float:
-    if not 0 <= margin < np.inf:
-        raise ValueError(f"a margin of {margin}; give a finite number ≥ 0, stated before the measurement")
-    return margin
-
-
-def _undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, all_dropped: bool = False) -> str:
     if num < MIN_SEEDS:
         return f"{num} are too few to resample; {MIN_SEEDS} are needed"
     if lack_of_fit < MIN_FIT:
@@ -251,7 +239,14 @@ def _noise(u: np.ndarray, resampled: np.ndarray, num_seeds: int) -> float:
     return np.sqrt(max(variance, np.finfo(float).eps ** 2))  # seeds that differ by a factor alone leave only rounding
 
 
-def _interval(resampled: np.ndarray, num: int, level: float) -> tuple[float, float]:
+def interval(resampled: np.ndarray, num: int, level: float = 0.95) -> tuple[float, float]:
+    """The ends of a bootstrap's interval: expanded percentiles, as in `power_law`.
+
+    Args:
+        resampled: [resamples] the number on each resample.
+        num: seeds that were resampled, at least 2.
+        level: coverage, in (½, 1).
+    """
     quantile = stats.t.ppf((1 + level) / 2, num - 1) * np.sqrt(num / (num - 1))
     low, high = np.quantile(resampled, stats.norm.cdf([-quantile, quantile]))
     return float(low), float(high)

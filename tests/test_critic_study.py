@@ -46,6 +46,10 @@ def test_each_target_update_shrinks_the_error_as_exact_targets_do_until_the_nois
         np.testing.assert_allclose(rms[: rate["last"]], result.setting.bias[p, : rate["last"]], rtol=0.1)
         assert abs(rate["factor"][0] - rate["without_noise"]) < 0.01
         assert abs(rate["factor"][0] - critic.DISCOUNT) < 0.03
+        assert rate["sup_factor"][2] < 1.02 * critic.DISCOUNT
+        assert rate["undecided"] == rate["sup_undecided"] == "" and rate["sup_pairs"] >= 8
+        assert np.all(result.largest[1, p] >= result.largest[0, p])
+        assert np.all(result.largest[1, p] > result.errors[critic.TABLE][-1, p])
         assert rms[-1] < 0.05 * rms[0]
 
 
@@ -116,6 +120,36 @@ def test_the_oracles_are_what_loops_and_samples_give(x64):
             table = np.asarray(mdp.reward) + critic.DISCOUNT * np.reshape(means, (4, 4))
         errors.append(error(table))
     assert abs(np.sqrt(np.mean(np.square(errors)) * n) / limit - 1) < 0.15
+
+
+def test_exact_target_updates_contract_by_gamma_in_the_sup_norm_and_by_its_root_in_the_occupancys(x64):
+    mdp = gridworld("...\n.#.\n..G")
+    size = mdp.reward.size
+    lower = exact.lower_level(mdp, mdp.reward, jnp.full(mdp.reward.shape, 0.25), critic.DISCOUNT, critic.KL_WEIGHT)
+    oracle = jax.jit(critic.oracle, static_argnums=2)
+    for key in jax.random.split(jax.random.key(4), 20):
+        policy = jax.nn.softmax(3 * jax.random.normal(key, mdp.reward.shape))
+        moves = np.reshape(np.asarray(mdp.transition)[..., None] * np.asarray(policy), (size, size))
+        values, weights, bias, _ = oracle(lower, policy, 30)
+        tables = [np.ravel(values)]  # Q_0 − Q, up to its sign
+        for _ in range(30):
+            tables.append(critic.DISCOUNT * moves @ tables[-1])
+        largest = np.max(np.abs(tables), axis=1)
+        assert np.all(largest[1:] <= critic.DISCOUNT * largest[:-1] + 1e-12)
+        rms = np.sqrt(np.square(tables) @ np.ravel(weights))
+        np.testing.assert_allclose(rms[1:], bias, atol=1e-12)
+        assert np.all(rms[1:] <= np.sqrt(critic.DISCOUNT) * rms[:-1] + 1e-12)
+
+
+def test_a_pass_keeps_the_share_of_the_error_that_a_loop_of_sgd_in_the_mean_does():
+    known = critic.setting("..\n.G", 2)
+    learner = critic.learners(known, critic.Sizes())[critic.TABLE]
+    chance, iterate, mean = np.asarray(known.weights, float), 1.0, 0.0
+    num_steps = learner.transitions[1] // learner.chains[1]
+    for _ in range(num_steps):
+        iterate = iterate * (1 - learner.step_size * chance)
+        mean = mean + iterate / num_steps
+    np.testing.assert_allclose(critic.kept(known, learner, 1), mean, rtol=0.1, atol=2 / num_steps)
 
 
 def test_the_slope_of_a_power_above_a_floor_is_its_exponent():

@@ -9,6 +9,11 @@ has n/C ∝ √n steps. With C fixed the bias stays: that curve is drawn beside.
 β′ is half the largest stable step of SGD on batches of C: 1/β′ = (R² + (C − 1) λ)/C for the smallest C, R² a bound on
 ‖∇_θ Q‖² and λ ≤ R² on the largest eigenvalue of E ∇Q ∇Qᵀ. Narrow networks end above the floor of their class: from random
 starts gradient descent finds local minima, with exact targets and full gradients too.
+
+Exact target updates contract by γ in the sup norm, and by √γ in L²(dπ) where d is the discounted occupancy. A pass of n
+transitions is no exact update at a pair that it seldom visits: its averaged iterate keeps a share (1 − e^(−x))/x of the
+error, x = β′ n d(s) π(a|s)/C, so that the factor is up to γ + (1 − γ) times that share. So the sup norm is taken over the
+pairs where a pass keeps at most `KEPT` of the error, and beside it over all of them.
 """
 
 import json
@@ -26,6 +31,7 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.critics import TDSizes, td_critic
 from bilevel.lookup import bind, pair_table
+from bilevel.rates import interval, undecided
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
@@ -35,6 +41,9 @@ from experiments.summary import estimate
 DISCOUNT, KL_WEIGHT = 0.8, 0.3
 POLICIES = ("random", "optimised")
 TABLE, FIXED = "table", "table, C fixed"
+KEPT = 0.08  # (1 − γ) times it is 2 % of γ
+MIN_UPDATES = 4  # that show a factor
+MIN_OCCUPANCY = 0.5  # of the pairs in the sup norm
 
 
 class Sizes(NamedTuple):
@@ -98,12 +107,15 @@ class Result(NamedTuple):
         setting: what was to be learned.
         learners: by name, of networks their hidden sizes.
         errors: [n, policy, seed, L] of each learner.
+        largest: [2, policy, seed, L] error of the table at its largest n in the sup norm, in units of reward: over the pairs
+            where a pass keeps at most `KEPT` of it (0 if there are none), and over all pairs.
         floors: [policy, restart] of each network: the direct fit to the exact Q.
     """
 
     setting: Setting
     learners: dict[str, Learner]
     errors: dict[str, np.ndarray]
+    largest: np.ndarray
     floors: dict[str, np.ndarray]
 
 
@@ -173,18 +185,31 @@ def learners(known: Setting, sizes: Sizes) -> dict[str, Learner]:
     return found
 
 
+def kept(known: Setting, learner: Learner, run: int) -> Array:
+    """Share of its error at each pair that the averaged iterate of a pass keeps, about, [policy, S, A]."""
+    steps = learner.step_size * known.weights * learner.transitions[run] / learner.chains[run]
+    return -jnp.expm1(-steps) / steps
+
+
 def learn(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarray:
-    """Errors at the learner's n of that number after each target update, [policy, seed, L]; devices share the seeds."""
+    """RMS errors at the learner's n of that number after each target update, [policy, seed, L]."""
+    return learn_in_norms(known, learner, run, sizes)[0]
+
+
+def learn_in_norms(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarray:
+    """The same, and as in `Result.largest`, [3, policy, seed, L]; devices share the seeds."""
     world, model = known.world, learner.model
     tables = models.table(*known.values.shape[1:]), models.table_policy(*known.values.shape[1:])
     problem = Problem(world.env, None, *tables, models.uniform_reference(world.env))
     hyper = Hyper(kl_weight=KL_WEIGHT, discount=DISCOUNT, critic_step_size=learner.step_size)
     critic = td_critic(problem, model, TDSizes(1, learner.transitions[run], learner.chains[run]), hyper)
 
-    def errors(key, logits, values, weights):
+    def errors(key, logits, values, weights, shown):
         def body(state, key):
             state, _ = critic.fit(key, state, logits, world.mdp.reward)
-            return state, error(known, model, state.params, values, weights)
+            size = jnp.abs(pair_table(world.env, bind(model, state.params)) - values)
+            largest = jnp.max(shown * size), jnp.max(size)
+            return state, jnp.stack([error(known, model, state.params, values, weights), *largest])
 
         key_init, key_fits = jax.random.split(key)
         return jax.lax.scan(body, critic.init(key_init), jax.random.split(key_fits, sizes.num_targets))[1]
@@ -193,7 +218,8 @@ def learn(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarra
     mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
     keys = jax.random.split(jax.random.key(1), sizes.num_seeds)
     keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
-    return np.asarray(over_policies(errors)(keys, known.logits, known.values, known.weights))
+    shown = kept(known, learner, run) <= KEPT
+    return np.moveaxis(over_policies(errors)(keys, known.logits, known.values, known.weights, shown), -1, 0)
 
 
 def error(known: Setting, model: Model, params, values: Array, weights: Array) -> Array:
@@ -234,11 +260,14 @@ def study(sizes: Sizes = Sizes(), say=lambda line: None) -> Result:  # noqa: B00
     known = setting(sizes.layout, sizes.num_targets)
     found, errors, floors = learners(known, sizes), {}, {}
     for name, learner in found.items():
-        errors[name] = np.stack([learn(known, learner, run, sizes) for run in range(len(learner.transitions))])
+        norms = [learn_in_norms(known, learner, run, sizes) for run in range(len(learner.transitions))]
+        errors[name] = np.stack([rms for rms, *_ in norms])
+        if name == TABLE:
+            largest = norms[-1][1:]
         if name not in (TABLE, FIXED):
             floors[name] = direct_fit(known, learner.model, sizes)
         say(f"{name}: run at n = {', '.join(map(str, learner.transitions))}")
-    return Result(known, found, errors, floors)
+    return Result(known, found, errors, largest, floors)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -259,18 +288,36 @@ def slope(x, errors: np.ndarray, floor: float = 0.0, num_resamples: int = 2000) 
 
     seeds = np.arange(errors.shape[1])
     picks = np.random.default_rng(0).choice(seeds, size=(num_resamples, len(seeds)))
-    return [float(fit(seeds[None])[0]), *map(float, np.quantile(fit(picks), (0.025, 0.975)))]
+    return [float(fit(seeds[None])[0]), *interval(fit(picks), len(seeds))]
 
 
 def contraction(result: Result, policy: int) -> dict:
-    """The error's factor for each target update at the table's largest n, while without noise it is 10 × the noise."""
+    """The error's factor for each target update at the table's largest n, while without noise it is 10 × the noise.
+
+    In the RMS, and in the sup norms of `Result.largest`; why they decide nothing, if they do; how many of the pairs the
+    first of the sup norms is over, and their occupancy.
+    """
     known, errors = result.setting, result.errors[TABLE][-1, policy].T  # [L, seed]
     noise = known.limit[policy] / np.sqrt(result.learners[TABLE].transitions[-1])
-    last = max(2, int(np.sum(known.bias[policy] > 10 * noise)))
+    last = int(np.sum(known.bias[policy] > 10 * noise))
+    shown = np.asarray(kept(known, result.learners[TABLE], -1)[policy] <= KEPT)
+    occupancy = float(np.sum(known.weights[policy], where=shown))
+    why = undecided(errors.shape[1])
+    if last < MIN_UPDATES:
+        why = f"noise hides all but {last} target updates; {MIN_UPDATES} are needed"
+    seldom = f"a pass renews pairs of occupancy {occupancy:.2g} alone; {MIN_OCCUPANCY:g} is needed"
+    last = max(2, last)
     updates = np.arange(1, last + 1)
     exact_factor = np.exp(np.polyfit(updates, np.log(known.bias[policy, :last]), 1)[0])
-    factor = np.exp(slope(updates, errors[:last])).tolist()
-    return {"policy": POLICIES[policy], "last": last, "factor": factor, "without_noise": float(exact_factor)}
+    found = {"policy": POLICIES[policy], "last": last, "undecided": why, "without_noise": float(exact_factor)}
+    found |= {"sup_pairs": int(shown.sum()), "sup_occupancy": occupancy}
+    found |= {"sup_undecided": why or (seldom if occupancy < MIN_OCCUPANCY else "")}
+    norms = {
+        "factor": errors,
+        "sup_factor": result.largest[0, policy].T,
+        "sup_factor_of_all": result.largest[1, policy].T,
+    }
+    return found | {name: np.exp(slope(updates, x[:last])).tolist() for name, x in norms.items()}
 
 
 def summarise(result: Result) -> dict:
@@ -345,7 +392,9 @@ def draw_targets(panel, result: Result, p: int) -> None:
     panel.plot(updates, result.setting.bias[p], "k--", label=f"exact targets: × {rate['without_noise']:.3f} an update")
     panel.set(xlabel="L, target updates", ylim=(errors[-1].min() / 2, None))
     factor = "× {:.3f} [{:.3f}, {:.3f}] an update".format(*rate["factor"])
-    panel.set_title(f"{POLICIES[p]} policy, largest n: {factor} up to L = {rate['last']}; γ = {DISCOUNT}", fontsize=9)
+    sup = "sup norm × {:.3f} [{:.3f}, {:.3f}]".format(*rate["sup_factor"])
+    title = f"{POLICIES[p]} policy, largest n: {factor} up to L = {rate['last']};\n{sup}; γ = {DISCOUNT}"
+    panel.set_title(title, fontsize=9)
 
 
 def main(out: Path, say=print) -> None:
@@ -358,6 +407,8 @@ def main(out: Path, say=print) -> None:
     for row in summary["rates"]:
         factor = "{:.3f} [{:.3f}, {:.3f}]".format(*row["factor"])
         say(f"{row['policy']:10s} table: × {factor} a target update, without noise × {row['without_noise']:.3f}")
+        pair = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[name]) for name in ("sup_factor", "sup_factor_of_all"))
+        say("{:10s} in the sup norm × {}, over seldom visited pairs too × {}".format("", *pair))
     for row in summary["learners"]:
         error = "{:.4f} [{:.4f}, {:.4f}]".format(row["error"][-1], *row["interval"][-1])
         line = f"{row['policy']:10s} {row['learner']:15s} error at the last n {error}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bilevel import exact, models
 from bilevel.preferences import annotator, log_likelihood
+from bilevel.rates import interval
 from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, return_difference
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
@@ -95,10 +96,10 @@ def analyse(samples: np.ndarray, num_resamples: int = 500):
     picks = rng.integers(squares.shape[1], size=(num_resamples, squares.shape[1]))
     resampled = squares[:, picks].mean(axis=-1)  # [σ, resamples]
     slopes = np.polyfit(np.log(SIGMAS), np.log(resampled), 1)[0]
-    low, high = np.quantile(slopes, (0.025, 0.975))
-    variance = squares.sum(axis=1) / (squares.shape[1] - 1)
+    num = squares.shape[1]
+    variance = squares.sum(axis=1) / (num - 1)
     slope = float(np.polyfit(np.log(SIGMAS), np.log(variance), 1)[0])
-    return variance, np.quantile(resampled, (0.025, 0.975), axis=1), (slope, float(low), float(high))
+    return variance, np.transpose([interval(x, num) for x in resampled]), (slope, *interval(slopes, num))
 
 
 def draw(result: Result) -> Figure:
