@@ -12,7 +12,7 @@ from experiments.verify import p1_tuned
 from experiments.verify.claims import Budget, judge, together
 
 SMALL = tuned.Sizes(
-    budgets=(1e3, 2e4, 4e4, 8e4),
+    budgets=(5e2, 2e4, 4e4, 8e4),
     counts=((1, 16, 16),),
     sigmas=(1.0,),
     policy_steps=(0.2,),

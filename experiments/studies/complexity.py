@@ -66,7 +66,7 @@ class Sizes(NamedTuple):
         arms: which of `ARMS`; the bias is measured with the exact one.
     """
 
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(6))  # a decade
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
     policy_epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # to 0.04
     num_seeds: int = 64
     num_starts: int = 64

@@ -67,6 +67,6 @@ CLAIM = Claim(
     prediction="gap ∝ samples^(−2/7) or faster, where the assumption is not refuted; where it is, reported",
     exact=False,
     margins=dict.fromkeys(NUMBERS.values(), Margin(complexity.EXPONENT - MARGIN, INF)),
-    minutes=(3, 40),
+    minutes=(2.5, 40),
     measure=measure,
 )
