@@ -18,6 +18,7 @@ from experiments.verify import p1_actor_critic, p1_rate
 from experiments.verify.claims import Budget, judge, together
 
 WEIGHT = complexity.WEIGHTS["one maximum"]
+LOOK = {"num_starts": 8, "ascent_steps": 600}  # of the assumption, one program
 
 
 def never(*args):
@@ -148,7 +149,7 @@ def test_where_the_assumption_is_refuted_or_left_behind_the_theorem_is_not_judge
 
 
 def test_the_assumption_is_not_refuted_at_one_weight_and_is_at_the_other():
-    sizes = Sizes(num_starts=8, ascent_steps=600)
+    sizes = Sizes(**LOOK)
     one, several = (complexity.assumption(weight, sizes) for weight in complexity.WEIGHTS.values())
     assert one.domination > 0.01 and one.below == 0 and one.reached == 1
     assert several.domination == 0 and several.below >= 2  # saddles, and the maximum in which ascents end
@@ -208,7 +209,7 @@ def test_a_part_is_read_if_it_is_whole_and_computed_anew_if_not(tmp_path):
 
 
 def test_a_level_is_computed_once_and_its_gaps_are_positive(tmp_path, monkeypatch):
-    sizes = Sizes(epsilons=(1.0,), num_seeds=4, num_starts=4, ascent_steps=300)
+    sizes = Sizes(epsilons=(1.0,), num_seeds=4, **LOOK)
     said: list[str] = []
     first = complexity.study(WEIGHT, sizes, tmp_path, said.append)
     assert len(said) == 1 and "ε = 1.000" in said[0]

@@ -31,6 +31,11 @@ def measure(budget: Budget, sizes: tuned.Sizes | None = None) -> Measurement:
         )
         ours = ", ".join(f"{key} {last[key]:g}" for key in ("sigma", "K", "n", "B", "policy_step", "reward_step"))
         notes.append(f"{name}: a mean gap of {said or 'none of those listed'} transitions; chosen at the end: {ours}")
+    tried = len(sizes.counts) * len(sizes.lanes)
+    notes.append(
+        f"samples are of one run: to choose it took {tried} kinds of runs, {sizes.num_seeds // 2} of each, and the exact Φ; "
+        "the interval is over seeds, given the choice"
+    )
     schedules = sum(sizes.num_schedule_seeds * float(result.schedule[0].sum()) for result in found.values())
     cost = {"transitions": runs * sizes.budgets[-1] + schedules, "runs": runs}
     return Measurement(numbers, cost, tuned.draw(found, sizes), tuple(notes))
