@@ -52,7 +52,15 @@ class Solution(NamedTuple):
 
 
 def lower_level(mdp: MDP, reward: Array, reference: Array, discount, kl_weight) -> LowerLevel:
-    """The lower-level problem of `mdp` with `reward` [S, A] in place of its true reward."""
+    """The lower-level problem of `mdp` with `reward` [S, A] in place of its true reward.
+
+    Raises:
+        ValueError: γ or w is a number out of its range. One that is traced cannot be looked at: solvers then answer NaN.
+    """
+    if isinstance(discount, (int, float, np.number)) and not 0 <= discount < 1:
+        raise ValueError(f"discount is {discount:g}; required: in [0, 1), or the values of a policy are no numbers")
+    if isinstance(kl_weight, (int, float, np.number)) and not 0 <= kl_weight < np.inf:
+        raise ValueError(f"kl_weight is {kl_weight:g}; required: at least 0 and finite")
     return LowerLevel(mdp.initial, mdp.transition, reward, reference, discount, kl_weight)
 
 
@@ -135,9 +143,10 @@ def optimal_policy(problem: LowerLevel, tolerance: float | None = None, max_iter
     """π*(r) ∝ π_ref exp(Q*/w), by soft policy iteration (each sweep a linear solve; converges quadratically).
 
     The residual bounds ‖V − V*‖_∞: it is ‖TV − V‖_∞ / (1 − γ) with T the soft Bellman operator. The policy is NaN when
-    `max_iterations` did not bring the residual below `tolerance`, so that no unconverged answer passes for exact.
-    Differentiable once in the reward: ∂ log π*(a|s) = (∂Q* − ∂V*)/w with ∂V* = E_π* Σ_t γ^t ∂r (HPGD 2406.01575; the
-    envelope theorem makes the policy's own change drop out of ∂V*).
+    `max_iterations` did not bring the residual below `tolerance`, so that no unconverged answer passes for exact; and
+    with an infinite residual where γ ∉ [0, 1) or w ≤ 0, or nothing is a number. Differentiable once in the reward:
+    ∂ log π*(a|s) = (∂Q* − ∂V*)/w with ∂V* = E_π* Σ_t γ^t ∂r (HPGD 2406.01575; the envelope theorem makes the policy's
+    own change drop out of ∂V*).
 
     Args:
         problem: needs w > 0; see `require_kl`.
@@ -162,27 +171,53 @@ def optimal_policy(problem: LowerLevel, tolerance: float | None = None, max_iter
     start = state_values(frozen, frozen.reference)
     values, _ = jax.lax.while_loop(unsolved, improve, (start, jnp.int32(0)))
     error = residual(values)
-    values = jnp.where(error <= tolerance, values, jnp.nan)
+    solvable = _discounted(frozen) & (frozen.kl_weight > 0) & jnp.isfinite(error)
+    values = jnp.where(solvable & (error <= tolerance), values, jnp.nan)
     # One Newton step on V = T V: it changes nothing at the solution, and carries the exact derivative in the reward.
     backup = _soft_backup(problem, values)
     values = values + solve_dominant(_resolvent(frozen, _gibbs(frozen, values)), backup - values)
-    return Solution(_gibbs(problem, values), error)
+    return Solution(_gibbs(problem, values), jnp.where(solvable, error, jnp.inf))
 
 
-def best_return(problem: LowerLevel) -> Array:
-    """max_π E Σ_t γ^t r without the KL term, [], by value iteration to rounding: what no policy exceeds."""
+def best_return(problem: LowerLevel, max_iterations: int = 1000) -> Array:
+    """max_π E Σ_t γ^t r without the KL term, []: what no policy exceeds, to rounding.
 
-    def backup(values):
-        return jnp.max(problem.reward + problem.discount * problem.transition @ values, axis=-1)
+    By policy iteration: each sweep a linear solve, and an action changes only where another is better by more than
+    rounding. NaN where actions still change after `max_iterations` sweeps, and where γ ∉ [0, 1).
+    """
+
+    def evaluate(actions):
+        policy = jax.nn.one_hot(actions, problem.reward.shape[1], dtype=problem.reward.dtype)
+        values = solve_dominant(_resolvent(problem, policy), _of(problem.reward, actions))
+        scores = problem.reward + problem.discount * problem.transition @ values
+        sizes = jnp.abs(problem.reward) + problem.discount * problem.transition @ jnp.abs(values)
+        best = jnp.argmax(scores, axis=1)
+        slack = 8 * jnp.finfo(scores.dtype).eps * (_of(sizes, best) + _of(sizes, actions))
+        better = _of(scores, best) - _of(scores, actions) > slack
+        return values, jnp.where(better, best, actions)
 
     def moving(carry):
-        values, sweeps = carry
-        slack = 8 * jnp.finfo(values.dtype).eps * jnp.maximum(jnp.max(jnp.abs(values)), 1.0)
-        return (jnp.max(jnp.abs(backup(values) - values)) > slack) & (sweeps < 100_000)
+        actions, _, improved, sweeps = carry
+        return jnp.any(actions != improved) & (sweeps < max_iterations)
 
-    start = jnp.zeros_like(problem.initial)
-    values, _ = jax.lax.while_loop(moving, lambda carry: (backup(carry[0]), carry[1] + 1), (start, jnp.int32(0)))
-    return problem.initial @ values
+    def improve(carry):
+        _, _, actions, sweeps = carry
+        return actions, *evaluate(actions), sweeps + 1
+
+    start = jnp.argmax(problem.reward, axis=1)
+    carry = (start - 1, problem.initial, start, jnp.int32(0))
+    actions, values, improved, _ = jax.lax.while_loop(moving, improve, carry)
+    solved = jnp.all(actions == improved) & _discounted(problem)
+    return jnp.where(solved, problem.initial @ values, jnp.nan)
+
+
+def _of(table: Array, actions: Array) -> Array:
+    """The entry [S] of each state's action in a table [S, A]."""
+    return jnp.take_along_axis(table, actions[:, None], axis=1)[:, 0]
+
+
+def _discounted(problem: LowerLevel) -> Array:
+    return (problem.discount >= 0) & (problem.discount < 1)
 
 
 def _soft_backup(problem: LowerLevel, values: Array) -> Array:
@@ -215,8 +250,11 @@ def enumerate_segments(num_states: int, num_actions: int, length: int) -> Trajec
     """All N = (S·A)^H segments, as a Trajectory of int32 [N, H]; of use up to N = 4096 (say S=3, A=2, H=4).
 
     Raises:
-        ValueError: N is above `MAX_SEGMENTS`; the message says how large it is.
+        ValueError: a number is below 1, or N is above `MAX_SEGMENTS`; the message says how large it is.
     """
+    for name, number in (("num_states", num_states), ("num_actions", num_actions), ("length", length)):
+        if number < 1:
+            raise ValueError(f"{name} of the segments is {number}; required: at least 1")
     count = (num_states * num_actions) ** length
     if count > MAX_SEGMENTS:
         raise ValueError(
@@ -244,10 +282,21 @@ def enumerate_classes(classes: np.ndarray, length: int) -> tuple[Trajectory, Cal
         (mdp, policy, segments) -> [C^H], the probability of each sequence.
 
     Raises:
-        ValueError: C^H is above `MAX_SEGMENTS`; the message says how large it is.
+        ValueError: the length is below 1, `classes` is no such table, or C^H is above `MAX_SEGMENTS`; the message says
+            how large it is.
     """
+    if length < 1:
+        raise ValueError(f"length of the segments is {length}; required: at least 1")
     classes = np.asarray(classes)
-    num_classes = int(classes.max()) + 1
+    if classes.ndim != 2 or not classes.size or not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"classes are {classes.dtype} of shape {classes.shape}; required: integers of shape [S, A]")
+    found = np.unique(classes)
+    num_classes = len(found)
+    if not np.array_equal(found, np.arange(num_classes)):
+        raise ValueError(
+            f"classes run from {found[0]} to {found[-1]}, {num_classes} of them in use; required: each of 0 … C − 1 on a "
+            f"pair at least, as reward_classes numbers them"
+        )
     count = num_classes**length
     if count > MAX_SEGMENTS:
         raise ValueError(
@@ -338,47 +387,127 @@ def preference_objective(
 # The penalised lower level --------------------------------------------------------------------------------------------
 
 
+# Of the steps that a line search tries; the first, none, and the second, the full step, have a part of their own in it.
+NEWTON_SIZES = (0.0, 1.0, 0.5, 0.25, 1 / 16, 1 / 256)
+MIRROR_SIZES = (16.0, 4.0, 1.0, 0.5, 0.25, 1 / 16, 1 / 256)
+
+
 def penalised_policy(
     problem: LowerLevel, penalty: Callable[[Array], Array], sigma, tolerance: float | None = None, max_iterations=100
 ) -> Solution:
-    """λ*_σ ∈ argmax_π { J(π) + σ G(π) } near π*(r), by Newton's method on logits with a line search.
+    """λ*_σ ∈ argmax_π F(π), F = J + σ G: a local maximum at least; NaN where none was found.
 
-    Curvature is made negative by taking absolute eigenvalues, so each step ascends; near the solution it is Newton's.
-    The residual is the largest entry of the gradient in the logits; the policy is NaN where it stays above `tolerance`.
-    Dense: S·A up to a few hundred. Not differentiable (the envelope theorem makes that unnecessary for ∇Φ_σ).
+    A policy is stationary where it is the Gibbs policy π_ref exp(q/w) of its own scores, those of F made linear there:
+
+        q(s, a) = Q(s, a) + σ (1 − γ) ∂G/∂π(a|s) / d(s),    ∂F/∂logit(s, a) = d(s) π(a|s) A_q(s, a) / (1 − γ)
+
+    with A_q = q − w log π/π_ref less its mean. The residual is w max |log π − log π_q|, in units of reward: unlike the
+    gradient it does not vanish with π(a|s) or d(s). From each of three starts (π*(r), π_ref and one without symmetry) steps
+    are Newton's on q = q(π), with pivots made positive, or of mirror ascent, whichever raises F most; they go on below the
+    tolerance for as long as the residual halves, which is to rounding. The stationary point with the largest F is returned.
+
+    What is certain: it is stationary to the residual, and no direction there ascends to second order (pivots of the
+    Hessian). That is the maximum where F has no other local maximum, as where G is concave in the occupancy or σ is small
+    beside w; where it has several, one of them, which need not be the largest. Dense: S·A up to a few hundred. Not
+    differentiable (the envelope theorem makes that unnecessary for ∇Φ_σ).
 
     Args:
         problem: needs w > 0.
-        penalty: policy [S, A] -> G, [].
+        penalty: policy [S, A] -> G, [], differentiable; it must not depend on the policy in states that J never
+            visits, which no KL holds: NaN.
         sigma: [] σ ≥ 0.
-        tolerance: largest gradient entry accepted; None: 1e-10 in float64, 1e-4 in float32.
-        max_iterations: Newton steps at most.
+        tolerance: largest residual accepted, relative to (1 + max|r| + w)/(1 − γ) + max|q|; None: min(1, σ) times 1e-10
+            in float64, 1e-4 in float32, and no less than 256 roundings, since ∇Φ_σ divides errors by σ.
+        max_iterations: Newton or mirror steps at most, from each start.
     """
-    start = jnp.log(optimal_policy(problem).policy)
-    shape, tolerance = start.shape, _tolerance(start, tolerance)
+    shape, dtype = problem.reward.shape, problem.reward.dtype
+    eps = jnp.finfo(dtype).eps
+    if tolerance is None:
+        tolerance = jnp.maximum(_tolerance(problem.reward, None) * jnp.minimum(1.0, sigma), 256 * eps)
+    size = (1.0 + jnp.max(jnp.abs(problem.reward)) + problem.kl_weight) / (1 - problem.discount)
 
-    def value(logits):
-        policy = jax.nn.softmax(logits.reshape(shape), axis=-1)
+    def value(scores):
+        policy = jnp.exp(_log_gibbs(problem, scores))
         return regularised_return(problem, policy) + sigma * penalty(policy)
 
+    def linear(scores):
+        """q of the Gibbs policy of these scores, less its mean; and again, for `has_aux`."""
+        policy = jnp.exp(_log_gibbs(problem, scores))
+        slopes, visits = jax.grad(penalty)(policy), occupancy(problem, policy)[:, None]
+        slopes = (1 - problem.discount) * slopes / jnp.where((visits == 0) & (slopes == 0), 1.0, visits)
+        own = action_values(problem, policy) + sigma * slopes
+        own = own - jnp.sum(jax.lax.stop_gradient(policy) * own, axis=1, keepdims=True)
+        return own, own
+
     def unsolved(carry):
-        logits, iteration = carry
-        return (jnp.max(jnp.abs(jax.grad(value)(logits))) > tolerance) & (iteration < max_iterations)
+        _, reached, previous, iteration = carry
+        return ((reached.error > tolerance) | (reached.error < previous / 2)) & (iteration < max_iterations)
 
-    def newton(carry):
-        logits, iteration = carry
-        curvature, basis = jnp.linalg.eigh(jax.hessian(value)(logits))
-        curvature = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)))
-        direction = basis @ ((basis.T @ jax.grad(value)(logits)) / curvature)
-        sizes = 0.5 ** jnp.arange(12, dtype=logits.dtype)
-        candidates = logits + sizes[:, None] * direction
+    def ascend(carry):
+        scores, reached, _, iteration = carry
+        derivative, own = jax.jacfwd(linear, has_aux=True)(scores)
+        gap = jnp.max(jnp.abs(_log_gibbs(problem, own) - _log_gibbs(problem, scores))) * problem.kl_weight
+        matrix = jnp.eye(scores.size, dtype=dtype) - derivative.reshape(scores.size, scores.size)
+        newton, pivot = _solve_definite(matrix, (own - scores).ravel())
+        searches = (NEWTON_SIZES, newton.reshape(shape)), (MIRROR_SIZES, own - scores)
+        candidates = scores + jnp.concatenate([jnp.array(x, dtype)[:, None, None] * step for x, step in searches])
         values = jax.vmap(value)(candidates)
+        ranks = jnp.where(jnp.isfinite(values), values, -jnp.inf)
+        scale = size + jnp.max(jnp.abs(own))
         # Close to the solution values differ by rounding alone; then the full step is the right one.
-        slack = 8 * jnp.finfo(values.dtype).eps * jnp.abs(values[0])
-        best = jnp.where(values[0] >= value(logits) - slack, 0, jnp.argmax(values))
-        return candidates[best], iteration + 1
+        level = ranks[1] >= jnp.max(ranks) - 8 * eps * scale / (1 - problem.discount)
+        close = (pivot > 0) & (gap < jnp.cbrt(eps) * scale)
+        best = jnp.where(level | close, 1, jnp.argmax(ranks))
+        found = _Reached(scores, ranks[0], gap, jnp.where(pivot > -jnp.sqrt(eps), gap / scale, jnp.inf))
+        return candidates[best], found, reached.error, iteration + 1
 
-    logits, _ = jax.lax.while_loop(unsolved, newton, (start.ravel(), jnp.int32(0)))
-    error = jnp.max(jnp.abs(jax.grad(value)(logits)))
-    policy = jax.nn.softmax(logits.reshape(shape), axis=-1)
-    return Solution(jnp.where(error <= tolerance, policy, jnp.nan), error)
+    def from_start(scores):
+        far = jnp.full((), jnp.inf, dtype)
+        carry = (scores, _Reached(scores, -far, far, far), far, jnp.int32(0))
+        return jax.lax.while_loop(unsolved, ascend, carry)[1]
+
+    optimal = action_values(problem, optimal_policy(problem).policy)
+    uneven = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    starts = jnp.stack([optimal, 0.0 * optimal, problem.kl_weight * uneven])
+    found = jax.vmap(from_start)(starts)
+    found = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), found)
+    # Of the starts that end equally high, the one that ends most exactly.
+    highest = jnp.max(found.value)
+    level = found.value >= highest - 64 * eps * (size + jnp.abs(highest))
+    best = jnp.argmin(jnp.where(level, found.error, jnp.inf))
+    scores, _, residual, error = jax.tree.map(lambda x: x[best], found)
+    policy = jnp.exp(_log_gibbs(problem, scores))
+    return Solution(jnp.where(error <= tolerance, policy, jnp.nan), residual)
+
+
+class _Reached(NamedTuple):
+    """Where an ascent stands: the scores [S, A], their F, the residual, and that over its scale; inf at no maximum."""
+
+    scores: Array
+    value: Array
+    residual: Array
+    error: Array
+
+
+def _log_gibbs(problem: LowerLevel, scores: Array) -> Array:
+    """log π_ref + q/w, normalised, [S, A]."""
+    return jax.nn.log_softmax(jnp.log(problem.reference) + scores / problem.kl_weight, axis=-1)
+
+
+def _solve_definite(matrix: Array, right: Array) -> tuple[Array, Array]:
+    """x with matrix x = right, and the least pivot, of which all are positive if the matrix is definite.
+
+    That is, symmetric and positive definite up to a scaling of rows, which changes no pivot. Where it is not, pivots
+    are replaced by their sizes, as if something had been added to the diagonal: x is then a direction of ascent.
+    """
+
+    def body(k, carry):
+        rows, least = carry
+        pivot = rows[k, k]
+        positive = jnp.maximum(jnp.abs(pivot), 1e-6)
+        row = (rows[k] / positive).at[k].set(1.0)
+        return (rows - rows[:, k, None] * row).at[k].set(row), jnp.minimum(least, pivot)
+
+    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+    rows, least = jax.lax.fori_loop(0, len(right), body, (rows, jnp.full((), jnp.inf, right.dtype)))
+    return rows[:, -1], least
