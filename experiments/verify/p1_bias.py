@@ -103,7 +103,8 @@ def draw(y: np.ndarray, label: str, found: Slope) -> Figure:
     """Errors against σ, a line an instance, with a guide of slope 1."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(SIGMAS, np.abs(y), color="#0072B2", alpha=0.35, linewidth=0.9)
+    lines = axes.plot(SIGMAS, np.abs(y), color="#0072B2", alpha=0.35, linewidth=0.9)
+    lines[0].set_label("an instance")
     middle = np.exp(np.mean(np.log(np.abs(y)), axis=1))
     axes.plot(SIGMAS, middle, "o-", color="#D55E00", markersize=4, label="geometric mean over instances")
     axes.plot(SIGMAS, middle[-1] * np.array(SIGMAS) / SIGMAS[-1], "k:", linewidth=1, label="slope 1")

@@ -133,7 +133,7 @@ def draw(found: dict[str, np.ndarray]) -> Figure:
     axes.set(xscale="log", xlabel="relative difference to central differences of the exact Φ")
     axes.set_title(f"∇Φ on {len(found[DECIDING[0]])} random instances", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
     return figure
 
 
