@@ -75,7 +75,7 @@ class Sizes(NamedTuple):
 
 
 # The least that can decide: of four levels a fit never knows whether burn-in reaches further.
-QUICK = Sizes(Sizes().epsilons[:5], Sizes().policy_epsilons[:6], num_seeds=16, num_starts=16, arms=ESTIMATORS)
+QUICK = Sizes(Sizes().epsilons[:5], Sizes().policy_epsilons[:5], 16, num_starts=16, ascent_steps=600, arms=ESTIMATORS)
 
 
 class Level(NamedTuple):

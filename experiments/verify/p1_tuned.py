@@ -9,7 +9,7 @@ QUICK = tuned.Sizes(
     counts=((1, 16, 16),),
     policy_steps=(0.2,),
     num_seeds=16,
-    epsilons=(0.4,),
+    epsilons=(1.0,),
     num_schedule_seeds=8,
     estimators=("weighted",),
 )
