@@ -12,7 +12,7 @@ from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
 from bilevel.hypergradients import proxy
 from bilevel.types import Hyper
 from experiments.run_folder import write_arrays
-from experiments.studies import complexity
+from experiments.studies import actor_critic, complexity
 from experiments.studies.complexity import ARMS, ESTIMATORS, EXACT, Sizes
 from experiments.verify import p1_actor_critic, p1_rate
 from experiments.verify.claims import Budget, judge, together
@@ -36,7 +36,7 @@ def test_the_schedules_cost_what_the_theorems_count():
         return level.num_steps * cost.transitions
 
     def alone(epsilon):
-        level = complexity.actor_critic_schedule(epsilon)
+        level = actor_critic.schedule(epsilon)
         gradients = complexity.gradients_of(ours, mdp, "weighted", level, hyper)
         return level.num_policy_steps * gradients.return_cost.transitions
 
@@ -45,7 +45,7 @@ def test_the_schedules_cost_what_the_theorems_count():
             exponent, abs=0.15
         )  # rollouts of B lag behind
     # And nearly so where the ladder is, by the critic's transitions more than by rollouts.
-    for cost, epsilons, low in ((whole, Sizes().epsilons, 2.9), (alone, Sizes().policy_epsilons, 2.6)):
+    for cost, epsilons, low in ((whole, Sizes().epsilons, 2.9), (alone, actor_critic.Sizes().epsilons, 2.6)):
         samples = np.array([cost(epsilon) for epsilon in epsilons])
         assert low < -np.polyfit(np.log(epsilons), np.log(samples), 1)[0] < 3.5
     last = complexity.schedule(Sizes().epsilons[-1])
@@ -83,7 +83,7 @@ def lower_path() -> tuple[np.ndarray, np.ndarray]:
         lower = complexity.lower_level(complexity.instance(), complexity.instance().reward, WEIGHT)
         best = np.asarray(jnp.log(exact.optimal_policy(lower).policy))
     logits = (1 - np.geomspace(1e-4, 1.0, 400))[:, None, None] * best
-    return logits, complexity.suboptimality(logits, WEIGHT)
+    return logits, actor_critic.suboptimality(logits)
 
 
 def at(points: np.ndarray, gaps: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -110,11 +110,11 @@ ASSUMED = {"reached": np.array(1.0), "domination": np.array(0.02), "below": np.a
 
 def verdict_of_rate(folder, monkeypatch, exponents: dict[str, float], num_seeds=64, noise=0.5, **refuted) -> str:
     params, gaps, best = path()
-    sizes = Sizes(epsilons=complexity.Sizes().policy_epsilons[:7], num_seeds=num_seeds)
+    sizes = Sizes(num_seeds=num_seeds)
     for arm in ARMS:
         targets = planted(exponents.get(arm, 1.0), SAMPLES, 0.02, num_seeds, noise, ARMS.index(arm))
         for epsilon, target, count in zip(sizes.epsilons, targets, SAMPLES, strict=True):
-            found = {"first": at(params, gaps, np.clip(target, 2 * gaps[0], 0.9 * gaps[-1])), "second": count}
+            found = {"params": at(params, gaps, np.clip(target, 2 * gaps[0], 0.9 * gaps[-1])), "transitions": count}
             for name in complexity.WEIGHTS:
                 write_arrays(folder / name, f"{arm} {epsilon:.4f}.npz", found)
     with monkeypatch.context() as patch:
@@ -172,37 +172,19 @@ def test_a_tenth_of_the_seeds_does_not_wrongly_decide_the_rate(exponent, tmp_pat
 )
 def test_a_planted_exponent_decides_the_actor_critics_rate(exponent, num_seeds, wrong, tmp_path, monkeypatch):
     logits, gaps = lower_path()
-    sizes = Sizes(policy_epsilons=Sizes().policy_epsilons[:7], num_seeds=num_seeds)
+    sizes = actor_critic.Sizes(actor_critic.Sizes().epsilons[:7], num_seeds)
     top = 0.1 * gaps[-1]
     targets = np.maximum(planted(exponent, SAMPLES, top, num_seeds, 0.5, 0), 2 * gaps[0])
-    for epsilon, target, count in zip(sizes.policy_epsilons, targets, SAMPLES, strict=True):
-        found = {"first": at(logits, gaps, np.minimum(target, 0.9 * gaps[-1])), "second": count}
+    for epsilon, target, count in zip(sizes.epsilons, targets, SAMPLES, strict=True):
+        found = {"logits": at(logits, gaps, np.minimum(target, 0.9 * gaps[-1])), "transitions": count}
         write_arrays(tmp_path, f"policy {epsilon:.4f}.npz", found)
-    monkeypatch.setattr(complexity, "Sizes", lambda: sizes)
-    monkeypatch.setattr(complexity, "improve", never)
+    monkeypatch.setattr(actor_critic, "Sizes", lambda: sizes)
+    monkeypatch.setattr(actor_critic, "improve", never)
     found = together(judge(p1_actor_critic.CLAIM, p1_actor_critic.measure(Budget(False, tmp_path)).numbers))
     if wrong:
         assert found not in wrong
     else:
-        assert found == ("holds" if exponent > complexity.ACTOR_CRITIC_EXPONENT else "fails")
-
-
-def test_a_part_is_read_if_it_is_whole_and_computed_anew_if_not(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return np.arange(3.0), 7.0
-
-    for _ in range(2):
-        first, second = complexity.kept(tmp_path, "part", compute)
-        assert (first == np.arange(3.0)).all() and second == 7 and len(calls) == 1
-    whole = (tmp_path / "part.npz").read_bytes()
-    for damaged in (whole[:-100], whole[:20], b"", whole.replace(b"first", b"worst"), b"nothing of the kind"):
-        (tmp_path / "part.npz").write_bytes(damaged)
-        calls.clear()
-        assert complexity.kept(tmp_path, "part", compute)[1] == 7 and len(calls) == 1
-        assert (tmp_path / "part.npz").read_bytes()[:2] == b"PK"
+        assert found == ("holds" if exponent > actor_critic.EXPONENT else "fails")
 
 
 # Small runs -----------------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ def test_numbers_notes_and_figure_from_what_was_kept(tmp_path, monkeypatch):
     fall = 0.1 * (np.array(SMALL.budgets) / SMALL.budgets[0]) ** -0.5
     for name in ESTIMATORS:
         gap = np.array([3.0, 1.0])[:, None, None] * fall[:, None] * rng.lognormal(0, 0.1, shape)
-        write_arrays(tmp_path, f"{name} K=1 n=16 B=16.npz", {"first": gap, "second": np.arange(4)})
-        schedule = {"first": np.zeros((2, 2)), "second": np.float64(3e4)}
+        write_arrays(tmp_path, f"{name} K=1 n=16 B=16.npz", {"gap": gap, "taken": np.arange(4)})
+        schedule = {"params": np.zeros((2, 2)), "transitions": np.float64(3e4)}
         write_arrays(tmp_path, f"{name} schedule 1.0000.npz", schedule)
     found = complexity.Assumption(*map(np.array, (-0.5, 1.0, 0.1, 0)))
     monkeypatch.setattr(complexity, "assumption", lambda *args: found)

@@ -94,7 +94,7 @@ def critics(sizes: critic.Sizes, say=lambda line: None) -> dict[str, tuple[np.nd
     found = {}
     for theirs, learner in critic.learners(known, sizes).items():
         if theirs in names:
-            errors = critic.learn(known, learner, 0, sizes)[..., -1]
+            errors = critic.learn(known, learner, 0, sizes)[0, ..., -1]
             # A table holds every Q.
             floors = np.zeros((2, 1)) if theirs == TABLE else critic.direct_fit(known, learner.model, sizes)
             found[names[theirs]] = errors, floors

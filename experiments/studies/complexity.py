@@ -5,9 +5,7 @@
 The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one with the right total, with
 η_t ∝ 1/t, and with √n chains in Algorithm 2, since with a fixed number of them a bias stays (`critic`). Beside the whole gap
 stand its parts: the proxy's bias, Φ* − Φ at the maximiser of Φ_σ; what T and K leave of the optimisation without noise;
-and the noise of the sampling. For the lower level alone, actor–critic at a fixed reward,
-
-    B = c/ε,  K = c/ε,  n = c/ε²                            of which samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3)
+and the noise of the sampling.
 
 On two states and two actions, r_φ(s, a) = φ₁ s + φ₂ a from standard normal φ: few enough parameters to look at Φ all over a
 square. No instance satisfies the theorem's assumption everywhere: far away a log-likelihood falls linearly, so
@@ -15,7 +13,6 @@ square. No instance satisfies the theorem's assumption everywhere: far away a lo
 runs are: over the square |φ_i| ≤ `RADIUS`, by a grid, by ascents and by a search for stationary points.
 """
 
-import contextlib
 import json
 import math
 from functools import partial
@@ -26,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 from bilevel import exact, landscape, meters, models
@@ -40,7 +36,8 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
-from experiments.run_folder import write_arrays
+from experiments.run_folder import kept
+from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 
 DISCOUNT, LENGTH, ROLLOUT = 0.5, 3, 14  # 0.5^14 = 6e-5
@@ -51,7 +48,7 @@ ESTIMATORS = ("independent", "weighted")
 EXACT = "exact gradients"
 ARMS = (*ESTIMATORS, EXACT)
 ROUNDING = 1e-9  # a gap below it is none
-EXPONENT, ACTOR_CRITIC_EXPONENT = 2 / 7, 1 / 3
+EXPONENT = 2 / 7
 
 
 class Sizes(NamedTuple):
@@ -59,7 +56,6 @@ class Sizes(NamedTuple):
 
     Attributes:
         epsilons: targets, falling.
-        policy_epsilons: those of the lower level alone, which is cheaper.
         num_seeds: at each.
         num_starts: random φ from which the exact Φ is climbed.
         ascent_steps: of that.
@@ -67,7 +63,6 @@ class Sizes(NamedTuple):
     """
 
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
-    policy_epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # to 0.04
     num_seeds: int = 64
     num_starts: int = 64
     ascent_steps: int = 1500
@@ -75,7 +70,7 @@ class Sizes(NamedTuple):
 
 
 # The least that can decide: of four levels a fit never knows whether burn-in reaches further.
-QUICK = Sizes(Sizes().epsilons[:5], Sizes().policy_epsilons[:5], 16, num_starts=16, ascent_steps=600, arms=ESTIMATORS)
+QUICK = Sizes(Sizes().epsilons[:5], 16, num_starts=16, ascent_steps=600, arms=ESTIMATORS)
 
 
 class Level(NamedTuple):
@@ -105,11 +100,6 @@ def schedule(epsilon: float) -> Level:
         num_transitions=(8 * math.ceil(1 / epsilon)) ** 2,
         num_chains=8 * math.ceil(1 / epsilon),
     )
-
-
-def actor_critic_schedule(epsilon: float) -> Level:
-    """Of the lower level alone: one outer step, whose K inner steps are counted; samples ∝ ε^(−3)."""
-    return schedule(epsilon)._replace(num_steps=1, num_policy_steps=math.ceil(8 / epsilon))
 
 
 # The instance ---------------------------------------------------------------------------------------------------------
@@ -212,10 +202,18 @@ def gradients_of(ours: Problem, mdp: MDP, arm: str, level: Level, hyper: Hyper) 
     return sampled_gradients(ours, critic, SampleSizes(level.batch_size, ROLLOUT, LENGTH, arm), hyper)
 
 
-def learn(level: Level, arm: str, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
-    """φ_T of every seed, [seed, 2], and transitions a seed; one program, whose seeds all devices share."""
-    params, transitions = shared(partial(run_of, level=level, arm=arm, kl_weight=kl_weight), num_seeds)
-    return params, float(transitions[0])
+class Learned(NamedTuple):
+    """params [seed, 2] φ_T, transitions [] a seed."""
+
+    params: np.ndarray
+    transitions: np.ndarray
+
+
+def learn(level: Level, arm: str, kl_weight: float, num_seeds: int) -> Learned:
+    """Every seed of an arm at one ε."""
+    single = partial(run_of, level=level, arm=arm, kl_weight=kl_weight)
+    params, transitions = for_each_seed(single, num_seeds, jax.random.key(0))
+    return Learned(params, transitions[0])
 
 
 def run_of(key: Array, level: Level, arm: str, kl_weight: float) -> tuple[Array, Array]:
@@ -228,15 +226,6 @@ def run_of(key: Array, level: Level, arm: str, kl_weight: float) -> tuple[Array,
     algorithm = bilevel_rlhf(ours, gradients_of(ours, mdp, arm, level, hyper), config, hyper)
     state, metrics = run(algorithm, key, start(algorithm, key), level.num_steps)
     return algorithm.params(state.algorithm).reward, jnp.sum(metrics["transitions"].astype(float))
-
-
-def shared(single, num_seeds: int):
-    """`single` of each seed's key, compiled once; the devices share the seeds."""
-    devices = jax.devices()[: math.gcd(num_seeds, len(jax.devices()))]
-    mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
-    keys = jax.random.split(jax.random.key(0), num_seeds)
-    keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(single))(keys))
 
 
 def values(params: np.ndarray, kl_weight: float) -> np.ndarray:
@@ -293,7 +282,7 @@ def study(
     for i, level in enumerate(levels):
         for arm in sizes.arms:
             name = f"{arm} {level.epsilon:.4f}"
-            params, transitions = kept(keep, name, partial(learn, level, arm, kl_weight, sizes.num_seeds))
+            params, transitions = kept(keep, name, Learned, partial(learn, level, arm, kl_weight, sizes.num_seeds))
             gap[arm][i] = np.maximum(best - values(params, kl_weight), ROUNDING)
             samples[arm][i] = float(transitions)
             inside[arm][i] = np.mean(np.all(np.abs(params) <= RADIUS, axis=-1))
@@ -313,86 +302,12 @@ def limits(levels: tuple[Level, ...], kl_weight: float) -> np.ndarray:
     def single(key):
         return jax.vmap(lambda sigma: run_of(key, LARGE._replace(sigma=sigma), EXACT, kl_weight)[0])(sigmas)
 
-    return shared(single, 16)
-
-
-def kept(folder: Path | None, name: str, function):
-    """The two arrays that `function` returns, from a file of that name if it is there and whole."""
-    path = None if folder is None else folder / f"{name}.npz"
-    if path is not None and path.exists():
-        with contextlib.suppress(Exception), np.load(path) as file:  # damage has many faces
-            return file["first"], file["second"]
-    first, second = function()
-    if path is not None:
-        write_arrays(folder, path.name, {"first": first, "second": np.asarray(second)})
-    return first, second
-
-
-# The lower level alone ------------------------------------------------------------------------------------------------
-
-
-class ActorCritic(NamedTuple):
-    """samples [ε] transitions a seed, gap [ε, seed] J* − J in units of reward."""
-
-    samples: np.ndarray
-    gap: np.ndarray
-
-
-def actor_critic(
-    kl_weight: float,
-    sizes: Sizes = Sizes(),  # noqa: B008
-    keep: Path | None = None,
-    say=lambda line: None,
-) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at the true reward, a table, from the uniform policy; arguments as of `study`."""
-    samples, gap = [], []
-    for level in map(actor_critic_schedule, sizes.policy_epsilons):
-        policies, transitions = kept(
-            keep, f"policy {level.epsilon:.4f}", partial(improve, level, kl_weight, sizes.num_seeds)
-        )
-        samples.append(float(transitions))
-        gap.append(suboptimality(policies, kl_weight))
-        say(f"ε = {level.epsilon:.3f}: {transitions:.3g} transitions a seed; J* − J {gap[-1].mean():.2e}")
-    return ActorCritic(np.array(samples), np.stack(gap))
-
-
-def improve(level: Level, kl_weight: float, num_seeds: int) -> tuple[np.ndarray, float]:
-    """Logits of every seed's last policy, [seed, S, A], and transitions a seed."""
-    mdp = instance()
-    hyper = Hyper(level.sigma, kl_weight, DISCOUNT, critic_step_size=CRITIC_STEP)
-    ours = problem(mdp, hyper)._replace(reward=models.table(*mdp.reward.shape))
-    gradients = gradients_of(ours, mdp, "weighted", level, hyper)
-
-    def single(key):
-        key_init, key_steps = jax.random.split(key)
-
-        def body(carry, key):
-            params, critic = carry
-            gradient, critic, _ = gradients.return_in_policy(key, critic, params, mdp.reward)
-            return (params + POLICY_STEP * gradient, critic), None
-
-        first = jnp.zeros(mdp.reward.shape), gradients.init(key_init)
-        return jax.lax.scan(body, first, jax.random.split(key_steps, level.num_policy_steps))[0][0]
-
-    return shared(single, num_seeds), float(level.num_policy_steps * gradients.return_cost.transitions)
-
-
-def suboptimality(logits: np.ndarray, kl_weight: float) -> np.ndarray:
-    """J* − J of each policy [..., S, A] at the true reward, in float64."""
-    with jax.enable_x64(True):
-        return np.asarray(_suboptimality(jnp.asarray(logits, float), kl_weight))
-
-
-@jax.jit
-def _suboptimality(logits, kl_weight):
-    lower = lower_level(instance(), instance().reward, kl_weight)
-    best = exact.regularised_return(lower, exact.optimal_policy(lower).policy)
-    return best - jax.vmap(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
+    return for_each_seed(single, 16, jax.random.key(0))
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
 
-COLORS = {"independent": "#D55E00", "weighted": "#0072B2", EXACT: "#009E73", "actor–critic": "#CC79A7"}
+COLORS = {"independent": "#D55E00", "weighted": "#0072B2", EXACT: "#009E73"}
 
 
 def fits(result: Rate) -> dict[str, Fit]:
@@ -417,52 +332,48 @@ def parts(result: Rate) -> dict[str, list[list[float]]]:
     return {"bias": [[float(x)] * 3 for x in result.bias]} | found
 
 
-def draw(results: dict[str, Rate], alone: ActorCritic | None = None) -> Figure:
+def draw(results: dict[str, Rate]) -> Figure:
     """The gap against samples, a panel for each w: sampled arms with their fits, and the parts of the gap."""
-    panels = len(results) + (alone is not None)
-    figure = Figure(figsize=(5.4 * panels, 4.6), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, panels))
-    for panel, (name, result) in zip(axes, results.items(), strict=False):
+    figure = Figure(figsize=(5.4 * len(results), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for panel, (name, result) in zip(panels, results.items(), strict=True):
         for arm in result.gap:
             budgets = result.samples["independent" if arm == EXACT else arm]
             if arm == EXACT:
                 label = "T and K, without noise"
                 panel.plot(budgets, result.gap[arm].mean(axis=1), "s--", color=COLORS[arm], markersize=3, label=label)
             else:
-                curve(panel, arm, budgets, result.gap[arm])
+                curve(panel, COLORS[arm], arm, budgets, result.gap[arm])
         budgets = result.samples["independent"]
-        if (
-            result.assumed.reached > 0.5 and EXACT in result.gap
-        ):  # otherwise it is which maxima the few starts of `limit` found
+        # Where few starts reach Φ* the bias is only which maxima those of `limits` found.
+        if result.assumed.reached > 0.5 and EXACT in result.gap:
             bias = np.maximum(result.bias, 1e-12)
             panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
         guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "−2/7")
-        panel.set(ylabel="Φ* − Φ(φ_T), nats")
+        finish(panel, "Φ* − Φ(φ_T), nats")
         panel.set_title(
             f"w = {WEIGHTS[name]:g}: ascent on Φ has {name} ({100 * result.assumed.reached:.0f} % reach Φ*)",
             fontsize=10,
         )
-    if alone is not None:
-        curve(axes[-1], "actor–critic", alone.samples, alone.gap)
-        guide(axes[-1], alone.samples, alone.gap.mean(axis=1)[0], ACTOR_CRITIC_EXPONENT, "−1/3")
-        axes[-1].set(ylabel="J* − J(λ), units of reward")
-        axes[-1].set_title("The policy alone, at the true reward", fontsize=10)
-    for panel in axes:
-        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
     return figure
 
 
-def curve(panel, arm: str, budgets: np.ndarray, gap: np.ndarray) -> None:
+def finish(panel, label: str) -> None:
+    """Axes of a gap against samples."""
+    panel.set(xscale="log", yscale="log", ylabel=label)
+    panel.set(xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+
+
+def curve(panel, color: str, name: str, budgets: np.ndarray, gap: np.ndarray) -> None:
     """Mean over seeds with its 95 % interval, and the exponent in the label."""
     fit = power_law(budgets, gap, floor=False)
     low, high = fit.interval
-    label = f"{arm}: exponent −{fit.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
+    label = f"{name}: exponent −{fit.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
     mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
-    panel.errorbar(
-        budgets, mean, np.minimum(error, 0.9 * mean), color=COLORS[arm], marker="o", markersize=4, label=label
-    )
+    bars = np.minimum(error, 0.9 * mean)
+    panel.errorbar(budgets, mean, bars, color=color, marker="o", markersize=4, label=label)
 
 
 def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str) -> None:
@@ -471,13 +382,14 @@ def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str)
     panel.plot(budgets, line, color="0.4", linestyle="-.", linewidth=1, label=f"exponent {label}")
 
 
-def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
+def describe(fit: Fit) -> dict:
+    """An exponent, as JSON values."""
+    about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
+    return about | {"burn_in": fit.burn_in}
+
+
+def summarise(results: dict[str, Rate]) -> dict:
     """Exponents, their intervals and the parts of the gap, as JSON values."""
-
-    def describe(fit: Fit) -> dict:
-        about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
-        return about | {"burn_in": fit.burn_in}
-
     return {
         name: {
             "kl_weight": WEIGHTS[name],
@@ -490,14 +402,12 @@ def summarise(results: dict[str, Rate], alone: ActorCritic) -> dict:
             "fits": {arm: describe(fit) for arm, fit in fits(result).items()},
         }
         for name, result in results.items()
-    } | {"actor–critic": describe(power_law(alone.samples, alone.gap, floor=False))}
+    }
 
 
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `complexity.png` and `complexity.json`; `bilevel verify P1.rate` does it resumably."""
     results = {name: study(weight, say=say) for name, weight in WEIGHTS.items()}
-    alone = actor_critic(WEIGHTS["one maximum"], say=say)
-    summary = summarise(results, alone)
-    (out / "complexity.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(results, alone).savefig(out / "complexity.png", dpi=120)
+    (out / "complexity.json").write_text(json.dumps(summarise(results), indent=2) + "\n")
+    draw(results).savefig(out / "complexity.png", dpi=120)
     say(f"figure: {out / 'complexity.png'}")

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
@@ -36,6 +35,7 @@ from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
 from envs.tabular import tabular
+from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 
 DISCOUNT, KL_WEIGHT = 0.8, 0.3
@@ -192,34 +192,33 @@ def kept(known: Setting, learner: Learner, run: int) -> Array:
 
 
 def learn(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarray:
-    """RMS errors at the learner's n of that number after each target update, [policy, seed, L]."""
-    return learn_in_norms(known, learner, run, sizes)[0]
+    """Errors at the learner's n of that number after each target update, [3, policy, seed, L].
 
-
-def learn_in_norms(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarray:
-    """The same, and as in `Result.largest`, [3, policy, seed, L]; devices share the seeds."""
+    RMS, and the two of `Result.largest`.
+    """
     world, model = known.world, learner.model
     tables = models.table(*known.values.shape[1:]), models.table_policy(*known.values.shape[1:])
     problem = Problem(world.env, None, *tables, models.uniform_reference(world.env))
     hyper = Hyper(kl_weight=KL_WEIGHT, discount=DISCOUNT, critic_step_size=learner.step_size)
     critic = td_critic(problem, model, TDSizes(1, learner.transitions[run], learner.chains[run]), hyper)
 
-    def errors(key, logits, values, weights, shown):
-        def body(state, key):
-            state, _ = critic.fit(key, state, logits, world.mdp.reward)
-            size = jnp.abs(pair_table(world.env, bind(model, state.params)) - values)
-            largest = jnp.max(shown * size), jnp.max(size)
-            return state, jnp.stack([error(known, model, state.params, values, weights), *largest])
-
-        key_init, key_fits = jax.random.split(key)
-        return jax.lax.scan(body, critic.init(key_init), jax.random.split(key_fits, sizes.num_targets))[1]
-
-    devices = jax.devices()[: math.gcd(sizes.num_seeds, len(jax.devices()))]
-    mesh = jax.sharding.Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
-    keys = jax.random.split(jax.random.key(1), sizes.num_seeds)
-    keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
     shown = kept(known, learner, run) <= KEPT
-    return np.moveaxis(over_policies(errors)(keys, known.logits, known.values, known.weights, shown), -1, 0)
+
+    def single(key):
+        key_init, key_fits = jax.random.split(key)
+
+        def errors(logits, values, weights, shown):
+            def body(state, key):
+                state, _ = critic.fit(key, state, logits, world.mdp.reward)
+                size = jnp.abs(pair_table(world.env, bind(model, state.params)) - values)
+                largest = jnp.max(shown * size), jnp.max(size)
+                return state, jnp.stack([error(known, model, state.params, values, weights), *largest])
+
+            return jax.lax.scan(body, critic.init(key_init), jax.random.split(key_fits, sizes.num_targets))[1]
+
+        return jax.vmap(errors)(known.logits, known.values, known.weights, shown)
+
+    return np.transpose(for_each_seed(single, sizes.num_seeds, jax.random.key(1)), (3, 1, 0, 2))
 
 
 def error(known: Setting, model: Model, params, values: Array, weights: Array) -> Array:
@@ -227,32 +226,25 @@ def error(known: Setting, model: Model, params, values: Array, weights: Array) -
     return jnp.sqrt(jnp.sum(weights * (pair_table(known.world.env, bind(model, params)) - values) ** 2))
 
 
-def over_policies(function):
-    """A compiled function of a key and of arrays of one policy, over [seed] keys and [policy, ...] arrays."""
-
-    def both(keys, *arrays):
-        return jax.vmap(lambda *x: jax.vmap(lambda key: function(key, *x))(keys))(*arrays)
-
-    return jax.jit(both)
-
-
 def direct_fit(known: Setting, model: Model, sizes: Sizes) -> np.ndarray:
     """Errors of weighted least squares on the exact Q, by full gradients and Adam, [policy, restart]: a class's floor."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, sizes.fit_steps))
 
-    def fit(key, *target):
+    def fit(key, values, weights):
         def body(carry, _):
             params, state = carry
-            grad = jax.grad(lambda x: error(known, model, x, *target) ** 2)(params)
+            grad = jax.grad(lambda x: error(known, model, x, values, weights) ** 2)(params)
             updates, state = optimizer.update(grad, state)
             return (optax.apply_updates(params, updates), state), None
 
         params = model.init(key)
         (params, _), _ = jax.lax.scan(body, (params, optimizer.init(params)), length=sizes.fit_steps)
-        return error(known, model, params, *target)
+        return error(known, model, params, values, weights)
 
-    keys = jax.random.split(jax.random.key(2), sizes.num_restarts)
-    return np.asarray(over_policies(fit)(keys, known.values, known.weights))
+    def single(key):
+        return jax.vmap(lambda *target: fit(key, *target))(known.values, known.weights)
+
+    return for_each_seed(single, sizes.num_restarts, jax.random.key(2)).T
 
 
 def study(sizes: Sizes = Sizes(), say=lambda line: None) -> Result:  # noqa: B008
@@ -260,7 +252,7 @@ def study(sizes: Sizes = Sizes(), say=lambda line: None) -> Result:  # noqa: B00
     known = setting(sizes.layout, sizes.num_targets)
     found, errors, floors = learners(known, sizes), {}, {}
     for name, learner in found.items():
-        norms = [learn_in_norms(known, learner, run, sizes) for run in range(len(learner.transitions))]
+        norms = [learn(known, learner, run, sizes) for run in range(len(learner.transitions))]
         errors[name] = np.stack([rms for rms, *_ in norms])
         if name == TABLE:
             largest = norms[-1][1:]

@@ -24,8 +24,10 @@ from bilevel.hypergradients import proxy
 from bilevel.rates import Fit, power_law
 from bilevel.run import run, start
 from bilevel.types import Hyper
+from experiments.run_folder import kept
 from experiments.studies import complexity
-from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Level, kept
+from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learned, Level
+from experiments.studies.seeds import for_each_seed
 
 KL_WEIGHT = complexity.WEIGHTS["one maximum"]
 HALVED = 100  # outer steps after which a reward step is half its first
@@ -117,15 +119,22 @@ def learn(counts: tuple[int, int, int], estimator: str, sizes: Sizes) -> tuple[n
 
         return jax.vmap(at_budgets)(lanes)
 
-    return complexity.shared(seed, sizes.num_seeds), taken
+    return for_each_seed(seed, sizes.num_seeds, jax.random.key(0)), taken
 
 
-def gaps(counts: tuple[int, int, int], estimator: str, best: float, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """[lane, budget, seed] Φ* − Φ, and whole steps taken, [budget]."""
+class Gaps(NamedTuple):
+    """gap [lane, budget, seed] Φ* − Φ, nats; taken [budget] whole steps."""
+
+    gap: np.ndarray
+    taken: np.ndarray
+
+
+def gaps(counts: tuple[int, int, int], estimator: str, best: float, sizes: Sizes) -> Gaps:
+    """Of every run with those counts."""
     rewards, taken = learn(counts, estimator, sizes)
     gap = np.moveaxis(best - complexity.values(rewards, KL_WEIGHT), 0, -1)
     gap = np.where(np.isfinite(gap), np.maximum(gap, complexity.ROUNDING), np.inf)
-    return np.where(taken[:, None] > 0, gap, np.inf), taken
+    return Gaps(np.where(taken[:, None] > 0, gap, np.inf), taken)
 
 
 def choose(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +164,7 @@ def study(
         parts = []
         for counts in sizes.counts:
             name = f"{estimator} K={counts[0]} n={counts[1]} B={counts[2]}"
-            parts.append(kept(keep, name, partial(gaps, counts, estimator, best, sizes))[0])
+            parts.append(kept(keep, name, Gaps, partial(gaps, counts, estimator, best, sizes)).gap)
             say(f"{name}: least mean gap {parts[-1].mean(axis=-1).min():.2g}")
         chosen, judged = choose(np.stack(parts))
         schedule = under_schedule(estimator, best, sizes, keep)
@@ -172,7 +181,7 @@ def under_schedule(estimator: str, best: float, sizes: Sizes, keep: Path | None)
     for epsilon in sizes.epsilons:
         level = complexity.schedule(epsilon)
         learned = partial(complexity.learn, level, estimator, KL_WEIGHT, sizes.num_schedule_seeds)
-        rewards, transitions = kept(keep, f"{estimator} schedule {epsilon:.4f}", learned)
+        rewards, transitions = kept(keep, f"{estimator} schedule {epsilon:.4f}", Learned, learned)
         samples.append(float(transitions))
         gap.append(np.maximum(best - complexity.values(rewards, KL_WEIGHT), complexity.ROUNDING))
     return np.array(samples), np.stack(gap)

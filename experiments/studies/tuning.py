@@ -161,8 +161,8 @@ def study(
     gap = dict(zip(arms, final, strict=True))
     samples = {name: float(total if name in (TUNED, GIVEN) else steps * one) for name in arms}
     level, cost = schedule_within(total)
-    rewards, _ = complexity.learn(level, "weighted", KL_WEIGHT, sizes.repetitions)
-    gap[SCHEDULE] = np.maximum(best - complexity.values(rewards, KL_WEIGHT), ROUNDING)
+    learned = complexity.learn(level, "weighted", KL_WEIGHT, sizes.repetitions)
+    gap[SCHEDULE] = np.maximum(best - complexity.values(learned.params, KL_WEIGHT), ROUNDING)
     samples[SCHEDULE] = float(cost)
     for name in gap:
         above = int(np.sum(gap[name] > FAILURE))

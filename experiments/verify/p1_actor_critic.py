@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.studies import complexity
+from experiments.studies import actor_critic
 from experiments.verify.claims import INF, Budget, Claim, Margin, Measurement
 from experiments.verify.p1_rate import MARGIN, exponent
 
@@ -10,12 +10,11 @@ NUMBER = "exponent of J* − J in samples"
 
 
 def measure(budget: Budget) -> Measurement:
-    """See `experiments.studies.complexity.actor_critic`."""
-    sizes = complexity.QUICK if budget.quick else complexity.Sizes()
-    alone = complexity.actor_critic(complexity.WEIGHTS["one maximum"], sizes, budget.folder, budget.say)
-    fit = complexity.power_law(alone.samples, alone.gap, floor=False)
-    cost = {"transitions": sizes.num_seeds * float(np.sum(alone.samples))}
-    return Measurement({NUMBER: exponent(fit)}, cost, complexity.draw({}, alone))
+    """See `experiments.studies.actor_critic`."""
+    sizes = actor_critic.QUICK if budget.quick else actor_critic.Sizes()
+    result = actor_critic.study(sizes, budget.folder, budget.say)
+    cost = {"transitions": sizes.num_seeds * float(np.sum(result.samples))}
+    return Measurement({NUMBER: exponent(actor_critic.fit(result))}, cost, actor_critic.draw(result))
 
 
 CLAIM = Claim(
@@ -23,7 +22,7 @@ CLAIM = Claim(
     source="2410.15610, the remark on vanilla actor–critic",
     prediction="gap ∝ samples^(−1/3) or faster",
     exact=False,
-    margins={NUMBER: Margin(complexity.ACTOR_CRITIC_EXPONENT - MARGIN, INF)},
+    margins={NUMBER: Margin(actor_critic.EXPONENT - MARGIN, INF)},
     minutes=(1, 5),
     measure=measure,
 )
