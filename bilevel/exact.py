@@ -237,9 +237,12 @@ def _tolerance(like: Array, tolerance: float | None) -> float:
     return tolerance if tolerance is not None else (1e-10 if like.dtype == jnp.float64 else 1e-4)
 
 
-def require_kl(kl_weight: float) -> None:
-    """Raises ValueError unless w > 0: without it a tabular optimum is a vertex, Φ has jumps, and no gradient exists."""
-    if not kl_weight > 0:
+def require_kl(kl_weight: Array | float) -> None:
+    """Raises ValueError unless w > 0: without it a tabular optimum is a vertex, Φ has jumps, and no gradient exists.
+
+    A w that is traced cannot be looked at: solvers then answer NaN.
+    """
+    if isinstance(kl_weight, (int, float, np.number)) and not kl_weight > 0:
         raise ValueError(f"kl_weight is {kl_weight:g}; exact oracles of the optimal policy need kl_weight > 0")
 
 

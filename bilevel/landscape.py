@@ -75,8 +75,10 @@ def landscape(
     """The problem's Φ, exactly: optimal policies by linear solves, preferences by enumeration. Policies are tables.
 
     Raises:
-        ValueError: the segments are too many to enumerate, or the objective needs labels that the annotator does not give.
+        ValueError: w is 0, the segments are too many to enumerate, or the objective needs labels that the annotator does
+            not give.
     """
+    exact.require_kl(hyper.kl_weight)
     env, (_, unravel) = problem.env, flat(problem.reward)
     segments = exact.enumerate_segments(env.num_states, env.num_actions, segment_length)
     comparisons = exact.exact_comparisons(problem.annotate, segments)

@@ -43,7 +43,7 @@ class TuneOptions:
     budget: int = option(
         0, "a whole number above 0, as in --budget 10000000", lambda x: 0 < x < 2**63
     )  # no default would fit every world
-    """N, environment transitions of the whole search; labels are counted beside."""
+    """N, environment transitions of the whole search, to be given; labels are counted beside."""
     candidates: int = count(27, 2)
     """Random configurations in the first rung; a third of each rung goes on."""
     tries: int = count(1)

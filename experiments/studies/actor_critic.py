@@ -122,7 +122,7 @@ def draw(result: ActorCritic) -> Figure:
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     panel = figure.subplots()
     complexity.curve(panel, "#CC79A7", "actor–critic", result.samples, result.gap)
-    complexity.guide(panel, result.samples, result.gap.mean(axis=1)[0], EXPONENT, "−1/3")
+    complexity.guide(panel, result.samples, result.gap.mean(axis=1)[0], EXPONENT, "1/3")
     complexity.finish(panel, "J* − J(λ), units of reward")
     panel.set_title("The policy alone, at the true reward", fontsize=10)
     return figure

@@ -349,7 +349,7 @@ def draw(results: dict[str, Rate]) -> Figure:
         if result.assumed.reached > 0.5 and EXACT in result.gap:
             bias = np.maximum(result.bias, 1e-12)
             panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
-        guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "−2/7")
+        guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "2/7")
         finish(panel, "Φ* − Φ(φ_T), nats")
         panel.set_title(
             f"w = {WEIGHTS[name]:g}: ascent on Φ has {name} ({100 * result.assumed.reached:.0f} % reach Φ*)",
@@ -363,14 +363,14 @@ def finish(panel, label: str) -> None:
     panel.set(xscale="log", yscale="log", ylabel=label)
     panel.set(xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8)
 
 
 def curve(panel, color: str, name: str, budgets: np.ndarray, gap: np.ndarray) -> None:
     """Mean over seeds with its 95 % interval, and the exponent in the label."""
     fit = power_law(budgets, gap, floor=False)
     low, high = fit.interval
-    label = f"{name}: exponent −{fit.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
+    label = f"{name}: p = {fit.exponent:.2f} [{low:.2f}, {high:.2f}]"
     mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
     bars = np.minimum(error, 0.9 * mean)
     panel.errorbar(budgets, mean, bars, color=color, marker="o", markersize=4, label=label)
@@ -379,7 +379,7 @@ def curve(panel, color: str, name: str, budgets: np.ndarray, gap: np.ndarray) ->
 def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str) -> None:
     """A line of the theorem's exponent."""
     line = first * (budgets / budgets[0]) ** -exponent
-    panel.plot(budgets, line, color="0.4", linestyle="-.", linewidth=1, label=f"exponent {label}")
+    panel.plot(budgets, line, color="0.4", linestyle="-.", linewidth=1, label=f"p = {label}, the theorem's")
 
 
 def describe(fit: Fit) -> dict:

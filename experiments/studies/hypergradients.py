@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from bilevel import exact
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
@@ -492,6 +493,7 @@ def draw_ascents(axes, result: Result, sizes: Sizes) -> None:
         for i, color in enumerate(("#0072B2", "#D55E00")):
             axes.plot(gap[i], np.full(gap.shape[1], place + 0.2 * (2 * i - 1)), "|", color=color, alpha=0.5)
     axes.set_xscale("symlog", linthresh=1e-6)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=1e-6))  # labels of every decade would touch
     axes.set(title=f"Ends of ascents of {sizes.outer_steps} steps, K = {sizes.inner_steps} (marks: instances)")
     axes.set_xlabel("Φ at the end, less that of an ascent along ∇Φ, nats")
 
@@ -499,15 +501,15 @@ def draw_ascents(axes, result: Result, sizes: Sizes) -> None:
 def tell(rows: list[dict], sizes: Sizes, say: Callable[[str], None]) -> None:
     """The rows as a table."""
     ends = f"K′ = {sizes.policy_steps[0]}", f"K′ = {sizes.policy_steps[-1]}", "at λ*"
-    head = "".join(f"{x:>11s}" for x in (*ends, "gradients", "ms", "transitions", "lost Φ"))
-    say(f"{'':26s}{'w':>5s}{head}")
+    head = "".join(f"{x:>12s}" for x in (*ends, "gradients", "ms", "transitions", "lost Φ"))
+    say(f"{'':30s}{'w':>5s}{head}")
     for row in rows:
         errors = list(row.get("relative_error", {}).values())
         cells = [f"{errors[k][0]:.1e}" for k in (0, -2, -1)] if errors else [""] * 3
         cells += [f"{row['gradient_evaluations']}", f"{1e3 * row['seconds']:.1f}"] if errors else [""] * 2
         cells += [f"{row['transitions'][0]:.2e}" if "transitions" in row else ""]
         cells += [f"{-row['gap'][0]:.1e}" if "gap" in row else ""]
-        say(f"{row['way']:26s}{row['kl_weight']:5.1f}" + "".join(f"{x:>11s}" for x in cells))
+        say(f"{row['way']:30s}{row['kl_weight']:5.1f}" + "".join(f"{x:>12s}" for x in cells))
 
 
 def main(out: Path, say=print) -> None:

@@ -226,7 +226,7 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
         low, high = law.interval
         mean = result.judged.mean(axis=1)
         error = 1.96 * result.judged.std(axis=1, ddof=1) / np.sqrt(result.judged.shape[1])
-        label = f"{name}, tuned: exponent −{law.exponent:.2f} [−{high:.2f}, −{low:.2f}]"
+        label = f"{name}, tuned: p = {law.exponent:.2f} [{low:.2f}, {high:.2f}]"
         left.errorbar(budgets, mean, np.minimum(error, 0.9 * mean), color=color, marker="o", markersize=4, label=label)
         samples, gap = result.schedule
         left.plot(samples, gap.mean(axis=1), "--^", color=color, markersize=4, label=f"{name}, the theorem's schedule")
@@ -235,13 +235,13 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
             values = [row[key] for row in rows]
             label = {"sigma": "σ", "B": "B", "K": "K"}[key]
             right.plot(budgets, values, line, color=color, marker=marks[name], markersize=4, label=f"{label}, {name}")
-    complexity.guide(left, budgets, next(iter(found.values())).judged.mean(axis=1)[0], EXPONENT, "−2/7")
+    complexity.guide(left, budgets, next(iter(found.values())).judged.mean(axis=1)[0], EXPONENT, "2/7")
     left.set(ylabel="Φ* − Φ(φ_T), nats", title="Gap on seeds that did not choose, 95 % intervals")
     right.set(ylabel="chosen value", title="What was chosen at each budget")
     for panel in (left, right):
         panel.set(xscale="log", yscale="log", xlabel="samples (transitions a run)")
         panel.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
