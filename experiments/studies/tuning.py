@@ -2,8 +2,8 @@
 
 On the instance of `sensitivity`. A search spends half of the samples and the run of what it chose the other half; the
 schedule of the theorem spends all of them on one run, with ε as small as they allow, and with step sizes that were chosen
-for this instance. The best cell of the grids was chosen by the exact Φ, on half of the seeds, and the grids' samples are not
-counted. Every number of a repetition comes from keys that chose nothing.
+for this instance. The best cell of the grids was chosen by the exact Φ at the end of the grids' runs, a twentieth as long,
+whose samples are not counted. Every number of a repetition comes from keys that chose nothing.
 
 The score is G at λ′, which climbs J + σ G: it may rise with σ whatever becomes of φ. How well it orders random
 configurations by their exact Φ is measured on a pool of them, for all σ and for those near one value.
@@ -74,21 +74,15 @@ class Tuning(NamedTuple):
         gap: arm -> [repetition] Φ* − Φ(φ_T), nats.
         samples: arm -> transitions a repetition, without those of the grids.
         chosen: arm -> name -> [repetition] values.
-        cell: the best cell's values, and its gap [seed] on the other half of the grids' seeds.
+        cell: the best cell's values.
         pool: runs [configuration, seed] of the base point's length, and their Hyper [configuration].
     """
 
     gap: dict[str, np.ndarray]
     samples: dict[str, float]
     chosen: dict[str, dict[str, np.ndarray]]
-    cell: tuple[dict[str, float], np.ndarray]
+    cell: dict[str, float]
     pool: tuple[Runs, Hyper]
-
-
-def best_cell(runs: Runs) -> tuple[int, np.ndarray]:
-    """The point with the least mean gap on the even seeds, and its gaps on the odd ones."""
-    point = int(np.argmin(runs.gap[:, ::2].mean(axis=1)))
-    return point, runs.gap[point, 1::2]
 
 
 def schedule_within(samples: float) -> tuple[complexity.Level, int]:
@@ -153,7 +147,7 @@ def study(
     rungs = plan_rungs(sizes.runs * counts.num_steps * one, sizes.candidates, one)
     steps = sizes.runs * counts.num_steps  # of the final run, which takes what the search was given
     total = spent(rungs, one) + steps * one
-    point, judged = best_cell(grid)
+    point = int(np.argmin(grid.gap.mean(axis=1)))
     arms = arms_of(counts, base, Hyper(*(x[point] for x in points)), sizes, rungs)
     joined = Hyper(*(np.concatenate(x) for x in zip(*arms.values(), strict=True)))
     seeds = np.tile(FINAL + np.arange(sizes.repetitions), len(arms))[:, None]
@@ -172,7 +166,7 @@ def study(
     cell = {name: float(x[point]) for name, x in points._asdict().items()}
     pool = draw_candidates(POOL, sizes.pool, tuple(RANGES), base._asdict())
     runs = learn(best, counts, pool, POOL + np.arange(sizes.pool_seeds), sizes.chunk)
-    return Tuning(gap, samples, chosen, (cell, judged), (runs, pool))
+    return Tuning(gap, samples, chosen, cell, (runs, pool))
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -274,12 +268,10 @@ def summarise(result: Tuning) -> dict:
     }
     for name, gap in result.gap.items():
         arms[name]["log_ratio_to_schedule"] = interval(np.log(gap) - np.log(result.gap[SCHEDULE]))
-    cell, judged = result.cell
     return {
         "arms": arms,
         "chosen": {arm: {n: x.tolist() for n, x in values.items()} for arm, values in result.chosen.items()},
-        "best_cell": cell,
-        "best_cell_gap_at_the_base_length": interval(judged),
+        "best_cell": result.cell,
         "rank_correlation": correlations(result),
         "diverged_in_pool": float(result.pool[0].diverged.mean()),
     }
@@ -289,7 +281,7 @@ def report(result: Tuning, out: Path, say=print) -> None:
     """Writes `tuning.png` and `tuning.json`, and says the correlations."""
     write_json(out, "tuning.json", summarise(result))
     draw(result).savefig(out / "tuning.png", dpi=110)
-    say(f"best cell at the base point's length, other half of the seeds: {shown(result.cell[1])} nats")
+    say("best cell: " + ", ".join(f"{name} = {result.cell[name]:.3g}" for name in (*RANGES, "proxy_step_ratio")))
     for name, (rho, low, high) in correlations(result).items():
         say(f"rank correlation of score and Φ, {name}: {rho:.2f} [{low:.2f}, {high:.2f}]")
     say(f"figure: {out / 'tuning.png'}")
