@@ -210,7 +210,7 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, all_drop
         return f"{num} are too few to resample; {MIN_SEEDS} are needed"
     if lack_of_fit < MIN_FIT:
         return f"no power law: residuals exceed the noise (p-value {lack_of_fit:.1g}); {MIN_FIT:g} is needed"
-    if span < MIN_SPAN:
+    if span < MIN_SPAN * (1 - 1e-9):  # a decade of budgets 10^x may be less by rounding
         return f"the power law spans a factor {span:.3g} of the budget; {MIN_SPAN:g} is needed"
     return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if all_dropped else ""
 

@@ -218,6 +218,8 @@ def test_a_fit_says_why_it_decides_nothing():
     for reason, fit in cases.items():
         assert reason in fit.undecided
         assert decided(fit) == decided(fit, -100.0, 100.0) == "not decided"
+    budgets = np.array([10 ** (x / 3) for x in range(5, 9)])  # a decade but for rounding
+    assert budgets[-1] / budgets[0] < 10 and power_law(budgets, measured()[:4], **LINE).undecided == ""
 
 
 # Input ----------------------------------------------------------------------------------------------------------------

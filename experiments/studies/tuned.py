@@ -48,9 +48,9 @@ class Sizes(NamedTuple):
 
     budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # to 1e6
     counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))
-    sigmas: tuple[float, ...] = (0.3, 1.0, 3.0)
+    sigmas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
     policy_steps: tuple[float, ...] = (0.2, 0.8)
-    reward_steps: tuple[float, ...] = (0.5, 2.0)
+    reward_steps: tuple[float, ...] = (0.12, 0.5, 2.0)
     num_seeds: int = 64
     epsilons: tuple[float, ...] = complexity.QUICK.epsilons[:4]
     num_schedule_seeds: int = 32

@@ -7,7 +7,9 @@ from experiments.verify.p1_rate import exponent
 QUICK = tuned.Sizes(
     budgets=tuple(10 ** (4 + x / 3) for x in range(5)),
     counts=((1, 16, 16),),
+    sigmas=(0.3, 1.0, 3.0),
     policy_steps=(0.2,),
+    reward_steps=(0.5, 2.0),
     num_seeds=16,
     epsilons=(1.0,),
     num_schedule_seeds=8,
