@@ -55,7 +55,8 @@ def lower_level(mdp: MDP, reward: Array, reference: Array, discount, kl_weight) 
     """The lower-level problem of `mdp` with `reward` [S, A] in place of its true reward.
 
     Raises:
-        ValueError: γ or w is a number out of its range. One that is traced cannot be looked at: solvers then answer NaN.
+        ValueError: γ or w is a number out of its range. An array is not looked at, since it may be traced: optima are NaN
+            then, and values of a given policy mean nothing.
     """
     if isinstance(discount, (int, float, np.number)) and not 0 <= discount < 1:
         raise ValueError(f"discount is {discount:g}; required: in [0, 1), or the values of a policy are no numbers")
@@ -240,10 +241,10 @@ def _tolerance(like: Array, tolerance: float | None) -> float:
 def require_kl(kl_weight: Array | float) -> None:
     """Raises ValueError unless w > 0: without it a tabular optimum is a vertex, Φ has jumps, and no gradient exists.
 
-    A w that is traced cannot be looked at: solvers then answer NaN.
+    A w that is traced cannot be looked at: optima are NaN then.
     """
-    if isinstance(kl_weight, (int, float, np.number)) and not kl_weight > 0:
-        raise ValueError(f"kl_weight is {kl_weight:g}; exact oracles of the optimal policy need kl_weight > 0")
+    if not isinstance(kl_weight, jax.core.Tracer) and not np.all(np.asarray(kl_weight) > 0):
+        raise ValueError(f"kl_weight is {kl_weight}; exact oracles of the optimal policy need kl_weight > 0")
 
 
 # Segments and the preference objective --------------------------------------------------------------------------------
@@ -261,12 +262,17 @@ def enumerate_segments(num_states: int, num_actions: int, length: int) -> Trajec
     count = (num_states * num_actions) ** length
     if count > MAX_SEGMENTS:
         raise ValueError(
-            f"(S·A)^H = ({num_states}·{num_actions})^{length} = {count} segments; exact preference objectives "
+            f"(S·A)^H = ({num_states}·{num_actions})^{length}{_about(count)} segments; exact preference objectives "
             f"enumerate pairs of at most {MAX_SEGMENTS}; shorten the segments, or use sampled gradients"
         )
     pairs = np.indices((num_states * num_actions,) * length).reshape(length, -1).T
     states, actions = (jnp.asarray(x, jnp.int32) for x in np.divmod(pairs, num_actions))
     return Trajectory(states, states, actions)
+
+
+def _about(count: int) -> str:
+    """A count, unless it has too many digits to help."""
+    return f" = {count}" if count < 10**12 else ""
 
 
 def enumerate_classes(classes: np.ndarray, length: int) -> tuple[Trajectory, Callable[[MDP, Array, Trajectory], Array]]:
@@ -303,8 +309,8 @@ def enumerate_classes(classes: np.ndarray, length: int) -> tuple[Trajectory, Cal
     count = num_classes**length
     if count > MAX_SEGMENTS:
         raise ValueError(
-            f"C^H = {num_classes}^{length} = {count} sequences of reward classes; exact preference objectives enumerate "
-            f"pairs of at most {MAX_SEGMENTS}; shorten the segments, or use sampled gradients"
+            f"C^H = {num_classes}^{length}{_about(count)} sequences of reward classes; exact preference objectives "
+            f"enumerate pairs of at most {MAX_SEGMENTS}; shorten the segments, or use sampled gradients"
         )
     member = classes == np.arange(num_classes)[:, None, None]  # [C, S, A]
     first = np.argmax(member.reshape(num_classes, -1), axis=1)  # a pair of each class
@@ -418,7 +424,7 @@ def penalised_policy(
         problem: needs w > 0.
         penalty: policy [S, A] -> G, [], differentiable; it must not depend on the policy in states that J never
             visits, which no KL holds: NaN.
-        sigma: [] σ ≥ 0.
+        sigma: [] σ ≥ 0; NaN for another.
         tolerance: largest residual accepted, relative to (1 + max|r| + w)/(1 − γ) + max|q|; None: min(1, σ) times 1e-10
             in float64, 1e-4 in float32, and no less than 256 roundings, since ∇Φ_σ divides errors by σ.
         max_iterations: Newton or mirror steps at most, from each start.
@@ -480,7 +486,7 @@ def penalised_policy(
     best = jnp.argmin(jnp.where(level, found.error, jnp.inf))
     scores, _, residual, error = jax.tree.map(lambda x: x[best], found)
     policy = jnp.exp(_log_gibbs(problem, scores))
-    return Solution(jnp.where(error <= tolerance, policy, jnp.nan), residual)
+    return Solution(jnp.where((error <= tolerance) & (sigma >= 0), policy, jnp.nan), residual)
 
 
 class _Reached(NamedTuple):

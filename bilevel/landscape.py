@@ -178,9 +178,10 @@ def expand(land: Landscape, params: Array) -> Expansion:
 
 
 def margin(land: Landscape, params: Array) -> Array:
-    """The smallest probability in Φ, []: of an action, min π*(a|s), or of a label, sigmoid(min r − max r).
+    """The smallest probability in Φ, []: of an action, min π*(a|s), or of a label of one step, sigmoid(min r − max r).
 
-    Where it goes to zero so does ∇Φ in some direction, and φ is on its way to infinity instead of a stationary point.
+    A label of H steps may be less likely still; both go to zero together. Where this does, so does ∇Φ in some direction,
+    and φ is on its way to infinity instead of a stationary point.
     """
     reward = land.table(params)
     policy = exact.optimal_policy(land.lower(reward)).policy

@@ -31,10 +31,11 @@ class Fit(NamedTuple):
 
     Attributes:
         exponent: p; positive if the error falls.
-        interval: (low, high) of p.
+        interval: (low, high) of p. Where as many levels were dropped as may be, the bend may go on beyond the data: the
+            end towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
         level: coverage of the interval; each end is missed at rate (1 − level) / 2.
-        undecided: why nothing may be concluded, in words: too few seeds, no power law, a range too short to tell, burn-in
-            that may reach further than the data show; "" if it may.
+        undecided: why nothing may be concluded, in words: too few seeds or levels, no power law, a range too short to
+            tell; "" if it may.
         constant: c, in units of error · n^p.
         floor: in units of the error; 0 where the data ask for none.
         burn_in: number of leading levels that were dropped.
@@ -95,6 +96,10 @@ def power_law(
     noise² is the variance of the logs about a straight line for each resample, so that levels may share seeds or not. A
     floor must be seen: it is at least c n^(−p) at the last two levels, and at most that at the first three.
 
+    Where all are dropped but the last four, the data show a bend up to there: a curve that flattens may fall more slowly
+    yet, so that its interval has no lower end, and one that steepens no upper end. A stall can thus be told from a slow
+    start, on the assumption that the bend does not turn.
+
     Seeds are resampled as wholes, over all levels at once, and the choice is made anew in each resample. The interval
     lies between quantiles of these exponents, moved outwards as Student's t asks ("expanded percentile", Hesterberg
     2015, doi 10.1080/00031305.2015.1089789). Coverage at nominal 95 %, measured on 8 levels over 4 decades, p = ½:
@@ -145,13 +150,17 @@ def power_law(
     residuals = logs[0, first:] - _curve(u[first:], exponent, log_floor)
     log_last = np.mean(residuals)  # of c n^(−p) at the last level
     end = -log_floor / exponent if num_floors[best] else 0.0  # u where the floor takes over
+    low, high = interval(resampled, num_seeds, level)
+    if first == most > 0:
+        flattens = exponents[0, 0] > exponent  # of all levels, over that of the last
+        low, high = (-np.inf, high) if flattens else (low, np.inf)
     freedom = num_levels - first - 2 - num_floors[best], (num_seeds - 1) * (num_levels - 2)
     lack_of_fit = stats.f.sf(squares[best, 0] / noise**2 / freedom[0], *freedom)
     return Fit(
         exponent=float(exponent),
-        interval=interval(resampled, num_seeds, level),
+        interval=(low, high),
         level=level,
-        undecided=undecided(num_seeds, np.exp(end - u[first]), lack_of_fit, burn_in and first == most),
+        undecided=undecided(num_seeds, np.exp(end - u[first]), lack_of_fit, burn_in and most == 0),
         constant=float(np.exp(log_last + exponent * np.log(budgets[-1]))),
         floor=float(np.exp(log_last + log_floor)),
         burn_in=int(first),
@@ -197,14 +206,14 @@ def verdict(interval: tuple[float, float], low: float, high: float) -> Verdict:
     return "fails" if interval[1] < low or high < interval[0] else "not decided"
 
 
-def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, all_dropped: bool = False) -> str:
+def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_short: bool = False) -> str:
     """Why an interval decides nothing, in words; "" if it may.
 
     Args:
         num: seeds, or instances, that were resampled.
         span: last over first budget of a power law.
         lack_of_fit: p-value of its residuals.
-        all_dropped: as many levels were left out as burn-in as may be.
+        too_short: there are too few levels to see a burn-in.
     """
     if num < MIN_SEEDS:
         return f"{num} are too few to resample; {MIN_SEEDS} are needed"
@@ -212,7 +221,7 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, all_drop
         return f"no power law: residuals exceed the noise (p-value {lack_of_fit:.1g}); {MIN_FIT:g} is needed"
     if span < MIN_SPAN * (1 - 1e-9):  # a decade of budgets 10^x may be less by rounding
         return f"the power law spans a factor {span:.3g} of the budget; {MIN_SPAN:g} is needed"
-    return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if all_dropped else ""
+    return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if too_short else ""
 
 
 # Bootstrap ------------------------------------------------------------------------------------------------------------
@@ -312,6 +321,6 @@ def _checked(x, y, min_levels: int, column: str, level: float, num_resamples: in
                 f"{values[tuple(bad[0])]:g} at {name} {', '.join(map(str, bad[0]))} ({len(bad)} such in all); a logarithm "
                 "needs finite numbers > 0: leave the level out, or measure an error that cannot vanish, such as a norm"
             )
-    if not (0.5 < level < 1 and num_resamples >= 100):
+    if not (0.5 < level < 1 and num_resamples >= 100 and num_resamples == int(num_resamples)):
         raise ValueError(f"a coverage of {level:g}, {num_resamples} resamples; give one in (½, 1), and 100 or more")
     return x, y

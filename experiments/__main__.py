@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,8 @@ def command() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked, 130 when interrupted."""
+    """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked, 3 if a claim is stopped by an
+    error, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
@@ -377,7 +379,7 @@ Measure claims of the papers and judge each: it holds when the 95 % interval lie
 fails when it lies outside, and is otherwise not decided. Prints a table; writes summary.json, a figure a claim and
 report.html to FOLDER/full, or with --quick (smaller budgets) to FOLDER/quick; FOLDER is runs/verify by default. What is
 there already is not measured again, unless the code that it depends on has changed; interrupted by Ctrl-C or SIGTERM, the
-same command goes on. Exit code: 1 if a claim fails, otherwise 0.
+same command goes on. Exit code: 1 if a claim fails, 3 if one is stopped by an error, otherwise 0.
 
   claim              minutes (quick, full)
 """
@@ -386,11 +388,12 @@ same command goes on. Exit code: 1 if a claim fails, otherwise 0.
 def verify_command(arguments: list[str]) -> int:
     """`bilevel verify`."""
     from experiments.options import OptionError
+    from experiments.run_folder import RunFolderError
     from experiments.verify import CLAIMS
-    from experiments.verify.runner import load, verify
+    from experiments.verify.runner import verify
 
     if {"-h", "--help"} & set(arguments):
-        print(VERIFY_HELP + "\n".join(_about_claim(name, load(name)[0]) for name in CLAIMS))
+        print(VERIFY_HELP + "\n".join(map(_about_claim, CLAIMS)))
         return 0
     out, rest = _take("out", arguments, "runs/verify")
     names = [name for name in rest if name != "--quick"]
@@ -400,12 +403,23 @@ def verify_command(arguments: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = verify(names, out, "--quick" in rest, _say)
+    except (OptionError, RunFolderError):
+        raise
+    except Exception:
+        traceback.print_exc()
+        return 3
     finally:
         signal.signal(signal.SIGTERM, before)
     return int(any(result["verdict"] == "fails" for result in results.values()))
 
 
-def _about_claim(name: str, claim) -> str:
+def _about_claim(name: str) -> str:
+    from experiments.verify.runner import load
+
+    try:
+        claim, _ = load(name)
+    except Exception as error:
+        return f"  {name:18s}cannot be loaded: {error!r}"
     quick, full = claim.minutes
     return f"  {name:18s}{quick:5g} {full:5g}   {claim.statement}"
 

@@ -95,31 +95,33 @@ def at(points: np.ndarray, gaps: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return found.reshape(*targets.shape, *points.shape[1:])
 
 
-def planted(exponent: float, samples: np.ndarray, top: float, num_seeds: int, noise: float, key: int) -> np.ndarray:
-    """Gaps [level, seed] ∝ samples^(−exponent), lognormal over seeds."""
+def planted(exponent, samples: np.ndarray, top: float, num_seeds: int, noise: float, key: int, floor=0.0) -> np.ndarray:
+    """Gaps [level, seed] ∝ samples^(−exponent) + floor, lognormal over seeds."""
     rng = np.random.default_rng(key)
     spread = np.exp(noise * rng.standard_normal((len(samples), num_seeds)))
-    return top * (samples / samples[0])[:, None] ** -exponent * spread
+    return top * ((samples / samples[0])[:, None] ** -exponent + floor) * spread
 
 
 SAMPLES = np.array([3e4, 1.2e5, 4e5, 1e6, 4e6, 1.2e7, 6e7])
 
 
-ASSUMED = {"reached": np.array(1.0), "domination": np.array(0.02), "below": np.array(0)}
+ASSUMED = {"reached": 1.0, "domination": 0.02, "below": 0, "beyond": 0.04, "start": 0.2}
 
 
-def verdict_of_rate(folder, monkeypatch, exponents: dict[str, float], num_seeds=64, noise=0.5, **refuted) -> str:
+def verdict_of_rate(folder, monkeypatch, exponents, num_seeds=64, noise=0.5, floor=0.0, spoil=None, **refuted) -> str:
+    """Where gaps fall with those exponents to a floor, in units of the first; `spoil` changes the φ of an arm and ε."""
     params, gaps, best = path()
     sizes = Sizes(num_seeds=num_seeds)
     for arm in ARMS:
-        targets = planted(exponents.get(arm, 1.0), SAMPLES, 0.02, num_seeds, noise, ARMS.index(arm))
+        targets = planted(exponents.get(arm, 1.0), SAMPLES, 0.02, num_seeds, noise, ARMS.index(arm), floor)
         for epsilon, target, count in zip(sizes.epsilons, targets, SAMPLES, strict=True):
-            found = {"params": at(params, gaps, np.clip(target, 2 * gaps[0], 0.9 * gaps[-1])), "transitions": count}
+            ends = at(params, gaps, np.clip(target, 2 * gaps[0], 0.9 * gaps[-1]))
+            found = {"params": ends if spoil is None else spoil(arm, epsilon, ends), "transitions": count}
             for name in complexity.WEIGHTS:
                 write_arrays(folder / name, f"{arm} {epsilon:.4f}.npz", found)
     with monkeypatch.context() as patch:
         patch.setattr(complexity, "Sizes", lambda: sizes)
-        assumed = complexity.Assumption(np.array(best), **(ASSUMED | refuted))
+        assumed = complexity.Assumption(np.array(best), **{k: np.array(x) for k, x in (ASSUMED | refuted).items()})
         patch.setattr(complexity, "assumption", lambda *args: assumed)
         patch.setattr(complexity, "limits", lambda levels, _: np.repeat(params[None, :1], len(levels), axis=1))
         patch.setattr(complexity, "learn", never)
@@ -140,9 +142,27 @@ def test_a_planted_exponent_decides_the_rate(exponents, expected, tmp_path, monk
     assert verdict_of_rate(tmp_path, monkeypatch, exponents) == expected
 
 
+def test_a_gap_that_stalls_at_a_floor_fails(tmp_path, monkeypatch):
+    fast = dict.fromkeys(ESTIMATORS, 0.66)
+    floor = (SAMPLES[2] / SAMPLES[0]) ** -0.66  # what the power law is at the third level of seven
+    assert verdict_of_rate(tmp_path, monkeypatch, fast, floor=floor) == "fails"
+
+
+def test_a_run_without_a_gap_is_counted_and_decides_nothing(tmp_path, monkeypatch):
+    def spoil(arm, epsilon, params):
+        return np.where(np.arange(64)[:, None] == 5, np.nan, params) if (arm, epsilon) == ("weighted", 1.0) else params
+
+    exponents = {"independent": 0.45, "weighted": 0.8}
+    assert verdict_of_rate(tmp_path, monkeypatch, exponents, spoil=spoil) == "not decided"
+    gap = np.ones((5, 8))
+    gap[3, :2] = np.inf
+    fit = complexity.law(10.0 ** np.arange(5), gap)
+    assert fit.undecided == "2 of 8 runs at level 4 of 5 ended with a gap that is no number"
+
+
 def test_where_the_assumption_is_refuted_or_left_behind_the_theorem_is_not_judged(tmp_path, monkeypatch):
     exponents = {"independent": 0.15, "weighted": 0.15}
-    assert verdict_of_rate(tmp_path, monkeypatch, exponents, domination=np.array(0.0)) == "not decided"
+    assert verdict_of_rate(tmp_path, monkeypatch, exponents, domination=0.0) == "not decided"
     with monkeypatch.context() as patch:
         patch.setattr(complexity, "RADIUS", 0.5)
         assert verdict_of_rate(tmp_path, patch, exponents) == "not decided"
@@ -152,6 +172,8 @@ def test_the_assumption_is_not_refuted_at_one_weight_and_is_at_the_other():
     sizes = Sizes(**LOOK)
     one, several = (complexity.assumption(weight, sizes) for weight in complexity.WEIGHTS.values())
     assert one.domination > 0.01 and one.below == 0 and one.reached == 1
+    assert 0.03 < one.beyond < 0.1  # towards φ = (2.5, −∞): the assumption is one of the square
+    assert 0.1 < one.start < 0.4
     assert several.domination == 0 and several.below >= 2  # saddles, and the maximum in which ascents end
     with jax.enable_x64(True):
         slope = jax.jit(jax.grad(functools.partial(complexity.objective, complexity.instance(), kl_weight=WEIGHT)))

@@ -149,7 +149,7 @@ def test_a_pass_keeps_the_share_of_the_error_that_a_loop_of_sgd_in_the_mean_does
     for _ in range(num_steps):
         iterate = iterate * (1 - learner.step_size * chance)
         mean = mean + iterate / num_steps
-    np.testing.assert_allclose(critic.kept(known, learner, 1), mean, rtol=0.1, atol=2 / num_steps)
+    np.testing.assert_allclose(critic.remaining(known, learner, 1), mean, rtol=0.1, atol=2 / num_steps)
 
 
 def test_the_slope_of_a_power_above_a_floor_is_its_exponent():

@@ -366,6 +366,18 @@ def test_many_states_of_few_rewards_are_affordable_and_many_rewards_refused_with
         exact.enumerate_classes(classes, 8)
 
 
+def test_a_negative_sigma_has_no_optimum(x64):
+    mdp = garnet(jax.random.key(0), 3, 2)
+    lower = exact.lower_level(mdp, mdp.reward, jnp.full((3, 2), 0.5), 0.9, 1.0)
+    solved = jax.jit(lambda sigma: exact.penalised_policy(lower, lambda policy: jnp.sum(policy**2), sigma).policy)
+    assert np.isfinite(solved(0.1)).all() and np.isnan(solved(-0.1)).all()
+
+
+def test_a_number_of_segments_beyond_all_digits_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="\\(40·4\\)\\^5000 segments; exact"):
+        exact.enumerate_segments(40, 4, 5000)
+
+
 def test_instances_are_solved_in_one_vmap(x64):
     mdps = jax.vmap(lambda key: garnet(key, 4, 2))(jax.random.split(jax.random.key(0), 5))
 

@@ -206,13 +206,10 @@ def test_a_tenth_of_the_seeds_decides_wrongly_at_no_more_than_the_stated_rate():
 
 
 def test_a_fit_says_why_it_decides_nothing():
-    late = measured(noise="one per mille")
-    late[:4] *= [[0.5], [0.8], [0.9], [0.95]]
     cases = {
         "4 are too few": power_law(BUDGETS, measured(seeds=4)),
         "spans a factor 8": power_law(np.geomspace(1, 8, 8), measured(), floor=False, burn_in=False),
         "no power law": power_law(BUDGETS, measured() * np.exp(np.cos(3 * np.arange(8)))[:, None]),
-        "may reach": power_law(BUDGETS, late),
         "the last 4 levels": power_law(BUDGETS[:4], measured()[:4]),
     }
     for reason, fit in cases.items():
@@ -220,6 +217,24 @@ def test_a_fit_says_why_it_decides_nothing():
         assert decided(fit) == decided(fit, -100.0, 100.0) == "not decided"
     budgets = np.array([10 ** (x / 3) for x in range(5, 9)])  # a decade but for rounding
     assert budgets[-1] / budgets[0] < 10 and power_law(budgets, measured()[:4], **LINE).undecided == ""
+
+
+def test_where_burn_in_may_go_on_the_interval_is_open_to_the_side_of_the_bend():
+    early, late = measured(noise="one per mille"), measured(noise="one per mille")
+    late[:4] *= [[0.5], [0.8], [0.9], [0.95]]
+    early[:4] *= [[2.0], [1.2], [1.1], [1.05]]
+    steepens, flattens = power_law(BUDGETS, late), power_law(BUDGETS, early, floor=False)
+    assert steepens.burn_in == flattens.burn_in == 4 and steepens.undecided == flattens.undecided == ""
+    assert steepens.interval[1] == np.inf and flattens.interval[0] == -np.inf
+    assert 0.49 < steepens.interval[0] < 0.5 < flattens.interval[1] < 0.51
+    assert decided(steepens, 0.45) == "holds" and decided(flattens, 0.45) == "not decided"
+    assert decided(steepens, 0.55) == "not decided" and decided(flattens, 0.55) == "fails"
+    floor = CURVES["pure"][2]  # reached at the third of eight levels
+    stalls = [power_law(BUDGETS, x + floor, floor=False, num_resamples=200) for x in measured(num=20)]
+    assert np.mean([decided(fit, 0.45) == "fails" for fit in stalls]) > 0.8
+    pure = fits(100, num_resamples=200, floor=False)  # nominal: 2.5 %; more than 8 of 100 with probability 0.1 %
+    assert sum(decided(fit, 0.5 + 1e-6) == "holds" for fit in pure) <= 8
+    assert sum(decided(fit, 0.5 - 1e-6, np.inf) == "fails" for fit in pure) <= 8
 
 
 # Input ----------------------------------------------------------------------------------------------------------------

@@ -142,6 +142,23 @@ def test_a_claim_that_breaks_is_named_at_once_and_the_others_are_measured(claims
     assert "<h2 id='P0.two'>" in page and "P0.one" not in page
 
 
+def test_an_error_and_a_claim_that_fails_have_other_exit_codes(claims, tmp_path, monkeypatch, capsys):
+    assert main(["verify", "P0.two", "--out", str(tmp_path)]) == 1
+    module = sys.modules["experiments.verify.fake0"]
+    monkeypatch.setattr(module, "CLAIM", module.CLAIM._replace(measure=lambda budget: 1 / 0))
+    assert main(["verify", "P0.one", "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr()
+    assert "stopped by an error, shown at the end: ZeroDivisionError" in said.out and "Traceback" in said.err
+
+
+def test_a_claim_that_cannot_be_loaded_costs_the_others_nothing(claims, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CLAIMS, "P0.lost", "no_such_file")
+    assert main(["verify", "P0.one", "--out", str(tmp_path)]) == 0
+    assert main(["verify", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert len([line for line in said.splitlines() if "P0.lost" in line and "cannot be loaded" in line]) == 2
+
+
 def test_of_two_claims_that_break_the_first_s_error_is_raised(claims, tmp_path, monkeypatch):
     for i in range(2):
         module = sys.modules[f"experiments.verify.fake{i}"]
@@ -225,12 +242,17 @@ def test_the_time_of_attempts_that_were_cut_short_is_counted(claims, tmp_path, m
     assert verify(("P0.one",), tmp_path, say=lambda line: None)["P0.one"]["seconds"] == 201.0
 
 
-@pytest.mark.parametrize("damage", ['{"digest": "experiments.verify.fake0"}', "{", "[1]", "", "edited", "no figure"])
+@pytest.mark.parametrize(
+    "damage", ['{"digest": "experiments.verify.fake0"}', "{", "[1]", "", "edited", "no figure", "half a figure"]
+)
 def test_a_damaged_result_is_measured_again(damage, claims, tmp_path):
     whole = verify(("P0.one",), tmp_path, say=lambda line: None)
     file = tmp_path / "full" / "P0.one" / runner.RESULT
+    figure = file.parent / runner.FIGURE
     if damage == "no figure":
-        (file.parent / runner.FIGURE).unlink()
+        figure.unlink()
+    elif damage == "half a figure":
+        figure.write_bytes(figure.read_bytes()[:-100])
     else:
         file.write_text(file.read_text().replace("1.5", "2.5") if damage == "edited" else damage)
     said: list[str] = []
@@ -261,6 +283,17 @@ def test_a_claim_depends_on_the_code_that_it_imports():
     assert {"experiments.studies.complexity", "bilevel.exact", "envs.tabular", "experiments.verify.claims"} < ours
     assert not any("alignment" in name or name.startswith("jax") for name in ours)
     assert runner.digest("experiments.verify.p1_rate") != runner.digest("experiments.verify.p1_bias")
+
+
+def test_relative_imports_count(tmp_path, monkeypatch):
+    package = tmp_path / "fakes"
+    package.mkdir()
+    for name, code in (("__init__", "from . import a"), ("a", "from .b import x"), ("b", "x = 1"), ("c", "")):
+        (package / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runner, "OURS", ("fakes",))
+    assert runner.imported("fakes.a") == {"fakes.a", "fakes.b"}
+    assert runner.imported("fakes") == {"fakes", "fakes.a", "fakes.b"}
 
 
 def test_the_command_prints_a_table_and_writes_a_page(claims, tmp_path, capsys):

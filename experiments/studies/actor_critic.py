@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
-from bilevel.rates import Fit, power_law
+from bilevel.rates import Fit
 from bilevel.types import Hyper
 from experiments.run_folder import kept
 from experiments.studies import complexity
@@ -68,7 +68,7 @@ def study(
         improved = partial(improve, level, sizes.num_seeds)
         logits, transitions = kept(keep, f"policy {level.epsilon:.4f}", Improved, improved)
         samples.append(float(transitions))
-        gap.append(suboptimality(logits))
+        gap.append(np.maximum(suboptimality(logits), complexity.ROUNDING))
         say(f"ε = {level.epsilon:.3f}: {transitions:.3g} transitions a seed; J* − J {gap[-1].mean():.2e}")
     return ActorCritic(np.array(samples), np.stack(gap))
 
@@ -109,12 +109,17 @@ def _suboptimality(logits):
     return best - jax.vmap(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
 
 
+def start() -> float:
+    """J* − J of the uniform policy, from which runs start."""
+    return float(suboptimality(np.zeros(complexity.instance().reward.shape)[None])[0])
+
+
 # What it shows --------------------------------------------------------------------------------------------------------
 
 
 def fit(result: ActorCritic) -> Fit:
-    """The power law, without a floor: the claim is that the gap goes to zero."""
-    return power_law(result.samples, result.gap, floor=False)
+    """The power law of the gaps."""
+    return complexity.law(result.samples, result.gap)
 
 
 def draw(result: ActorCritic) -> Figure:

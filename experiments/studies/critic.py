@@ -18,6 +18,7 @@ pairs where a pass keeps at most `KEPT` of the error, and beside it over all of 
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
 from envs.tabular import tabular
+from experiments.run_folder import kept
 from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 
@@ -185,7 +187,7 @@ def learners(known: Setting, sizes: Sizes) -> dict[str, Learner]:
     return found
 
 
-def kept(known: Setting, learner: Learner, run: int) -> Array:
+def remaining(known: Setting, learner: Learner, run: int) -> Array:
     """Share of its error at each pair that the averaged iterate of a pass keeps, about, [policy, S, A]."""
     steps = learner.step_size * known.weights * learner.transitions[run] / learner.chains[run]
     return -jnp.expm1(-steps) / steps
@@ -202,7 +204,7 @@ def learn(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarra
     hyper = Hyper(kl_weight=KL_WEIGHT, discount=DISCOUNT, critic_step_size=learner.step_size)
     critic = td_critic(problem, model, TDSizes(1, learner.transitions[run], learner.chains[run]), hyper)
 
-    shown = kept(known, learner, run) <= KEPT
+    shown = remaining(known, learner, run) <= KEPT
 
     def single(key):
         key_init, key_fits = jax.random.split(key)
@@ -247,19 +249,42 @@ def direct_fit(known: Setting, model: Model, sizes: Sizes) -> np.ndarray:
     return for_each_seed(single, sizes.num_restarts, jax.random.key(2)).T
 
 
-def study(sizes: Sizes = Sizes(), say=lambda line: None) -> Result:  # noqa: B008
-    """Runs the study; oracles in float64, everything learned in float32. `say` hears of each learner as it ends."""
+class Measured(NamedTuple):
+    """Of one learner: errors [n, policy, seed, L], largest as in `Result` at its last n, floors [policy, restart or 0]."""
+
+    errors: np.ndarray
+    largest: np.ndarray
+    floors: np.ndarray
+
+
+def measure(known: Setting, name: str, learner: Learner, sizes: Sizes) -> Measured:
+    """Every n of one learner, and its direct fit; a table needs none."""
+    norms = [learn(known, learner, run, sizes) for run in range(len(learner.transitions))]
+    exact_fit = np.zeros((len(POLICIES), 0))
+    floors = exact_fit if name in (TABLE, FIXED) else direct_fit(known, learner.model, sizes)
+    return Measured(np.stack([rms for rms, *_ in norms]), norms[-1][1:], floors)
+
+
+def study(
+    sizes: Sizes = Sizes(),  # noqa: B008
+    say=lambda line: None,
+    keep: Path | None = None,
+) -> Result:
+    """Runs the study; oracles in float64, everything learned in float32.
+
+    Args:
+        sizes: how much is computed.
+        say: hears of each learner as it ends.
+        keep: folder from which learners that are there are read, and to which the others are written; None: none.
+    """
     known = setting(sizes.layout, sizes.num_targets)
-    found, errors, floors = learners(known, sizes), {}, {}
+    found, parts = learners(known, sizes), {}
     for name, learner in found.items():
-        norms = [learn(known, learner, run, sizes) for run in range(len(learner.transitions))]
-        errors[name] = np.stack([rms for rms, *_ in norms])
-        if name == TABLE:
-            largest = norms[-1][1:]
-        if name not in (TABLE, FIXED):
-            floors[name] = direct_fit(known, learner.model, sizes)
+        parts[name] = kept(keep, name, Measured, partial(measure, known, name, learner, sizes))
         say(f"{name}: run at n = {', '.join(map(str, learner.transitions))}")
-    return Result(known, found, errors, largest, floors)
+    errors = {name: part.errors for name, part in parts.items()}
+    floors = {name: part.floors for name, part in parts.items() if part.floors.size}
+    return Result(known, found, errors, parts[TABLE].largest, floors)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -292,7 +317,7 @@ def contraction(result: Result, policy: int) -> dict:
     known, errors = result.setting, result.errors[TABLE][-1, policy].T  # [L, seed]
     noise = known.limit[policy] / np.sqrt(result.learners[TABLE].transitions[-1])
     last = int(np.sum(known.bias[policy] > 10 * noise))
-    shown = np.asarray(kept(known, result.learners[TABLE], -1)[policy] <= KEPT)
+    shown = np.asarray(remaining(known, result.learners[TABLE], -1)[policy] <= KEPT)
     occupancy = float(np.sum(known.weights[policy], where=shown))
     why = undecided(errors.shape[1])
     if last < MIN_UPDATES:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf, step_cost
 from bilevel.hypergradients import proxy
-from bilevel.rates import Fit, power_law
+from bilevel.rates import Fit
 from bilevel.run import run, start
 from bilevel.types import Hyper
 from experiments.run_folder import kept
@@ -192,7 +192,7 @@ def under_schedule(estimator: str, best: float, sizes: Sizes, keep: Path | None)
 
 def fit(result: Tuned, sizes: Sizes) -> Fit:
     """The power law of the judged gaps."""
-    return power_law(np.array(sizes.budgets), result.judged, floor=False)
+    return complexity.law(np.array(sizes.budgets), result.judged)
 
 
 def samples_for(epsilon: float, budgets, gap) -> float | None:

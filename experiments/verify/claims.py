@@ -37,7 +37,7 @@ class Budget(NamedTuple):
     """How much a claim may compute, and where.
 
     Attributes:
-        quick: a run of seconds, not minutes.
+        quick: a run of a minute or two.
         folder: of this claim, for what it keeps to resume from.
         say: takes the lines that a person should see.
     """

@@ -3,7 +3,8 @@
 import numpy as np
 
 from experiments.studies import actor_critic
-from experiments.verify.claims import INF, Budget, Claim, Margin, Measurement
+from experiments.summary import estimate
+from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
 from experiments.verify.p1_rate import MARGIN, exponent
 
 NUMBER = "exponent of J* − J in samples"
@@ -14,7 +15,10 @@ def measure(budget: Budget) -> Measurement:
     sizes = actor_critic.QUICK if budget.quick else actor_critic.Sizes()
     result = actor_critic.study(sizes, budget.folder, budget.say)
     cost = {"transitions": sizes.num_seeds * float(np.sum(result.samples))}
-    return Measurement({NUMBER: exponent(actor_critic.fit(result))}, cost, actor_critic.draw(result))
+    numbers = {NUMBER: exponent(actor_critic.fit(result)), "J* − J at the start": Interval(*[actor_critic.start()] * 3)}
+    for name, gap in (("first ε", result.gap[0]), ("last ε", result.gap[-1])):
+        numbers[f"J* − J at the {name}"] = Interval(*map(float, estimate(gap, trim=0.0)[:3]))
+    return Measurement(numbers, cost, actor_critic.draw(result))
 
 
 CLAIM = Claim(

@@ -19,7 +19,7 @@ SUP = "sup-norm factor a target update over γ, "
 def measure(budget: Budget, sizes: critic.Sizes | None = None) -> Measurement:
     """See `experiments.studies.critic`; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else critic.Sizes())
-    result = critic.study(sizes, budget.say)
+    result = critic.study(sizes, budget.say, budget.folder)
     runs = sum(sum(learner.transitions) for learner in result.learners.values())
     transitions = len(critic.POLICIES) * sizes.num_seeds * sizes.num_targets * runs
     rates = [critic.contraction(result, p) for p in range(len(critic.POLICIES))]
@@ -63,6 +63,6 @@ CLAIM = Claim(
     margins=dict.fromkeys(LINEAR, Margin(-0.55, -0.45))
     | {RATIO + policy: Margin(0.98, 1.02) for policy in critic.POLICIES}
     | {SUP + policy: Margin(0.0, 1.02) for policy in critic.POLICIES},
-    minutes=(1, 8),
+    minutes=(1, 6),
     measure=measure,
 )

@@ -32,7 +32,13 @@ def measure(budget: Budget) -> Measurement:
             )
             growth = -np.polyfit(np.log(epsilons), np.log(result.samples[arm]), 1)[0]
             numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Interval(growth, growth, growth)
+            numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(complexity.law(1 / epsilons, result.gap[arm]))
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
+        for what, value in (
+            ("beyond the square, less Φ*", assumed.beyond),
+            ("at the start, Φ* less it", assumed.start),
+        ):
+            numbers[f"Φ {what}, {name}"] = Interval(value, value, value)
         for i in (0, -1):
             for part, intervals in complexity.parts(result).items():
                 numbers[f"gap by {part}, ε = {epsilons[i]:.2g}, {name}"] = Interval(*intervals[i])
@@ -42,8 +48,9 @@ def measure(budget: Budget) -> Measurement:
         notes.append(
             f"{name} (w = {weights[name]:g}, {100 * assumed.reached:.0f} % of exact ascents reach Φ*; on |φ_i| ≤ "
             f"{complexity.RADIUS:g}, where {100 * inside:.0f} % of the runs end at every ε or more, μ̂₁ = "
-            f"{assumed.domination:.2g} and {assumed.below} stationary points below Φ* were found): mean gap, first and last "
-            f"ε: {shown}"
+            f"{assumed.domination:.2g} and {assumed.below} stationary points below Φ* were found; on |φ_i| ≤ "
+            f"{complexity.FAR:g} Φ − Φ* is up to {assumed.beyond:.2g}): mean gap {assumed.start:.2g} at the start, at the "
+            f"first and last ε: {shown}"
         )
     notes.append(
         "under this schedule the variance of independent line 7, 1/(Bσ²), does not fall with ε (weighted's does): averaged "

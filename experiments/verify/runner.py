@@ -70,8 +70,8 @@ def verify(
         )
 
         def publish(say=lambda name, line: None) -> Path:
-            digests = {name: chosen[name][1] if name in chosen else load(name)[1] for name in CLAIMS}
-            found = {name: measured_before(folder / name, ours, partial(say, name)) for name, ours in digests.items()}
+            digests = {name: chosen[name][1] if name in chosen else digest_of_other(name, say) for name in CLAIMS}
+            found = {name: measured_before(folder / name, x, partial(say, name)) for name, x in digests.items() if x}
             everything = {name: result for name, result in found.items() if result}
             write_json(folder, "summary.json", everything)
             return write_page(folder, everything)
@@ -113,6 +113,15 @@ def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Call
                 publish()
 
 
+def digest_of_other(name: str, say: Callable[[str, str], None]) -> str:
+    """Of a claim that was not asked for; "" if it cannot be loaded, which is said."""
+    try:
+        return load(name)[1]
+    except Exception as error:
+        say(name, f"cannot be loaded: {error!r}")
+        return ""
+
+
 def load(name: str) -> tuple[Claim, str]:
     """The claim of that name, and the digest of all that its measurement depends on here."""
     module = f"experiments.verify.{choose('claim', name, CLAIMS)}"
@@ -131,12 +140,14 @@ def imported(name: str) -> frozenset[str]:
     found, waiting = set(), {name}
     while waiting:
         found.add(current := waiting.pop())
-        path = Path(importlib.util.find_spec(current).origin)
+        spec = importlib.util.find_spec(current)
+        path = Path(spec.origin)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                module = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
+                names = {module, *(f"{module}.{alias.name}" for alias in node.names)}
             else:
                 continue
             waiting |= {x for x in names if x.startswith(OURS) and _is_module(x)} - found
@@ -160,11 +171,16 @@ def measured_before(folder: Path, ours: str, say: Callable[[str], None] = lambda
         say("has a damaged result: left out until it is measured again")
     elif before["digest"] != ours:
         say("has a result of other code: left out until it is measured again")
-    elif before["figure"] and not (folder / FIGURE).exists():
-        say(f"has lost its {FIGURE}: left out until it is measured again")
+    elif before["figure"] and before["figure"] != _digest_of(folder / FIGURE):
+        say(f"has lost its {FIGURE}, or it is damaged: left out until it is measured again")
     else:
         return before
     return None
+
+
+def _digest_of(path: Path) -> str:
+    """Of the file; "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
 
 
 def _check(result: dict[str, Any]) -> str:
@@ -195,15 +211,16 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
     begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
 
     def tell(line: str) -> None:
-        say(line)
+        say(f"{name:18s}{line}")
         write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
 
     write_json(folder, STARTED, started)
     measured = claim.measure(Budget(quick, folder, tell))
     result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
-    result |= {"figure": measured.figure is not None}
+    result |= {"figure": ""}
     if measured.figure is not None:
         measured.figure.savefig(folder / FIGURE, dpi=120)
+        result |= {"figure": _digest_of(folder / FIGURE)}
     write_json(folder, RESULT, result | {"check": _check(result)})  # last: a claim without it is measured again
     say(f"{name:18s}{result['verdict']}")
     return result | {"check": _check(result)}
