@@ -206,6 +206,21 @@ def test_parts_of_a_measurement_by_other_code_are_not_used(claims, tmp_path, mon
     assert seen == [[started], ["part.npz", started], [started], ["part.npz", started]]
 
 
+def test_threads_of_one_claim_may_speak_at_once(claims, tmp_path, monkeypatch):
+    module = sys.modules["experiments.verify.fake0"]
+    whole = module.CLAIM
+
+    def measure(budget):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(budget.say, ["half"] * 400))
+        return whole.measure(budget)
+
+    monkeypatch.setattr(module, "CLAIM", whole._replace(measure=measure))
+    said: list[str] = []
+    assert verify(("P0.one",), tmp_path, say=said.append)["P0.one"]["verdict"] == "holds"
+    assert said.count("P0.one            half") == 401
+
+
 def test_code_that_changes_meanwhile_does_not_pass_for_what_was_measured(claims, tmp_path, monkeypatch):
     code = ["old"]
     monkeypatch.setattr(runner, "digest", lambda module: code[0])

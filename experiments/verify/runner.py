@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -210,9 +211,12 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
         started = {"digest": ours, "seconds": 0.0}
     begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
 
+    lock = threading.Lock()  # parts of a claim may be measured by threads
+
     def tell(line: str) -> None:
         say(f"{name:18s}{line}")
-        write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
+        with lock:
+            write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
 
     write_json(folder, STARTED, started)
     measured = claim.measure(Budget(quick, folder, tell))
