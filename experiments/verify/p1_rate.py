@@ -34,11 +34,8 @@ def measure(budget: Budget) -> Measurement:
             numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Interval(growth, growth, growth)
             numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(complexity.law(1 / epsilons, result.gap[arm]))
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
-        for what, value in (
-            ("beyond the square, less Φ*", assumed.beyond),
-            ("at the start, Φ* less it", assumed.start),
-        ):
-            numbers[f"Φ {what}, {name}"] = Interval(value, value, value)
+        for what, value in (("Φ outside the square, less Φ*", assumed.beyond), ("gap at the start", assumed.start)):
+            numbers[f"{what}, {name}"] = Interval(value, value, value)
         for i in (0, -1):
             for part, intervals in complexity.parts(result).items():
                 numbers[f"gap by {part}, ε = {epsilons[i]:.2g}, {name}"] = Interval(*intervals[i])
