@@ -391,12 +391,16 @@ def finish(panel, label: str) -> None:
 
 def curve(panel, color: str, name: str, budgets: np.ndarray, gap: np.ndarray) -> None:
     """Mean over seeds with its 95 % interval, and the exponent in the label."""
-    fit = law(budgets, gap)
-    low, high = fit.interval
-    label = f"{name}: p = {fit.exponent:.2f} [{low:.2f}, {high:.2f}]"
+    label = f"{name}: {shown(law(budgets, gap))}"
     mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
     bars = np.minimum(error, 0.9 * mean)
     panel.errorbar(budgets, mean, bars, color=color, marker="o", markersize=4, label=label)
+
+
+def shown(fit: Fit) -> str:
+    """The exponent with its interval."""
+    low, high = fit.interval
+    return f"p = {fit.exponent:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "∞")
 
 
 def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str) -> None:
@@ -406,9 +410,9 @@ def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str)
 
 
 def describe(fit: Fit) -> dict:
-    """An exponent, as JSON values."""
-    about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
-    return about | {"burn_in": fit.burn_in}
+    """An exponent, as JSON values; an interval's end is None where it has none."""
+    ends = [end if np.isfinite(end) else None for end in fit.interval]
+    return {"exponent": fit.exponent, "interval": ends, "undecided": fit.undecided, "burn_in": fit.burn_in}
 
 
 def summarise(results: dict[str, Rate]) -> dict:

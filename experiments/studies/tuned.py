@@ -222,11 +222,10 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
     budgets = np.array(sizes.budgets)
     marks = {"independent": "o", "weighted": "s"}
     for name, result in found.items():
-        law, color = fit(result, sizes), complexity.COLORS[name]
-        low, high = law.interval
+        color = complexity.COLORS[name]
         mean = result.judged.mean(axis=1)
         error = 1.96 * result.judged.std(axis=1, ddof=1) / np.sqrt(result.judged.shape[1])
-        label = f"{name}, tuned: p = {law.exponent:.2f} [{low:.2f}, {high:.2f}]"
+        label = f"{name}, tuned: {complexity.shown(fit(result, sizes))}"
         left.errorbar(budgets, mean, np.minimum(error, 0.9 * mean), color=color, marker="o", markersize=4, label=label)
         samples, gap = result.schedule
         left.plot(samples, gap.mean(axis=1), "--^", color=color, markersize=4, label=f"{name}, the theorem's schedule")
@@ -250,7 +249,7 @@ def summarise(found: dict[str, Tuned], sizes: Sizes) -> dict:
     """Choices, exponents, and the samples that a gap takes, tuned and under the schedule, as JSON values."""
     about = {}
     for name, result in found.items():
-        law, (samples, gap) = fit(result, sizes), result.schedule
+        samples, gap = result.schedule
         takes = {
             f"{epsilon:g}": {
                 "tuned": samples_for(epsilon, sizes.budgets, result.judged),
@@ -258,8 +257,10 @@ def summarise(found: dict[str, Tuned], sizes: Sizes) -> dict:
             }
             for epsilon in (0.1, 0.05, 0.02, 0.01, 0.005)
         }
-        exponent = {"exponent": law.exponent, "interval": law.interval, "undecided": law.undecided}
-        about[name] = exponent | {"choices": choices(result, sizes), "samples_for_gap": takes}
+        about[name] = complexity.describe(fit(result, sizes)) | {
+            "choices": choices(result, sizes),
+            "samples_for_gap": takes,
+        }
     return about
 
 
