@@ -98,14 +98,15 @@ def power_law(
 
     Where all are dropped but the last four, the data show a bend up to there: a curve that flattens may fall more slowly
     yet, so that its interval has no lower end, and one that steepens no upper end. A stall can thus be told from a slow
-    start, on the assumption that the bend does not turn.
+    start, on the assumption that the bend does not turn; it has neither end where the last four bend the other way by
+    more than a standard error. An S-shaped curve that shows its second bend less clearly is taken for the first.
 
     Seeds are resampled as wholes, over all levels at once, and the choice is made anew in each resample. The interval
     lies between quantiles of these exponents, moved outwards as Student's t asks ("expanded percentile", Hesterberg
     2015, doi 10.1080/00031305.2015.1089789). Coverage at nominal 95 %, measured on 8 levels over 4 decades, p = ½:
 
         straight line (no choice); half-normal, lognormal (σ = 1), |t₃|   93 to 95 % with 64 seeds, 92 to 95 % with 6
-        a power law, with the choice                                     98 to 99 %, 3 to 4 times as wide
+        a power law, with the choice                                     98 to 99 %, 3 to 4 times as wide (4 to 8 % open)
         a floor of 1 or of 9 times c n^(−p) at the last level              98 to 99 %
         c (n + 4 n_first)^(−½), as burn-in                               98 to 99 %, 90 % where noise is 1 % of the error
         c n^(−½) (1 + 4 n_first/n)                                       93 to 96 %
@@ -114,6 +115,8 @@ def power_law(
     The log of a mean over S seeds is low by CV² / 2S, CV the errors' coefficient of variation. This cancels in p where
     CV is the same at all levels; else p is off by (change of CV² over the range) / (2 S log range): by 0.03 for a CV
     from ½ to 2 over three decades and 8 seeds. Errors without a variance need the median, and a claim about it.
+    Where skewed noise grows or shrinks along 5 levels an end is missed more often than stated: at 3 to 7 % where a gamma's
+    CV grows to 1, at 9 to 25 % where a lognormal's σ goes from 0.2 to 1.2; measured on 6 to 64 seeds.
 
     Args:
         budgets: [levels] n > 0, increasing: at least 4, to see a burn-in 5 and better 8, over several decades; 1/σ for
@@ -153,7 +156,9 @@ def power_law(
     low, high = interval(resampled, num_seeds, level)
     if first == most > 0:
         flattens = exponents[0, 0] > exponent  # of all levels, over that of the last
-        low, high = (-np.inf, high) if flattens else (low, np.inf)
+        bend = _curvature(u[first:], logs[0, first:]) / noise
+        turns = bend < -1 if flattens else bend > 1
+        low, high = -np.inf if flattens or turns else low, np.inf if turns or not flattens else high
     freedom = num_levels - first - 2 - num_floors[best], (num_seeds - 1) * (num_levels - 2)
     lack_of_fit = stats.f.sf(squares[best, 0] / noise**2 / freedom[0], *freedom)
     return Fit(
@@ -259,6 +264,13 @@ def interval(resampled: np.ndarray, num: int, level: float = 0.95) -> tuple[floa
     quantile = stats.t.ppf((1 + level) / 2, num - 1) * np.sqrt(num / (num - 1))
     low, high = np.quantile(resampled, stats.norm.cdf([-quantile, quantile]))
     return float(low), float(high)
+
+
+def _curvature(u: np.ndarray, logs: np.ndarray) -> float:
+    """Of logs [levels], along the unit vector of a parabola that no line has a part in: its standard error is the noise."""
+    line, square = u - np.mean(u), u**2 - np.mean(u**2)
+    square = square - line * (square @ line) / (line @ line)
+    return float(logs @ square / np.sqrt(square @ square))
 
 
 # Least squares, for many rows at once: u [levels], logs [rows, levels] -> exponents, log floors, Σ residual² [rows] -----

@@ -379,7 +379,8 @@ Measure claims of the papers and judge each: it holds when the 95 % interval lie
 fails when it lies outside, and is otherwise not decided. Prints a table; writes summary.json, a figure a claim and
 report.html to FOLDER/full, or with --quick (smaller budgets) to FOLDER/quick; FOLDER is runs/verify by default. What is
 there already is not measured again, unless the code that it depends on has changed; interrupted by Ctrl-C or SIGTERM, the
-same command goes on. Exit code: 1 if a claim fails, 3 if one is stopped by an error, otherwise 0.
+same command goes on. Exit code: 3 if a claim is stopped by an error, 1 if one fails, 2 for a mistake in what was asked, 130
+when interrupted, otherwise 0.
 
   claim              minutes (quick, full)
 """

@@ -1,6 +1,7 @@
 """The ladder of targets: its schedule's cost, its files, and the claims' verdicts on gaps whose exponents are planted."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def planted(exponent, samples: np.ndarray, top: float, num_seeds: int, noise: fl
 SAMPLES = np.array([3e4, 1.2e5, 4e5, 1e6, 4e6, 1.2e7, 6e7])
 
 
-ASSUMED = {"reached": 1.0, "domination": 0.02, "below": 0, "beyond": 0.04, "start": 0.2}
+ASSUMED = {"reached": 1.0, "domination": 0.02, "below": 0, "beyond": 0.04, "start": [0.2, 0.1, 0.3]}
 
 
 def verdict_of_rate(folder, monkeypatch, exponents, num_seeds=64, noise=0.5, floor=0.0, spoil=None, **refuted) -> str:
@@ -157,6 +158,10 @@ def test_a_run_without_a_gap_is_counted_and_decides_nothing(tmp_path, monkeypatc
     gap = np.ones((5, 8))
     gap[3, :2] = np.inf
     fit = complexity.law(10.0 ** np.arange(5), gap)
+    gap[:, 0] = np.nan  # and is drawn all the same
+    actor_critic.draw(actor_critic.ActorCritic(10.0 ** np.arange(5), gap)).savefig(tmp_path / "drawn.png")
+    about = json.dumps(complexity.finite(complexity.describe(complexity.law(10.0 ** np.arange(5), gap))))
+    assert "NaN" not in about and '"exponent": null' in about
     assert fit.undecided == "2 of 8 runs at level 4 of 5 ended with a gap that is no number"
 
 
@@ -173,7 +178,8 @@ def test_the_assumption_is_not_refuted_at_one_weight_and_is_at_the_other():
     one, several = (complexity.assumption(weight, sizes) for weight in complexity.WEIGHTS.values())
     assert one.domination > 0.01 and one.below == 0 and one.reached == 1
     assert 0.03 < one.beyond < 0.1  # towards φ = (2.5, −∞): the assumption is one of the square
-    assert 0.1 < one.start < 0.4
+    assert one.start[1] < one.start[0] < one.start[2] and 0.1 < one.start[0] < 0.4
+    assert several.beyond >= 0  # Φ* itself
     assert several.domination == 0 and several.below >= 2  # saddles, and the maximum in which ascents end
     with jax.enable_x64(True):
         slope = jax.jit(jax.grad(functools.partial(complexity.objective, complexity.instance(), kl_weight=WEIGHT)))

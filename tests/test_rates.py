@@ -220,7 +220,9 @@ def test_a_fit_says_why_it_decides_nothing():
 
 
 def test_where_burn_in_may_go_on_the_interval_is_open_to_the_side_of_the_bend():
-    early, late = measured(noise="one per mille"), measured(noise="one per mille")
+    early, late = (
+        measured(noise="one per mille", key=key) for key in (1, 0)
+    )  # of six keys one bends the last four more
     late[:4] *= [[0.5], [0.8], [0.9], [0.95]]
     early[:4] *= [[2.0], [1.2], [1.1], [1.05]]
     steepens, flattens = power_law(BUDGETS, late), power_law(BUDGETS, early, floor=False)
@@ -232,6 +234,8 @@ def test_where_burn_in_may_go_on_the_interval_is_open_to_the_side_of_the_bend():
     floor = CURVES["pure"][2]  # reached at the third of eight levels
     stalls = [power_law(BUDGETS, x + floor, floor=False, num_resamples=200) for x in measured(num=20)]
     assert np.mean([decided(fit, 0.45) == "fails" for fit in stalls]) > 0.8
+    early[5:] *= [[0.99], [0.95], [0.8]]  # flattens, and then steepens: it may go on either way
+    assert power_law(BUDGETS, early, floor=False).interval == (-np.inf, np.inf)
     pure = fits(100, num_resamples=200, floor=False)  # nominal: 2.5 %; more than 8 of 100 with probability 0.1 %
     assert sum(decided(fit, 0.5 + 1e-6) == "holds" for fit in pure) <= 8
     assert sum(decided(fit, 0.5 - 1e-6, np.inf) == "fails" for fit in pure) <= 8

@@ -71,7 +71,7 @@ def test_numbers_notes_and_figure_from_what_was_kept(tmp_path, monkeypatch):
         write_arrays(tmp_path, f"{name} K=1 n=16 B=16.npz", {"gap": gap, "taken": np.arange(4)})
         schedule = {"params": np.zeros((2, 2)), "transitions": np.float64(3e4)}
         write_arrays(tmp_path, f"{name} schedule 1.0000.npz", schedule)
-    found = complexity.Assumption(*map(np.array, (-0.5, 1.0, 0.1, 0, 0.0, 0.2)))
+    found = complexity.Assumption(*map(np.array, (-0.5, 1.0, 0.1, 0, 0.0, [0.2] * 3)))
     monkeypatch.setattr(complexity, "assumption", lambda *args: found)
     monkeypatch.setattr(complexity, "learn", never)
     monkeypatch.setattr(tuned, "gaps", never)

@@ -157,6 +157,10 @@ def test_a_claim_that_cannot_be_loaded_costs_the_others_nothing(claims, tmp_path
     assert main(["verify", "--help"]) == 0
     said = capsys.readouterr().out
     assert len([line for line in said.splitlines() if "P0.lost" in line and "cannot be loaded" in line]) == 2
+    assert main(["verify", "--out", str(tmp_path)]) == 3  # all of them
+    said = capsys.readouterr()
+    assert "1 holds, 1 fails, 1 stopped by an error" in said.out and "no_such_file" in said.err
+    assert json.loads((tmp_path / "full" / "summary.json").read_text()).keys() == {"P0.one", "P0.two"}
 
 
 def test_of_two_claims_that_break_the_first_s_error_is_raised(claims, tmp_path, monkeypatch):

@@ -138,6 +138,8 @@ def main(out: Path, say=print) -> None:
     sizes = Sizes()
     result = study(sizes, say=say)
     about = {"epsilon": sizes.epsilons, "samples": result.samples.tolist(), "gap": result.gap.mean(axis=1).tolist()}
-    (out / "actor_critic.json").write_text(json.dumps(about | complexity.describe(fit(result)), indent=2) + "\n")
+    (out / "actor_critic.json").write_text(
+        json.dumps(complexity.finite(about | complexity.describe(fit(result))), indent=2) + "\n"
+    )
     draw(result).savefig(out / "actor_critic.png", dpi=120)
     say(f"figure: {out / 'actor_critic.png'}")

@@ -10,8 +10,9 @@ and the noise of the sampling.
 On two states and two actions, r_φ(s, a) = φ₁ s + φ₂ a from standard normal φ: few enough parameters to look at Φ all over a
 square. No instance satisfies the theorem's assumption everywhere: far away, where policies are nearly deterministic, Φ is
 flat in some directions, and may be higher there than at any maximum nearby, and in others it falls linearly, so that
-‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally: Φ* and the assumption are those of the square |φ_i| ≤ `RADIUS`, where
-runs are, looked at by a grid, by ascents and by a search for stationary points; how much higher Φ is farther away is told.
+‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally, on the square |φ_i| ≤ `RADIUS` where runs are, by a grid, by ascents and
+by a search for stationary points. Φ* is the highest to which ascents lead: at w = 3 within the square, and how much higher Φ
+is farther away is told; at w = 0.5 outside, while runs end in a lower maximum.
 
 ε is an index of the schedule, whose constants are ours: gaps end below it, and the first levels' are met at the start.
 """
@@ -150,8 +151,8 @@ class Assumption(NamedTuple):
         reached: [] share of the random φ from which they get there.
         domination: [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square.
         below: [] the number of different such points.
-        beyond: [] the largest Φ less Φ* on a grid outside of the square, up to |φ_i| = `FAR`, nats.
-        start: [] the mean gap of the random φ, which are drawn as those of runs, nats.
+        beyond: [] the largest Φ that was seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats.
+        start: [3] the mean gap of the random φ, which are drawn as those of runs, with its 95 % interval, nats.
     """
 
     best: np.ndarray
@@ -171,8 +172,11 @@ def assumption(kl_weight: float, sizes: Sizes) -> Assumption:
         starts = jnp.concatenate([random, square])
         line = jnp.sinh(jnp.linspace(-jnp.arcsinh(FAR), jnp.arcsinh(FAR), FAR_GRID))
         far = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
-        values, norms, found = jax.tree.map(np.asarray, _looked_at(starts, square, kl_weight, sizes.ascent_steps))
+        looked = _looked_at(starts, square, kl_weight, sizes.ascent_steps)
+        ends, values, norms, found = jax.tree.map(np.asarray, looked)
         outside = np.asarray(_values(far, kl_weight))[np.any(np.abs(far) > RADIUS, axis=-1)]
+        left = np.any(np.abs(ends) > RADIUS, axis=-1)
+        beyond = np.nanmax([*outside, *values[left, -1]])
         best = np.nanmax(values[:, -1])
         inside = np.all(np.abs(found.params) <= RADIUS, axis=-1) & np.asarray(landscape.is_stationary(found))
         below = inside & (found.value < best - 1e-5)
@@ -180,7 +184,8 @@ def assumption(kl_weight: float, sizes: Sizes) -> Assumption:
         different = len(np.unique(np.round(found.params[below], 4), axis=0))
     gaps = best - values[: sizes.num_starts]
     reached, domination = np.mean(gaps[:, -1] < 1e-6), np.where(below.any(), 0.0, along)
-    return Assumption(best, reached, domination, np.array(different), np.nanmax(outside) - best, gaps[:, 0].mean())
+    start = np.array(estimate(gaps[:, 0], trim=0.0)[:3])
+    return Assumption(best, reached, domination, np.array(different), beyond - best, start)
 
 
 @partial(jax.jit, static_argnames="num_steps")
@@ -192,9 +197,9 @@ def _looked_at(starts, square, kl_weight, num_steps):
         value, gradient = slope(params)
         return params + 1.5 * gradient, (value, jnp.linalg.norm(gradient))
 
-    values, norms = jax.vmap(lambda start: jax.lax.scan(body, start, length=num_steps)[1])(starts)
+    ends, (values, norms) = jax.vmap(lambda start: jax.lax.scan(body, start, length=num_steps))(starts)
     land = landscape.landscape(problem(mdp, hyper), mdp, LENGTH, hyper)
-    return values, norms, jax.lax.map(lambda start: landscape.search(land, start, False, 200), square)
+    return ends, values, norms, jax.lax.map(lambda start: landscape.search(land, start, False, 200), square)
 
 
 # Algorithm 1 at one level ---------------------------------------------------------------------------------------------
@@ -383,7 +388,8 @@ def draw(results: dict[str, Rate]) -> Figure:
 
 def finish(panel, label: str) -> None:
     """Axes of a gap against samples."""
-    panel.set(xscale="log", yscale="log", ylabel=label)
+    drawn = np.concatenate([line.get_ydata() for line in panel.lines])
+    panel.set(xscale="log", yscale="log" if np.isfinite(drawn).any() else "linear", ylabel=label)
     panel.set(xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8)
@@ -410,9 +416,18 @@ def guide(panel, budgets: np.ndarray, first: float, exponent: float, label: str)
 
 
 def describe(fit: Fit) -> dict:
-    """An exponent, as JSON values; an interval's end is None where it has none."""
-    ends = [end if np.isfinite(end) else None for end in fit.interval]
-    return {"exponent": fit.exponent, "interval": ends, "undecided": fit.undecided, "burn_in": fit.burn_in}
+    """An exponent, as JSON values."""
+    about = {"exponent": fit.exponent, "interval": fit.interval, "undecided": fit.undecided}
+    return about | {"burn_in": fit.burn_in}
+
+
+def finite(value):
+    """The same dictionaries and lists, with None for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise(results: dict[str, Rate]) -> dict:
@@ -420,7 +435,7 @@ def summarise(results: dict[str, Rate]) -> dict:
     return {
         name: {
             "kl_weight": WEIGHTS[name],
-            "assumption": {key: float(x) for key, x in result.assumed._asdict().items()},
+            "assumption": {key: np.asarray(x).tolist() for key, x in result.assumed._asdict().items()},
             "parts": parts(result),
             "epsilon": [level.epsilon for level in result.levels],
             "samples": {arm: x.tolist() for arm, x in result.samples.items()},
@@ -435,6 +450,6 @@ def summarise(results: dict[str, Rate]) -> dict:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `complexity.png` and `complexity.json`; `bilevel verify P1.rate` does it resumably."""
     results = {name: study(weight, say=say) for name, weight in WEIGHTS.items()}
-    (out / "complexity.json").write_text(json.dumps(summarise(results), indent=2) + "\n")
+    (out / "complexity.json").write_text(json.dumps(finite(summarise(results)), indent=2) + "\n")
     draw(results).savefig(out / "complexity.png", dpi=120)
     say(f"figure: {out / 'complexity.png'}")

@@ -268,6 +268,6 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `tuned.png` and `tuned.json`; `bilevel verify P1.tuned` does it resumably."""
     sizes = Sizes()
     found = study(sizes, say=say)
-    (out / "tuned.json").write_text(json.dumps(summarise(found, sizes), indent=2) + "\n")
+    (out / "tuned.json").write_text(json.dumps(complexity.finite(summarise(found, sizes)), indent=2) + "\n")
     draw(found, sizes).savefig(out / "tuned.png", dpi=120)
     say(f"figure: {out / 'tuned.png'}")

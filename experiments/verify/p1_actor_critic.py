@@ -5,7 +5,7 @@ import numpy as np
 from experiments.studies import actor_critic
 from experiments.summary import estimate
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
-from experiments.verify.p1_rate import MARGIN, exponent
+from experiments.verify.p1_rate import LEFT_OUT, MARGIN, exponent
 
 NUMBER = "exponent of J* − J in samples"
 
@@ -17,7 +17,8 @@ def measure(budget: Budget) -> Measurement:
     cost = {"transitions": sizes.num_seeds * float(np.sum(result.samples))}
     numbers = {NUMBER: exponent(actor_critic.fit(result)), "J* − J at the start": Interval(*[actor_critic.start()] * 3)}
     for name, gap in (("first ε", result.gap[0]), ("last ε", result.gap[-1])):
-        numbers[f"J* − J at the {name}"] = Interval(*map(float, estimate(gap, trim=0.0)[:3]))
+        why = "" if np.isfinite(gap).all() else LEFT_OUT
+        numbers[f"J* − J at the {name}"] = Interval(*map(float, estimate(gap, trim=0.0)[:3]), why)
     return Measurement(numbers, cost, actor_critic.draw(result))
 
 

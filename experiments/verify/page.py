@@ -23,7 +23,8 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
     head = "<tr><th>claim</th><th>statement</th><th>predicted</th><th>verdict</th><th>cost</th></tr>"
     rule = (
         "A claim <em>holds</em> when the 95 % interval of each of its numbers lies inside a margin that was stated "
-        "beforehand, <em>fails</em> when one lies outside, and is otherwise <em>not decided</em>."
+        "beforehand, <em>fails</em> when one lies outside, and is otherwise <em>not decided</em>. An exponent's interval "
+        "has no end (inf) on the side to which its curve bends up to the last levels."
     )
     sections = "".join(_section(name, result, folder / name / "figure.png") for name, result in results.items())
     quick = " (quick run: small budgets)" if any(r["quick"] for r in results.values()) else ""

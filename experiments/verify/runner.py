@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.bench import usable_cores
-from experiments.options import choose
+from experiments.options import OptionError, choose
 from experiments.run_folder import RunFolderError, open_run, read_json, write_json
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
@@ -54,7 +54,15 @@ def verify(
         Exception: of the first claim that stopped with one, after the others are measured and written.
     """
     # With the digest of the code that was imported: the files may change while claims are measured.
-    chosen = {name: load(name) for name in (names or CLAIMS)}
+    chosen, broken = {}, {}
+    for name in names or CLAIMS:
+        try:
+            chosen[name] = load(name)
+        except OptionError:
+            raise
+        except Exception as error:
+            broken[name] = error
+            say(f"{name:18s}cannot be loaded: {error!r}")
     with open_run(Path(out) / ("quick" if quick else "full")) as folder:
         for name in chosen:
             if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
@@ -88,11 +96,13 @@ def verify(
         results = {name: futures[name].result() for name in chosen if not futures[name].exception()}
         say("\n" + format_table(results) + "\n")
         verdicts = collections.Counter(result["verdict"] for result in results.values())
-        verdicts += collections.Counter({"stopped by an error": len(chosen) - len(results)})
+        verdicts += collections.Counter({"stopped by an error": len(chosen) + len(broken) - len(results)})
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
         say(f"report: {publish(lambda name, line: say(f'{name:18s}{line}'))}")
     for name in chosen:
         futures[name].result()  # the first error, if there is one, now that what the others found is written
+    for error in broken.values():
+        raise error
     return results
 
 
