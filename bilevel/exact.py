@@ -55,13 +55,13 @@ def lower_level(mdp: MDP, reward: Array, reference: Array, discount, kl_weight) 
     """The lower-level problem of `mdp` with `reward` [S, A] in place of its true reward.
 
     Raises:
-        ValueError: γ or w is a number out of its range. An array is not looked at, since it may be traced: optima are NaN
-            then, and values of a given policy mean nothing.
+        ValueError: γ or w is out of its range. One that is traced cannot be looked at: optima are NaN then, and values of
+            a given policy mean nothing.
     """
-    if isinstance(discount, (int, float, np.number)) and not 0 <= discount < 1:
-        raise ValueError(f"discount is {discount:g}; required: in [0, 1), or the values of a policy are no numbers")
-    if isinstance(kl_weight, (int, float, np.number)) and not 0 <= kl_weight < np.inf:
-        raise ValueError(f"kl_weight is {kl_weight:g}; required: at least 0 and finite")
+    if _known(discount) and not np.all((np.asarray(discount) >= 0) & (np.asarray(discount) < 1)):
+        raise ValueError(f"discount is {discount}; required: in [0, 1), or the values of a policy are no numbers")
+    if _known(kl_weight) and not np.all((np.asarray(kl_weight) >= 0) & (np.asarray(kl_weight) < np.inf)):
+        raise ValueError(f"kl_weight is {kl_weight}; required: at least 0 and finite")
     return LowerLevel(mdp.initial, mdp.transition, reward, reference, discount, kl_weight)
 
 
@@ -243,8 +243,13 @@ def require_kl(kl_weight: Array | float) -> None:
 
     A w that is traced cannot be looked at: optima are NaN then.
     """
-    if not isinstance(kl_weight, jax.core.Tracer) and not np.all(np.asarray(kl_weight) > 0):
+    if _known(kl_weight) and not np.all(np.asarray(kl_weight) > 0):
         raise ValueError(f"kl_weight is {kl_weight}; exact oracles of the optimal policy need kl_weight > 0")
+
+
+def _known(number: Array | float) -> bool:
+    """Whether its value can be looked at: it is not traced."""
+    return not isinstance(number, jax.core.Tracer)
 
 
 # Segments and the preference objective --------------------------------------------------------------------------------

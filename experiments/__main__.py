@@ -391,10 +391,13 @@ def verify_command(arguments: list[str]) -> int:
     from experiments.options import OptionError
     from experiments.run_folder import RunFolderError
     from experiments.verify import CLAIMS
-    from experiments.verify.runner import verify
+    from experiments.verify.runner import load_each, verify
 
     if {"-h", "--help"} & set(arguments):
-        print(VERIFY_HELP + "\n".join(map(_about_claim, CLAIMS)))
+        loaded, broken = load_each(CLAIMS)
+        print(VERIFY_HELP + "\n".join(_about_claim(name, claim) for name, (claim, _) in loaded.items()))
+        for name, error in broken.items():
+            print(f"  {name:18s}cannot be loaded: {error!r}")
         return 0
     out, rest = _take("out", arguments, "runs/verify")
     names = [name for name in rest if name != "--quick"]
@@ -414,13 +417,7 @@ def verify_command(arguments: list[str]) -> int:
     return int(any(result["verdict"] == "fails" for result in results.values()))
 
 
-def _about_claim(name: str) -> str:
-    from experiments.verify.runner import load
-
-    try:
-        claim, _ = load(name)
-    except Exception as error:
-        return f"  {name:18s}cannot be loaded: {error!r}"
+def _about_claim(name: str, claim) -> str:
     quick, full = claim.minutes
     return f"  {name:18s}{quick:5g} {full:5g}   {claim.statement}"
 

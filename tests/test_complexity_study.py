@@ -158,11 +158,11 @@ def test_a_run_without_a_gap_is_counted_and_decides_nothing(tmp_path, monkeypatc
     gap = np.ones((5, 8))
     gap[3, :2] = np.inf
     fit = complexity.law(10.0 ** np.arange(5), gap)
+    assert fit.undecided == "2 of 8 runs at level 4 of 5 ended with a gap that is no number"
     gap[:, 0] = np.nan  # and is drawn all the same
     actor_critic.draw(actor_critic.ActorCritic(10.0 ** np.arange(5), gap)).savefig(tmp_path / "drawn.png")
     about = json.dumps(complexity.finite(complexity.describe(complexity.law(10.0 ** np.arange(5), gap))))
     assert "NaN" not in about and '"exponent": null' in about
-    assert fit.undecided == "2 of 8 runs at level 4 of 5 ended with a gap that is no number"
 
 
 def test_where_the_assumption_is_refuted_or_left_behind_the_theorem_is_not_judged(tmp_path, monkeypatch):

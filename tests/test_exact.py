@@ -269,11 +269,13 @@ def test_an_optimal_policy_outside_its_domain_is_nan_with_an_infinite_residual(i
 @pytest.mark.parametrize(
     ("discount", "kl_weight", "message"),
     [
-        (1.0, 0.5, "discount is 1; required"),
+        (1.0, 0.5, "discount is 1.0; required"),
         (-0.1, 0.5, "discount is -0.1"),
         (np.nan, 0.5, "discount is nan"),
         (0.9, -1, "kl_weight is -1; required"),
         (0.9, np.float32(np.inf), "kl_weight is inf"),
+        (jnp.array(1.5), 0.5, "discount is 1.5"),
+        (0.9, jnp.array([0.5, -1.0]), "kl_weight is"),
     ],
 )
 def test_a_lower_level_out_of_range_is_refused(discount, kl_weight, message):

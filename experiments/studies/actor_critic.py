@@ -5,7 +5,6 @@
 on its two-state MDP, at the true reward, from the uniform policy.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.rates import Fit
 from bilevel.types import Hyper
-from experiments.run_folder import kept
+from experiments.run_folder import kept, write_json
 from experiments.studies import complexity
 from experiments.studies.complexity import CRITIC_STEP, DISCOUNT, POLICY_STEP, Level
 from experiments.studies.seeds import for_each_seed
@@ -138,8 +137,6 @@ def main(out: Path, say=print) -> None:
     sizes = Sizes()
     result = study(sizes, say=say)
     about = {"epsilon": sizes.epsilons, "samples": result.samples.tolist(), "gap": result.gap.mean(axis=1).tolist()}
-    (out / "actor_critic.json").write_text(
-        json.dumps(complexity.finite(about | complexity.describe(fit(result))), indent=2) + "\n"
-    )
+    write_json(out, "actor_critic.json", complexity.finite(about | complexity.describe(fit(result))))
     draw(result).savefig(out / "actor_critic.png", dpi=120)
     say(f"figure: {out / 'actor_critic.png'}")

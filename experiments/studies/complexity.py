@@ -17,7 +17,6 @@ is farther away is told; at w = 0.5 outside, while runs end in a lower maximum.
 ε is an index of the schedule, whose constants are ours: gaps end below it, and the first levels' are met at the start.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
-from experiments.run_folder import kept
+from experiments.run_folder import kept, write_json
 from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 
@@ -450,6 +449,6 @@ def summarise(results: dict[str, Rate]) -> dict:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `complexity.png` and `complexity.json`; `bilevel verify P1.rate` does it resumably."""
     results = {name: study(weight, say=say) for name, weight in WEIGHTS.items()}
-    (out / "complexity.json").write_text(json.dumps(finite(summarise(results)), indent=2) + "\n")
+    write_json(out, "complexity.json", finite(summarise(results)))
     draw(results).savefig(out / "complexity.png", dpi=120)
     say(f"figure: {out / 'complexity.png'}")

@@ -2,8 +2,8 @@
 
 Around the schedule of `complexity` at one ε, on its two-state MDP at w = 3 (one maximum of Φ): σ, the step sizes of the
 critic, of λ, of λ′ relative to λ, and of φ, each pair on a grid; then K, n, B and L, each alone. What is measured is
-Φ* − Φ(φ_T), in nats, with the exact Φ. Φ* is `complexity.assumption`'s, the
-largest that ascents from a square find; farther away Φ can be larger, and a run that ends above Φ* is counted.
+Φ* − Φ(φ_T), in nats, with the exact Φ. Φ* is `complexity.assumption`'s, the largest that ascents from a square find; farther
+away Φ can be larger, and a run that ends above Φ* is counted.
 
 If two numbers could be tuned one after the other, the mean log gap would be additive in them: log gap = row + column. The
 *interaction share* of `bilevel.interaction` is the part of its variance over the grid that this leaves.

@@ -7,7 +7,6 @@ does not flatter. Beside it stands the theorem's schedule.
 """
 
 import itertools
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from bilevel.hypergradients import proxy
 from bilevel.rates import Fit
 from bilevel.run import run, start
 from bilevel.types import Hyper
-from experiments.run_folder import kept
+from experiments.run_folder import kept, write_json
 from experiments.studies import complexity
 from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learned, Level
 from experiments.studies.seeds import for_each_seed
@@ -223,10 +222,7 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
     marks = {"independent": "o", "weighted": "s"}
     for name, result in found.items():
         color = complexity.COLORS[name]
-        mean = result.judged.mean(axis=1)
-        error = 1.96 * result.judged.std(axis=1, ddof=1) / np.sqrt(result.judged.shape[1])
-        label = f"{name}, tuned: {complexity.shown(fit(result, sizes))}"
-        left.errorbar(budgets, mean, np.minimum(error, 0.9 * mean), color=color, marker="o", markersize=4, label=label)
+        complexity.curve(left, color, f"{name}, tuned", budgets, result.judged)
         samples, gap = result.schedule
         left.plot(samples, gap.mean(axis=1), "--^", color=color, markersize=4, label=f"{name}, the theorem's schedule")
         rows = choices(result, sizes)
@@ -235,12 +231,11 @@ def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
             label = {"sigma": "σ", "B": "B", "K": "K"}[key]
             right.plot(budgets, values, line, color=color, marker=marks[name], markersize=4, label=f"{label}, {name}")
     complexity.guide(left, budgets, next(iter(found.values())).judged.mean(axis=1)[0], EXPONENT, "2/7")
-    left.set(ylabel="Φ* − Φ(φ_T), nats", title="Gap on seeds that did not choose, 95 % intervals")
-    right.set(ylabel="chosen value", title="What was chosen at each budget")
-    for panel in (left, right):
-        panel.set(xscale="log", yscale="log", xlabel="samples (transitions a run)")
-        panel.grid(alpha=0.3)
-    left.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8)
+    complexity.finish(left, "Φ* − Φ(φ_T), nats")
+    left.set_title("Gap on seeds that did not choose")
+    right.set(xscale="log", yscale="log", xlabel="samples (transitions a seed)", ylabel="chosen value")
+    right.set_title("What was chosen at each budget")
+    right.grid(alpha=0.3)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -268,6 +263,6 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `tuned.png` and `tuned.json`; `bilevel verify P1.tuned` does it resumably."""
     sizes = Sizes()
     found = study(sizes, say=say)
-    (out / "tuned.json").write_text(json.dumps(complexity.finite(summarise(found, sizes)), indent=2) + "\n")
+    write_json(out, "tuned.json", complexity.finite(summarise(found, sizes)))
     draw(found, sizes).savefig(out / "tuned.png", dpi=120)
     say(f"figure: {out / 'tuned.png'}")

@@ -37,13 +37,13 @@ def measure(budget: Budget) -> Measurement:
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
         numbers[f"Φ outside the square less Φ*, at least, {name}"] = Interval(*[float(assumed.beyond)] * 3)
         numbers[f"gap at the start, {name}"] = Interval(*map(float, assumed.start))
+        parts = complexity.parts(result)
         for i in (0, -1):
-            for part, intervals in complexity.parts(result).items():
-                whole = all(np.isfinite(gap[i]).all() for gap in result.gap.values())
-                why = "" if whole else LEFT_OUT
+            why = "" if all(np.isfinite(gap[i]).all() for gap in result.gap.values()) else LEFT_OUT
+            for part, intervals in parts.items():
                 numbers[f"gap by {part}, ε = {epsilons[i]:.2g}, {name}"] = Interval(*intervals[i], why)
-        parts = {arm: result.gap[arm].mean(axis=1)[[0, -1]] for arm in result.gap}
-        shown = ", ".join(f"{arm} {first:.2g} → {last:.2g}" for arm, (first, last) in parts.items())
+        means = {arm: gap.mean(axis=1) for arm, gap in result.gap.items()}
+        shown = ", ".join(f"{arm} {mean[0]:.2g} → {mean[-1]:.2g}" for arm, mean in means.items())
         inside = min(x.min() for arm, x in result.inside.items() if arm != complexity.EXACT)
         notes.append(
             f"{name} (w = {weights[name]:g}, {100 * assumed.reached:.0f} % of exact ascents reach Φ*; on |φ_i| ≤ "

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -54,15 +54,7 @@ def verify(
         Exception: of the first claim that stopped with one, after the others are measured and written.
     """
     # With the digest of the code that was imported: the files may change while claims are measured.
-    chosen, broken = {}, {}
-    for name in names or CLAIMS:
-        try:
-            chosen[name] = load(name)
-        except OptionError:
-            raise
-        except Exception as error:
-            broken[name] = error
-            say(f"{name:18s}cannot be loaded: {error!r}")
+    chosen, broken = load_each(names or CLAIMS)
     with open_run(Path(out) / ("quick" if quick else "full")) as folder:
         for name in chosen:
             if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
@@ -79,8 +71,11 @@ def verify(
         )
 
         def publish(say=lambda name, line: None) -> Path:
-            digests = {name: chosen[name][1] if name in chosen else digest_of_other(name, say) for name in CLAIMS}
-            found = {name: measured_before(folder / name, x, partial(say, name)) for name, x in digests.items() if x}
+            loaded, lost = load_each(CLAIMS)
+            for name, error in lost.items():
+                say(name, f"cannot be loaded: {error!r}")
+            digests = {name: ours for name, (_, ours) in (loaded | chosen).items()}
+            found = {name: measured_before(folder / name, ours, partial(say, name)) for name, ours in digests.items()}
             everything = {name: result for name, result in found.items() if result}
             write_json(folder, "summary.json", everything)
             return write_page(folder, everything)
@@ -124,13 +119,21 @@ def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Call
                 publish()
 
 
-def digest_of_other(name: str, say: Callable[[str, str], None]) -> str:
-    """Of a claim that was not asked for; "" if it cannot be loaded, which is said."""
-    try:
-        return load(name)[1]
-    except Exception as error:
-        say(name, f"cannot be loaded: {error!r}")
-        return ""
+def load_each(names: Iterable[str]) -> tuple[dict[str, tuple[Claim, str]], dict[str, Exception]]:
+    """What `load` gives of each name, and its error of those that cannot be loaded.
+
+    Raises:
+        OptionError: there is no claim of that name.
+    """
+    loaded, broken = {}, {}
+    for name in names:
+        try:
+            loaded[name] = load(name)
+        except OptionError:
+            raise
+        except Exception as error:
+            broken[name] = error
+    return loaded, broken
 
 
 def load(name: str) -> tuple[Claim, str]:
@@ -142,7 +145,7 @@ def load(name: str) -> tuple[Claim, str]:
 def digest(module: str) -> str:
     """Of the sources of a module, and of what it imports here."""
     sources = (Path(importlib.util.find_spec(name).origin).read_bytes() for name in sorted(imported(module)))
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+    return _hash(b"".join(sources))
 
 
 @functools.cache
@@ -191,13 +194,17 @@ def measured_before(folder: Path, ours: str, say: Callable[[str], None] = lambda
 
 def _digest_of(path: Path) -> str:
     """Of the file; "" if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
+    return _hash(path.read_bytes()) if path.is_file() else ""
 
 
 def _check(result: dict[str, Any]) -> str:
     """A digest of all else in a result."""
     rest = {key: value for key, value in result.items() if key != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
+    return _hash(json.dumps(rest, sort_keys=True).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -231,10 +238,9 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
     write_json(folder, STARTED, started)
     measured = claim.measure(Budget(quick, folder, tell))
     result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
-    result |= {"figure": ""}
     if measured.figure is not None:
         measured.figure.savefig(folder / FIGURE, dpi=120)
-        result |= {"figure": _digest_of(folder / FIGURE)}
+    result |= {"figure": "" if measured.figure is None else _digest_of(folder / FIGURE)}
     write_json(folder, RESULT, result | {"check": _check(result)})  # last: a claim without it is measured again
     say(f"{name:18s}{result['verdict']}")
     return result | {"check": _check(result)}
