@@ -1,9 +1,10 @@
 """The driver of a run: opens its folder, resumes or starts, advances chunk by chunk, and reports."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
@@ -11,7 +12,7 @@ from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
-from experiments.config import Config, as_dict, from_dict, sweep
+from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
 from experiments.interruption import requests_to_stop
@@ -21,6 +22,13 @@ from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import compare_manifests, make_manifest, open_run, run_name
 from experiments.summary import format_table, summarise
+
+
+class Manifest(TypedDict, total=False):
+    """What `manifest.json` holds beside what `make_manifest` made: how layouts differed, one list a change."""
+
+    layout_changes: list[list[str]]
+
 
 EXTENDABLE = ("steps", "seeds")  # a run may be asked for more of these
 PLACEMENT = ("chunk", "devices")  # options that change where and when, not what is computed
@@ -109,7 +117,7 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     manifest["layout"]["num_devices"] = len(devices)
     notes: list[str] = []
     if (folder / "manifest.json").exists():
-        old = read_json(folder, "manifest.json")
+        old = read_json(folder, "manifest.json", Manifest)
         changes = old.pop("layout_changes", [])
         refused, layout, notes = compare_manifests(old, manifest, EXTENDABLE)
         if refused:
@@ -175,7 +183,7 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
     dataset = load_run(folder)
-    timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    timing = read_json(folder, "timing.json", dict[str, float], {})
     summary = summarise(dataset, timing)
     write_json(folder, "summary.json", summary)
     page = write_report(folder, dataset, summary)
@@ -196,8 +204,9 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         RunFolderError: it is not a run, or has no such seed or point.
     """
     folder = Path(path)
-    config = from_dict(read_json(folder, "config.json"))
-    groups = [g for g in groups_of(folder, 0) if g.first_seed <= seed < g.first_seed + g.num_seeds]
+    config = read_config(folder)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
+    groups = [g for g in groups_of(folder, 0) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     _, points = sweep(config)
     if not groups or not 0 <= hyper < len(points):
         raise RunFolderError(

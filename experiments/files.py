@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_JSON = 2**24  # bytes of a JSON file; the parser may need some forty times as many
-MOST_ARRAYS = 2**32  # bytes that arrays of somebody else may unpack to, compressed or not
+MOST_ARRAYS = 2**31  # bytes that a user's arrays may unpack to
+MOST_HEADER = 2**14  # bytes before the numbers of an array
 DEEPEST = 16  # levels to which the values of a JSON file may nest
 LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of files that are being written
 STALE = 3600.0  # seconds after which such a file is what a killed process has left
@@ -284,7 +285,7 @@ def _dotted(place: str, key: str) -> str:
 def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; none of them is a pickle.
+    """The arrays of an .npz file by name, none of them of Python's objects.
 
     Args:
         path: of the file.
@@ -293,7 +294,7 @@ def read_arrays(
             what `write_arrays` wrote, since that is not compressed.
 
     Raises:
-        RunFolderError: the file is missing, damaged, of another kind, or larger than that.
+        ValueError: the file is missing, damaged, of another kind, or larger than that; the message is one line.
     """
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
@@ -304,23 +305,21 @@ def read_arrays(
                 raise ValueError(f"it unpacks to more than {most:,} bytes")
             return {name: _unpack(archive, member) for name, member in members.items()}
     except Exception as error:  # which one, depends on the byte that is wrong
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunFolderError(
-            f"{os.fspath(path)} cannot be read ({why}); required: an .npz file that is whole"
-        ) from error
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """The array of a member, of which no more is unpacked than its entry in the zip directory says."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
         raise ValueError(f"{member.filename} is compressed in another way than numpy does")
+    content = bytearray()
     with archive.open(member) as packed:
-        content = packed.read(member.file_size)
-    file = io.BytesIO(content)
+        while piece := packed.read(2**20):
+            content += piece
+    file = io.BytesIO(content[:MOST_HEADER])
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
-        raise ValueError(f"{member.filename} is no array of {dtype}{list(shape)}")
-    array = np.frombuffer(content, dtype, offset=file.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C").copy(order="K")
+        raise ValueError(f"{member.filename} is no array of type {dtype} and shape {list(shape)}")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")

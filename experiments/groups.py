@@ -18,7 +18,7 @@ from bilevel.types import Hyper, Learned
 from experiments import memory
 from experiments.build import Setup
 from experiments.config import Config, sweep
-from experiments.files import read_json, write_json
+from experiments.files import make_folder, read_json, write_json
 from experiments.interruption import Requests
 from experiments.metrics import check_metrics, write_metrics
 from experiments.processes import agree, any_process, is_main
@@ -80,7 +80,8 @@ def run_groups(
     hidden = None if is_main() else True
     with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for study in studies:
-            with open_checkpoints(folder / "checkpoints" / study.group.name, KEEP) as checkpoints:
+            directory = agree(lambda name=study.group.name: str(make_folder(folder, f"checkpoints/{name}")))
+            with open_checkpoints(directory, KEEP) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, bar, say)
             notes += more
             learned.append(study.learned(state))
@@ -226,5 +227,5 @@ def _rest(metrics: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarra
 
 
 def _add_seconds(folder: Path, seconds: dict[str, float]) -> None:
-    before = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    before = read_json(folder, "timing.json", dict[str, float], {})
     write_json(folder, "timing.json", {name: before.get(name, 0.0) + value for name, value in seconds.items()})

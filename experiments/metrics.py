@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     import xarray
 
 DIGEST = "sha256"  # the name under which a metrics file holds the digest of its arrays
+
+
+class Sweep(TypedDict):
+    """What `sweep.json` holds: the names of what was swept, and a row of its values for each point of the sweep."""
+
+    names: list[str]
+    values: list[list[float | str]]
 
 
 def write_metrics(folder: Path, group: str, first_step: int, arrays: dict[str, np.ndarray]) -> None:
@@ -117,6 +124,8 @@ def _read_chunk(path: Path, num_seeds: int) -> dict[str, np.ndarray]:
         arrays = read_arrays(path)
         if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
             raise ValueError("its digest is another")
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise ValueError("it holds other things than numbers")
         return {name: array.reshape(-1, num_seeds, array.shape[1]) for name, array in arrays.items()}
     except Exception as error:  # which one, depends on the byte that is wrong
         raise RunFolderError(f"{path} is damaged ({error}); restore it from a copy, or run anew elsewhere") from error
@@ -135,8 +144,7 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     Attribute `config` holds the configuration as JSON. A run that goes on may be read.
 
     Args:
-        path: of the run's folder; `sweep.json` in it, if there is one, holds {"names": [...], "values": [[...], ...]},
-            one row of values a point of the sweep.
+        path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
 
     Raises:
         RunFolderError: if it is not a run, or its metrics cannot be read; see `read_metrics`.
@@ -146,16 +154,26 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     folder = Path(path)
     config = read_json(folder, "config.json")
     metrics, seeds = read_metrics(folder)
-    num_hyper, _, num_steps = _shape(metrics)
-    sweep = read_json(folder, "sweep.json") if (folder / "sweep.json").exists() else {"names": [], "values": [[]]}
-    if len(sweep["values"]) != num_hyper:
-        raise RunFolderError(
-            f"{folder}/sweep.json holds {len(sweep['values'])} points and the metrics {num_hyper}: restore the file"
-        )
-    swept = {name: ("hyper", [row[i] for row in sweep["values"]]) for i, name in enumerate(sweep["names"])}
-    steps = ("step", np.arange(num_steps), {"long_name": "outer step"})
+    swept = _read_sweep(folder, metrics)
+    steps = ("step", np.arange(_shape(metrics)[2]), {"long_name": "outer step"})
     return xarray.Dataset(
         {name: (("hyper", "seed", "step"), array) for name, array in metrics.items()},
         {"seed": seeds, "step": steps, **swept},
         {"config": canonical_json(config)},
     )
+
+
+def _read_sweep(folder: Path, metrics: dict[str, np.ndarray]) -> dict[str, tuple[str, list[float | str]]]:
+    sweep = read_json(folder, "sweep.json", Sweep, {"names": [], "values": [[]]})
+    names, values, num_hyper = sweep["names"], sweep["values"], _shape(metrics)[0]
+    if len(values) != num_hyper:
+        raise RunFolderError(
+            f"{folder}/sweep.json holds {len(values)} points and the metrics {num_hyper}: restore the file"
+        )
+    new = {*names} - {"hyper", "seed", "step", *metrics}
+    if len(new) < len(names) or any(len(row) != len(names) for row in values):
+        raise RunFolderError(
+            f"{folder}/sweep.json does not fit: distinct names, none of them a metric's, and a value of each at every point "
+            "are required: restore the file"
+        )
+    return {name: ("hyper", [row[i] for row in values]) for i, name in enumerate(names)}

@@ -110,7 +110,7 @@ def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[
     """
     path = None if folder is None else folder / f"{name}.npz"
     if path is not None and path.exists():
-        with suppress(RunFolderError, KeyError):  # damaged, or a part of something else
+        with suppress(ValueError, KeyError):  # damaged, or a part of something else
             return _gather(kind, read_arrays(path))
     found = function()
     if path is not None:
@@ -172,7 +172,7 @@ def make_manifest(
     return {
         "config": _as_json(config),
         "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
-        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "files": {path: _digest_of(path) for path in files},
         "python": platform.python_version(),
         "precision": precision,
         "width": width,
@@ -189,6 +189,11 @@ def make_manifest(
     }
 
 
+def _digest_of(path: str) -> str:
+    with open(open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:
     """What a run with manifest `new` would change in a run with manifest `old`.
 
@@ -201,7 +206,9 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tupl
     differences = Differences([], [], [])
     for key in sorted(before | after):
         was, now = (canonical_json(flat[key]) if key in flat else "absent" for flat in (before, after))
-        extends = key in {f"config.{name}" for name in extendable} and "absent" not in (was, now)
+        extends = (
+            key in {f"config.{name}" for name in extendable} and type(before.get(key)) is type(after.get(key)) is int
+        )
         if was == now or (extends and before[key] <= after[key]):
             continue
         advice = f"; it may only grow: ask for {was} or more" if extends else ""
