@@ -12,22 +12,14 @@ from bilevel.lanes import Layout
 from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
+from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
 from experiments.processes import agree, is_main
 from experiments.report import write_report
-from experiments.run_folder import (
-    RunFolderError,
-    compare_manifests,
-    make_manifest,
-    open_run,
-    read_json,
-    run_name,
-    write_arrays,
-    write_json,
-)
+from experiments.run_folder import compare_manifests, make_manifest, open_run, run_name
 from experiments.summary import format_table, summarise
 
 EXTENDABLE = ("steps", "seeds")  # a run may be asked for more of these

@@ -18,10 +18,11 @@ from bilevel.types import Hyper, Learned
 from experiments import memory
 from experiments.build import Setup
 from experiments.config import Config, sweep
+from experiments.files import read_json, write_json
 from experiments.interruption import Requests
 from experiments.metrics import check_metrics, write_metrics
 from experiments.processes import agree, any_process, is_main
-from experiments.run_folder import group_name, read_json, write_json
+from experiments.run_folder import group_name
 
 KEEP = 3  # checkpoints of each group
 

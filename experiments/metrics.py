@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.run_folder import RunFolderError, canonical_json, read_json, write_arrays
+from experiments.files import RunFolderError, read_arrays, read_json, write_arrays
+from experiments.run_folder import canonical_json
 
 if TYPE_CHECKING:
     import xarray
@@ -35,9 +36,8 @@ def write_metrics(folder: Path, group: str, first_step: int, arrays: dict[str, n
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) != 1 or len(min(shapes)) != 2:
         raise RunFolderError(f"metrics of shapes {shapes} were given; one shape [lanes, steps] is required: stack them")
-    directory = folder / "metrics" / group
-    write_arrays(directory, f"{first_step:08d}.npz", arrays | {DIGEST: _digest(arrays)})
-    for later in _chunks(directory):
+    write_arrays(folder, f"metrics/{group}/{first_step:08d}.npz", arrays | {DIGEST: _digest(arrays)})
+    for later in _chunks(folder / "metrics" / group):
         if _first_step(later) > first_step:
             later.unlink()
 
@@ -114,8 +114,7 @@ def _shape(part: dict[str, np.ndarray]) -> tuple[int, ...]:
 
 def _read_chunk(path: Path, num_seeds: int) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
             raise ValueError("its digest is another")
         return {name: array.reshape(-1, num_seeds, array.shape[1]) for name, array in arrays.items()}

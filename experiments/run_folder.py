@@ -9,31 +9,28 @@ A group is a range of seeds that runs together; more seeds later are another gro
 hyperparameters first: lane = hyper · seeds of the group + seed.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import jax
 import numpy as np
 
+from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, refusing, write_arrays
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
+MOST_SIGNATURE = 4096  # bytes of a lock
 
 Record = TypeVar("Record", bound=tuple)
-
-
-class RunFolderError(Exception):
-    """A run folder cannot be used as asked; the message is one line."""
 
 
 def config_hash(config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str:
@@ -66,35 +63,21 @@ def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
         RunFolderError: if another process holds it, if it cannot be written, or if it is not empty and not a run.
     """
     folder = Path(path)
-    with _refusing(f"{folder} cannot be a run folder"):
+    with refusing(f"{folder} cannot be a run folder"):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = open_file(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
     try:
-        with _refusing(f"{folder} cannot be locked"):
+        with refusing(f"{folder} cannot be locked"):
             _take(folder, lock)
         yield folder
     finally:
         os.close(lock)
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, created if need be.
-
-    Raises:
-        RunFolderError: it cannot be created or written.
-    """
-    folder = Path(path)
-    with _refusing(f"{folder} cannot hold results"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
-    return folder
-
-
 def _refuse_foreign(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()}
-    mark = (folder / "lock").read_bytes()[: len(MARK)] if "lock" in names else b""
+    mark = read_bytes(folder / "lock", MOST_SIGNATURE)[: len(MARK)] if "lock" in names else b""
     # A run that was killed before it could sign its lock has nothing else in it.
     if names - {"lock"} and mark != MARK.encode():
         raise RunFolderError(
@@ -116,28 +99,6 @@ def _take(folder: Path, lock: int) -> None:
     os.ftruncate(lock, len(signature))
 
 
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{what}: {error}; a writable folder on a disk with room is required: name another, or mend this one"
-        ) from error
-
-
-def write_json(folder: Path, name: str, value: Any) -> None:
-    """Writes `<folder>/<name>`, complete or not at all."""
-    write_atomically(folder / name, (json.dumps(_as_json(value), indent=2) + "\n").encode())
-
-
-def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes `<folder>/<name>`, as numpy.savez does, complete or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(folder / name, buffer.getvalue())
-
-
 def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[[], Record]) -> Record:
     """What `function` returns, from `<folder>/<name>.npz` if that is there and whole; otherwise it is computed and written.
 
@@ -149,8 +110,8 @@ def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[
     """
     path = None if folder is None else folder / f"{name}.npz"
     if path is not None and path.exists():
-        with contextlib.suppress(Exception), np.load(path) as file:  # damage has many faces
-            return _gather(kind, file)
+        with suppress(RunFolderError, KeyError):  # damaged, or a part of something else
+            return _gather(kind, read_arrays(path))
     found = function()
     if path is not None:
         write_arrays(folder, path.name, _flatten(_scatter(found)))
@@ -172,41 +133,6 @@ def _gather(kind: type[Record], arrays: Mapping[str, np.ndarray], prefix: str = 
             for name in kind._fields
         }
     )
-
-
-def read_json(folder: Path, name: str) -> Any:
-    """The value in `<folder>/<name>`.
-
-    Raises:
-        RunFolderError: if the file is missing or is not JSON.
-    """
-    try:
-        value = json.loads((folder / name).read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it holds no object")
-        return value
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder} is not a run: {name} cannot be read ({error}); the folder of a run is required, "
-            "as in runs/<world>-<algorithm>-<hash>"
-        ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that, after a kill or a loss of power, is the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _refusing(f"{path} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 class Differences(NamedTuple):

@@ -23,8 +23,8 @@ from bilevel.types import Hyper
 from experiments.build import build
 from experiments.config import Config, sweep
 from experiments.driver import choose_devices
+from experiments.files import make_folder, write_json
 from experiments.options import OptionError, count, option
-from experiments.run_folder import make_folder, write_json
 
 RANGES = {  # of the log-uniform law: four or five decades, since a network wants less than a table, and Adam less than SGD
     "sigma": (1e-3, 1e1),

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.rates import Fit
 from bilevel.types import Hyper
-from experiments.run_folder import kept, write_json
+from experiments.files import write_json
+from experiments.run_folder import kept
 from experiments.studies import complexity
 from experiments.studies.complexity import CRITIC_STEP, DISCOUNT, POLICY_STEP, Level
 from experiments.studies.seeds import for_each_seed

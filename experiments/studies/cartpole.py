@@ -30,8 +30,8 @@ from matplotlib.figure import Figure
 
 from experiments.config import configure
 from experiments.driver import train
+from experiments.files import read_json
 from experiments.metrics import load_run
-from experiments.run_folder import read_json
 from experiments.summary import Estimate, counts, estimate, metric
 
 GOAL = 475.0  # steps survived of 500

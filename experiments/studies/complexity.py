@@ -39,7 +39,8 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
-from experiments.run_folder import kept, write_json
+from experiments.files import write_json
+from experiments.run_folder import kept
 from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 

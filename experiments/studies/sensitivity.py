@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bilevel.interaction import Interaction, interaction
 from bilevel.types import Hyper
-from experiments.run_folder import write_json
+from experiments.files import write_json
 from experiments.studies import complexity, tuning
 from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of
 from experiments.studies.complexity import ROUNDING, Level

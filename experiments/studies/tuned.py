@@ -23,7 +23,8 @@ from bilevel.hypergradients import proxy
 from bilevel.rates import Fit
 from bilevel.run import run, start
 from bilevel.types import Hyper
-from experiments.run_folder import kept, write_json
+from experiments.files import write_json
+from experiments.run_folder import kept
 from experiments.studies import complexity
 from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learned, Level
 from experiments.studies.seeds import for_each_seed

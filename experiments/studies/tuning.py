@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from bilevel import hypergradients
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
 from bilevel.types import Hyper
-from experiments.run_folder import write_json
+from experiments.files import write_json
 from experiments.studies import complexity
 from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of, program
 from experiments.studies.complexity import ROUNDING, Level

@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from experiments.run_folder import write_atomically
+from experiments.files import write_atomically
 
 STYLE = """body{font:16px/1.5 Georgia,serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:14px;margin:.7rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;
@@ -32,7 +32,7 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
         f"<!doctype html><meta charset='utf-8'><title>Claims</title><style>{STYLE}</style><h1>Claims and verdicts{quick}"
         f"</h1><p>{rule}</p><table>{head}{rows}</table>{sections}"
     )
-    write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder, "report.html", page.encode())
     return folder / "report.html"
 
 

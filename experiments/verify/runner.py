@@ -18,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.bench import usable_cores
+from experiments.files import RunFolderError, read_json, write_figure, write_json
 from experiments.options import OptionError, choose
-from experiments.run_folder import RunFolderError, open_run, read_json, write_json
+from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
 from experiments.verify.page import short, write_page
@@ -31,6 +32,7 @@ OURS = (
     "bilevel",
     "envs",
     "experiments.studies.",
+    "experiments.files",
     "experiments.run_folder",
     "experiments.summary",
     "experiments.verify.",
@@ -239,7 +241,7 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
     measured = claim.measure(Budget(quick, folder, tell))
     result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
     if measured.figure is not None:
-        measured.figure.savefig(folder / FIGURE, dpi=120)
+        write_figure(folder, FIGURE, measured.figure, dpi=120)
     result |= {"figure": "" if measured.figure is None else _digest_of(folder / FIGURE)}
     write_json(folder, RESULT, result | {"check": _check(result)})  # last: a claim without it is measured again
     say(f"{name:18s}{result['verdict']}")
