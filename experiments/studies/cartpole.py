@@ -21,7 +21,6 @@ With tables 10 labels are enough, since every label bears on the one cell of the
 """
 
 import itertools
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from matplotlib.figure import Figure
 
 from experiments.config import configure
 from experiments.driver import train
-from experiments.files import read_json
+from experiments.files import read_json, write_figure, write_json
 from experiments.metrics import load_run
 from experiments.summary import Estimate, counts, estimate, metric
 
@@ -197,8 +196,8 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `cartpole.png` and `cartpole.json`."""
     curves = study(out, say=say)
     rows = summarise(curves)
-    (out / "cartpole.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(curves).savefig(out / "cartpole.png", dpi=120)
+    write_json(out, "cartpole.json", rows)
+    write_figure(out, "cartpole.png", draw(curves), dpi=120)
     say(f"{'method':18s}{'models':10s}{'labels':>7s}{'env steps':>12s}   {'score of 500':24s}{'seconds':>8s}")
     for row in rows:
         score = "{:.1f} [{:.1f}, {:.1f}]".format(row["score"], *row["interval"])
