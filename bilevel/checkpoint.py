@@ -60,7 +60,7 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3, identity: st
         checkpoints._close()
 
 
-def strangers(directory: str | PathLike[str]) -> list[str]:
+def strange_checkpoints(directory: str | PathLike[str]) -> list[str]:
     """Names, sorted, of what is in a directory of checkpoints and is no checkpoint, nor an unfinished one: all ignore it."""
     entries = sorted(Path(directory).iterdir()) if Path(directory).is_dir() else []
     ours = re.compile(r"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?")
@@ -76,11 +76,14 @@ class Checkpoints:
     """The checkpoints of one run, in one directory; made by `open_checkpoints`.
 
     Every save and restore is made by all processes of a distributed run.
+
+    Attributes:
+        identity: whose they are.
     """
 
     def __init__(self, path: Path, keep: int, identity: str):
         self._path = path
-        self._identity = identity
+        self.identity = identity
         self._newest = ocp.training.preservation_policies.LatestN(keep)
         self._position: int | None = None
         self._may_write = False
@@ -135,7 +138,7 @@ class Checkpoints:
             raise CheckpointError(f"{self._path} already holds checkpoints of steps {rejected}: restore first")
         if self._position is not None and step <= self._position:
             raise CheckpointError(f"step {step} was given after {self._position}; steps must grow: pass the steps done")
-        record = json.dumps({"identity": self._identity, "step": step, "leaves": _describe(names, leaves)})
+        record = json.dumps({"identity": self.identity, "step": step, "leaves": _describe(names, leaves)})
         sealed = {"record": record, "crc32": zlib.crc32(record.encode())}
         self._position = step
         with self._naming_failure():
@@ -199,7 +202,7 @@ class Checkpoints:
                 return None, _one_line(error)
 
     def _load(self, step: int, target: Tree) -> Tree:
-        recorded = _unseal(self._orbax.metadata(step).custom_metadata, self._identity, step)
+        recorded = _unseal(self._orbax.metadata(step).custom_metadata, self.identity, step)
         names, wanted = _flatten(target)
         _compare(step, recorded, names, wanted)
         tree = jax.tree.map(_widen, self._orbax.load(step, jax.tree.map(_narrow, target)), target)

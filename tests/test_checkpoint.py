@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel.checkpoint import CheckpointError, digest, open_checkpoints, strangers
+from bilevel.checkpoint import CheckpointError, digest, open_checkpoints, strange_checkpoints
 
 # What a reader of a damaged file leaves behind is reported by pytest, which collects it on its own.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -244,14 +244,14 @@ def test_no_step_after_the_last_one_asked_for_is_restored_and_the_next_save_repl
 
 def test_what_is_no_checkpoint_is_named_and_never_restored(three):
     (three / "4.orbax-checkpoint-tmp").mkdir()
-    assert strangers(three) == []
+    assert strange_checkpoints(three) == []
     for name in ("3 (conflicted copy)", "03", "-5", "٣"):
         shutil.copytree(three / "3", three / name)
     for name in ("5", ".DS_Store", "notes.npz"):
         (three / name).write_text("")
-    assert strangers(three) == ["-5", ".DS_Store", "03", "3 (conflicted copy)", "5", "notes.npz", "٣"]
+    assert strange_checkpoints(three) == ["-5", ".DS_Store", "03", "3 (conflicted copy)", "5", "notes.npz", "٣"]
     assert restore(three, state_of(0))[::2] == (3, [])
-    assert strangers(three / "nowhere") == []
+    assert strange_checkpoints(three / "nowhere") == []
 
 
 def test_a_directory_that_is_deleted_meanwhile_is_told_and_not_made_anew(three):
