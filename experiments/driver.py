@@ -14,13 +14,22 @@ from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
-from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
+from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
 from experiments.processes import agree, is_main
 from experiments.report import write_report
-from experiments.run_folder import compare_manifests, make_manifest, open_run, run_name
+from experiments.run_folder import (
+    Origin,
+    compare_manifests,
+    identity_of,
+    make_manifest,
+    new_identity,
+    open_run,
+    owner_of,
+    run_name,
+)
 from experiments.summary import format_table, summarise
 
 
@@ -70,7 +79,7 @@ def train(
             for note in notes:
                 say(f"note: {note}")
             announce(config, folder, devices, say)
-            studies = prepare(folder, config, setup, devices, say)
+            studies = prepare(folder, manifest["groups"], config, setup, devices, say)
             agree(lambda: describe(folder, config, manifest))
             learned, more = run_groups(folder, config, studies, requests, say)
             agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
@@ -115,29 +124,46 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     packages = getattr(config.world, "packages", ())
     manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision, packages, config.files())
     manifest["layout"]["num_devices"] = len(devices)
-    notes: list[str] = []
-    if (folder / "manifest.json").exists():
-        old = read_json(folder, "manifest.json", Manifest)
-        changes = old.pop("layout_changes", [])
-        refused, layout, notes = compare_manifests(old, manifest, EXTENDABLE)
-        if refused:
-            raise RunFolderError(
-                f"{folder} holds another run: {'; '.join(refused)}; required: the same settings, or another --out"
-            )
-        if layout and not allow_layout_change:
-            raise RunFolderError(
-                f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
-                "to go on here, where bits may differ"
-            )
-        changes += [layout] if layout else []
-        manifest["layout_changes"] = changes
-        notes += [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
-    elif (folder / "metrics").exists():
+    begun = (folder / "manifest.json").exists()
+    notes = _continue(folder, manifest, allow_layout_change) if begun else []
+    if left := [name for name in ("metrics", "checkpoints") if not begun and (folder / name).exists()]:
         raise RunFolderError(
-            f"{folder} has metrics but no manifest.json; required: the manifest, to know what was run: restore it, or "
-            "name another --out"
+            f"{folder} has {' and '.join(left)} but no manifest.json; required: the manifest, to know what was run: restore "
+            "it, or name another --out"
         )
+    manifest["identity"] = identity_of(folder) if begun else new_identity()
+    groups = all_groups(folder, config.seeds)
+    manifest["groups"] = [list(group) for group in groups]
+    if not manifest["identity"]:
+        notes.append("the run was begun before runs had an identity: files of another run in its folder go unnoticed")
+    if strange := strangers(folder, groups):
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        notes.append(f"ignored in {folder}, for it is not of this run: {', '.join(strange[:5])}{more}")
     return manifest, notes
+
+
+def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool) -> list[str]:
+    """Notes on a run that goes on with this manifest, which gets the changes of layout until now.
+
+    Raises:
+        RunFolderError: it would be another run.
+    """
+    old = read_json(folder, "manifest.json", Manifest)
+    changes = old.pop("layout_changes", [])
+    before = {name: value for name, value in old.items() if name not in Origin.__annotations__}
+    refused, layout, notes = compare_manifests(before, manifest, EXTENDABLE)
+    if refused:
+        raise RunFolderError(
+            f"{folder} holds another run: {'; '.join(refused)}; required: the same settings, or another --out"
+        )
+    if layout and not allow_layout_change:
+        raise RunFolderError(
+            f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
+            "to go on here, where bits may differ"
+        )
+    changes += [layout] if layout else []
+    manifest["layout_changes"] = changes
+    return notes + [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
 
 
 def describe(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
@@ -206,7 +232,7 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
     folder = Path(path)
     config = read_config(folder)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
-    groups = [g for g in groups_of(folder, 0) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds]
     _, points = sweep(config)
     if not groups or not 0 <= hyper < len(points):
         raise RunFolderError(
@@ -215,7 +241,8 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         )
     with jax.enable_x64(config.precision == "float64"):
         study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
-        with open_checkpoints(folder / "checkpoints" / groups[0].name, KEEP) as checkpoints:
+        name = groups[0].name
+        with open_checkpoints(folder / "checkpoints" / name, KEEP, owner_of(folder, name)) as checkpoints:
             _, state, _ = study.restore(checkpoints)
         if state is None:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")

@@ -2,11 +2,14 @@
 
     lock                                   held by the process that writes the run
     config.json, manifest.json, sweep.json what was run, on what, and the value of every swept hyperparameter
-    metrics/<group>/<first step>.npz       one file a chunk of outer steps
+    metrics/<group>/                       of `experiments.metrics`
     checkpoints/<group>/                   of `bilevel.checkpoint`
 
 A group is a range of seeds that runs together; more seeds later are another group. Within a group lanes are ordered
 hyperparameters first: lane = hyper · seeds of the group + seed.
+
+The manifest holds the run's identity, made at random when it is begun, and its groups. Checkpoints and metrics are sealed
+with both, so that those of another run or group are told from its own wherever the folder is moved or copied.
 """
 
 import fcntl
@@ -15,16 +18,19 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 
 import jax
 import numpy as np
 
-from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, refusing, write_arrays
+from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, read_json, refusing, write_arrays
+from experiments.options import MOST
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
@@ -53,6 +59,70 @@ def run_name(world: str, algorithm: str, config: dict[str, Any], extendable: tup
 def group_name(first_seed: int, num_seeds: int) -> str:
     """The folder name of a group of seeds, as in `000000-000007`."""
     return f"{first_seed:06d}-{first_seed + num_seeds - 1:06d}"
+
+
+class Origin(TypedDict, total=False):
+    """What a manifest says of where files come from; one from before there were identities says nothing.
+
+    Attributes:
+        identity: hexadecimal, 128 random bits, made when the run was begun.
+        groups: [first seed, number of seeds] of each group, in order from seed 0.
+    """
+
+    identity: str
+    groups: list[list[int]]
+
+
+def new_identity() -> str:
+    """Of a run that begins."""
+    return secrets.token_hex(16)
+
+
+def identity_of(folder: Path) -> str:
+    """Of the run in a folder; "" for one that was begun before there were identities."""
+    return read_json(folder, "manifest.json", Origin, missing={}).get("identity", "")
+
+
+def owner_of(folder: Path, group: str) -> str:
+    """Whose the checkpoints and metrics of a group are, as in `run 0f3a…, seeds 000000-000007`; "" without identity."""
+    identity = identity_of(folder)
+    return f"run {identity}, seeds {group}" if identity else ""
+
+
+def refuse_another(folder: Path, group: str, owner: str) -> None:
+    """Raises RunFolderError if the folder is no longer that of the run whose group has, or had, this owner."""
+    if not (folder / "manifest.json").exists() or owner_of(folder, group) != owner:
+        raise RunFolderError(
+            f"{folder} is no longer that of this run: it was deleted, moved or begun anew while the run went on, which ends "
+            "here and has written nothing more into it; put it back and resume, or start again"
+        )
+
+
+def groups_of(folder: Path) -> list[list[int]]:
+    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others.
+
+    Where there are none in it, since it is missing or older than that: those whose folders hold what a run writes.
+
+    Raises:
+        RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
+    """
+    manifest = read_json(folder, "manifest.json", Origin, missing={})
+    groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
+    covered = 0
+    for group in groups:
+        if len(group) != 2 or group[0] != covered or not 1 <= group[1] <= MOST - covered:
+            raise RunFolderError(
+                f"{folder} holds a seed in two groups, or in none: [first seed, number] are {groups}; groups must follow "
+                f"each other from seed 0, to at most {MOST}: remove what is not of this run, or restore manifest.json"
+            )
+        covered += group[1]
+    return groups
+
+
+def _found_groups(folder: Path) -> list[list[int]]:
+    homes = [home for kind in ("metrics", "checkpoints") for home in (folder / kind).glob("[0-9]*-[0-9]*")]
+    ends = [re.fullmatch("([0-9]{6,})-([0-9]{6,})", home.name) for home in homes if any(home.glob("[0-9]*"))]
+    return [[first, last - first + 1] for first, last in sorted({(int(x[1]), int(x[2])) for x in ends if x})]
 
 
 @contextmanager
