@@ -1,5 +1,6 @@
 """The driver of a run: opens its folder, resumes or starts, advances chunk by chunk, and reports."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
-from experiments.config import Config, as_dict, from_dict, sweep
+from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.interruption import requests_to_stop
@@ -20,7 +21,7 @@ from experiments.options import OptionError
 from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import (
-    Origin,
+    Manifest,
     compare_manifests,
     identity_of,
     make_manifest,
@@ -140,9 +141,9 @@ def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool)
     Raises:
         RunFolderError: it would be another run.
     """
-    old = read_json(folder, "manifest.json")
-    changes = old.pop("layout_changes", [])
-    before = {name: value for name, value in old.items() if name not in Origin.__annotations__}
+    old = read_json(folder, "manifest.json", Manifest)
+    changes = old.get("layout_changes", [])
+    before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}
     refused, layout, notes = compare_manifests(before, manifest, EXTENDABLE)
     if refused:
         raise RunFolderError(
@@ -201,7 +202,7 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
     dataset = load_run(folder)
-    timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    timing = read_json(folder, "timing.json", dict[str, float], {})
     summary = summarise(dataset, timing)
     write_json(folder, "summary.json", summary)
     page = write_report(folder, dataset, summary)
@@ -222,8 +223,9 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         RunFolderError: it is not a run, or has no such seed or point.
     """
     folder = Path(path)
-    config = from_dict(read_json(folder, "config.json"))
-    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds]
+    config = read_config(folder)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     _, points = sweep(config)
     if not groups or not 0 <= hyper < len(points):
         raise RunFolderError(

@@ -12,8 +12,10 @@ import re
 import secrets
 import stat
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_JSON = 2**24  # bytes of a JSON file; the parser may need some forty times as many
-MOST_ARRAYS = 2**32  # bytes that arrays of somebody else may unpack to, compressed or not
+MOST_ARRAYS = 2**31  # bytes that a user's arrays may unpack to
+MOST_HEADER = 2**14  # bytes before the numbers of an array
 DEEPEST = 16  # levels to which the values of a JSON file may nest
 LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of files that are being written
 STALE = 3600.0  # seconds after which such a file is what a killed process has left
@@ -284,7 +287,7 @@ def _dotted(place: str, key: str) -> str:
 def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; none of them is a pickle.
+    """The arrays of an .npz file by name, none of them of Python's objects.
 
     Args:
         path: of the file.
@@ -293,7 +296,7 @@ def read_arrays(
             what `write_arrays` wrote, since that is not compressed.
 
     Raises:
-        RunFolderError: the file is missing, damaged, of another kind, or larger than that.
+        ValueError: the file is missing, damaged, of another kind, or larger than that; the message is one line.
     """
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
@@ -304,23 +307,45 @@ def read_arrays(
                 raise ValueError(f"it unpacks to more than {most:,} bytes")
             return {name: _unpack(archive, member) for name, member in members.items()}
     except Exception as error:  # which one, depends on the byte that is wrong
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunFolderError(
-            f"{os.fspath(path)} cannot be read ({why}); required: an .npz file that is whole"
-        ) from error
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """The array of a member, of which no more is unpacked than its entry in the zip directory says."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
         raise ValueError(f"{member.filename} is compressed in another way than numpy does")
+    content = _stored(archive, member) if member.compress_type == zipfile.ZIP_STORED else _inflated(archive, member)
+    width = 4 if content[6:7] == b"\2" else 2  # bytes in which a version of the format says how long its header is
+    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
+    shape, fortran_order, dtype = _header(bytes(content[: min(start, MOST_HEADER)]))
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - start:
+        raise ValueError(f"{member.filename} is no array of type {dtype} and shape {list(shape)}")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    content = bytearray()
     with archive.open(member) as packed:
-        content = packed.read(member.file_size)
+        while piece := packed.read(2**20):
+            content += piece
+    return content
+
+
+def _stored(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a member that is not compressed, sooner than `archive.open` has them: a run has many small arrays."""
+    file = archive.fp
+    file.seek(member.header_offset)
+    local = file.read(30)
+    file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
+    content = bytearray(file.read(member.file_size))
+    if local[:4] != b"PK\3\4" or len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+        raise ValueError(f"{member.filename} does not match its checksum")
+    return content
+
+
+@lru_cache(maxsize=1024)  # parsing takes longer than reading a small array, and files of one kind repeat their headers
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
-        raise ValueError(f"{member.filename} is no array of {dtype}{list(shape)}")
-    array = np.frombuffer(content, dtype, offset=file.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C").copy(order="K")
+    return read_header(file)

@@ -17,7 +17,7 @@ from bilevel.types import Hyper, Learned
 from experiments import memory
 from experiments.build import Setup
 from experiments.config import Config, sweep
-from experiments.files import RunFolderError, read_json, write_json
+from experiments.files import RunFolderError, make_folder, read_json, write_json
 from experiments.interruption import Requests
 from experiments.metrics import check_metrics, strange_metrics, write_metrics
 from experiments.processes import agree, any_process, is_main
@@ -94,9 +94,9 @@ def run_groups(
     hidden = None if is_main() else True
     with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for study in studies:
-            group = study.group.name
-            owner = agree(partial(owner_of, folder, group))
-            with open_checkpoints(folder / "checkpoints" / group, KEEP, owner) as checkpoints:
+            directory = agree(lambda name=study.group.name: str(make_folder(folder, f"checkpoints/{name}")))
+            owner = agree(partial(owner_of, folder, study.group.name))
+            with open_checkpoints(directory, KEEP, owner) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, bar, say)
             notes += more
             learned.append(study.learned(state))
@@ -265,5 +265,5 @@ def _rest(metrics: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarra
 
 
 def _add_seconds(folder: Path, seconds: dict[str, float]) -> None:
-    before = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    before = read_json(folder, "timing.json", dict[str, float], {})
     write_json(folder, "timing.json", {name: before.get(name, 0.0) + value for name, value in seconds.items()})

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -29,6 +29,13 @@ DIGEST = "sha256"  # the name under which a metrics file holds the digest of its
 OWNER = "owner"  # and that under which it says whose they are
 MERGED = 100  # chunks that are merged into one file
 Arrays = dict[str, np.ndarray]
+
+
+class Sweep(TypedDict):
+    """What `sweep.json` holds: the names of what was swept, and a row of its values for each point of the sweep."""
+
+    names: list[str]
+    values: list[list[float | str]]
 
 
 class Damaged(Exception):
@@ -239,10 +246,12 @@ def _read(directory: Path, piece: Piece, owner: str) -> Arrays:
         arrays = read_arrays(path)
         if not np.array_equal(arrays.pop(DIGEST, None), _digest(arrays)):
             raise ValueError("its digest is another")
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise ValueError("it holds other things than numbers")
         theirs = arrays.pop(OWNER, np.empty(0, np.uint8)).tobytes().decode()
         num_steps = _shape(arrays)[1]
     except Exception as error:  # which one, depends on the byte that is wrong
-        raise Damaged(f"{path} is damaged ({error.__cause__ or error})") from error
+        raise Damaged(f"{path} is damaged ({error})") from error
     if theirs != (ours := _seal(owner, piece)):
         raise Damaged(f"{path} is of {theirs or 'a run without identity'}, not of {ours or 'a run without identity'}")
     if piece.is_merged and num_steps != piece.last_step - piece.first_step + 1:
@@ -295,8 +304,7 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     Attribute `config` holds the configuration as JSON. A run that goes on may be read.
 
     Args:
-        path: of the run's folder; `sweep.json` in it, if there is one, holds {"names": [...], "values": [[...], ...]},
-            one row of values a point of the sweep.
+        path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
 
     Raises:
         RunFolderError: if it is not a run, or its metrics cannot be read; see `read_metrics`.
@@ -306,16 +314,26 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     folder = Path(path)
     config = read_json(folder, "config.json")
     metrics, seeds = read_metrics(folder)
-    num_hyper, _, num_steps = _shape(metrics)
-    sweep = read_json(folder, "sweep.json") if (folder / "sweep.json").exists() else {"names": [], "values": [[]]}
-    if len(sweep["values"]) != num_hyper:
-        raise RunFolderError(
-            f"{folder}/sweep.json holds {len(sweep['values'])} points and the metrics {num_hyper}: restore the file"
-        )
-    swept = {name: ("hyper", [row[i] for row in sweep["values"]]) for i, name in enumerate(sweep["names"])}
-    steps = ("step", np.arange(num_steps), {"long_name": "outer step"})
+    swept = _read_sweep(folder, metrics)
+    steps = ("step", np.arange(_shape(metrics)[2]), {"long_name": "outer step"})
     return xarray.Dataset(
         {name: (("hyper", "seed", "step"), array) for name, array in metrics.items()},
         {"seed": seeds, "step": steps, **swept},
         {"config": canonical_json(config)},
     )
+
+
+def _read_sweep(folder: Path, metrics: dict[str, np.ndarray]) -> dict[str, tuple[str, list[float | str]]]:
+    sweep = read_json(folder, "sweep.json", Sweep, {"names": [], "values": [[]]})
+    names, values, num_hyper = sweep["names"], sweep["values"], _shape(metrics)[0]
+    if len(values) != num_hyper:
+        raise RunFolderError(
+            f"{folder}/sweep.json holds {len(values)} points and the metrics {num_hyper}: restore the file"
+        )
+    new = {*names} - {"hyper", "seed", "step", *metrics}
+    if len(new) < len(names) or any(len(row) != len(names) for row in values):
+        raise RunFolderError(
+            f"{folder}/sweep.json does not fit: distinct names, none of them a metric's, and a value of each at every point "
+            "are required: restore the file"
+        )
+    return {name: ("hyper", [row[i] for row in values]) for i, name in enumerate(names)}

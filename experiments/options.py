@@ -92,8 +92,8 @@ class ObjectiveOptions:
     segment_length: int = count(10)
     """H, steps of a compared segment."""
     reference: str = "uniform"
-    """pi_ref: `uniform`, or an .npz file: with `policy` [S, A] given as it is, with `obs` and `action` fitted to those
-    demonstrations."""
+    """pi_ref: `uniform`, or an .npz file, at most 2 GiB: with `policy` [S, A] given as it is, with `obs` and `action` fitted
+    to those demonstrations."""
 
 
 @dataclasses.dataclass(frozen=True)

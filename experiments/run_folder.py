@@ -60,16 +60,18 @@ def group_name(first_seed: int, num_seeds: int) -> str:
     return f"{first_seed:06d}-{first_seed + num_seeds - 1:06d}"
 
 
-class Origin(TypedDict, total=False):
-    """What a manifest says of where files come from; one from before there were identities says nothing.
+class Manifest(TypedDict, total=False):
+    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less.
 
     Attributes:
         identity: hexadecimal, 128 random bits, made when the run was begun.
         groups: [first seed, number of seeds] of each group, in order from seed 0.
+        layout_changes: how layouts differed, one list a change.
     """
 
     identity: str
     groups: list[list[int]]
+    layout_changes: list[list[str]]
 
 
 def new_identity() -> str:
@@ -79,7 +81,7 @@ def new_identity() -> str:
 
 def identity_of(folder: Path) -> str:
     """Of the run in a folder; "" for one that was begun before there were identities."""
-    return read_json(folder, "manifest.json", Origin, missing={}).get("identity", "")
+    return read_json(folder, "manifest.json", Manifest, missing={}).get("identity", "")
 
 
 def owner_of(folder: Path, group: str) -> str:
@@ -105,7 +107,7 @@ def groups_of(folder: Path) -> list[list[int]]:
     Raises:
         RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
     """
-    manifest = read_json(folder, "manifest.json", Origin, missing={})
+    manifest = read_json(folder, "manifest.json", Manifest, missing={})
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0
     for group in groups:
@@ -179,7 +181,7 @@ def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[
     """
     path = None if folder is None else folder / f"{name}.npz"
     if path is not None and path.exists():
-        with suppress(RunFolderError, KeyError):  # damaged, or a part of something else
+        with suppress(ValueError, KeyError):  # damaged, or a part of something else
             return _gather(kind, read_arrays(path))
     found = function()
     if path is not None:
@@ -241,7 +243,7 @@ def make_manifest(
     return {
         "config": _as_json(config),
         "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
-        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "files": {path: _digest_of(path) for path in files},
         "python": platform.python_version(),
         "precision": precision,
         "width": width,
@@ -258,6 +260,11 @@ def make_manifest(
     }
 
 
+def _digest_of(path: str) -> str:
+    with open(open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:
     """What a run with manifest `new` would change in a run with manifest `old`.
 
@@ -270,7 +277,9 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tupl
     differences = Differences([], [], [])
     for key in sorted(before | after):
         was, now = (canonical_json(flat[key]) if key in flat else "absent" for flat in (before, after))
-        extends = key in {f"config.{name}" for name in extendable} and "absent" not in (was, now)
+        extends = (
+            key in {f"config.{name}" for name in extendable} and type(before.get(key)) is type(after.get(key)) is int
+        )
         if was == now or (extends and before[key] <= after[key]):
             continue
         advice = f"; it may only grow: ask for {was} or more" if extends else ""

@@ -143,7 +143,12 @@ def read(folder: Path) -> Curve:
     """The curve of a run, from its folder."""
     dataset = load_run(folder)
     labels, transitions = (np.cumsum(counts(dataset, name)[0]) for name in ("labels", "transitions"))
-    return Curve(metric(dataset, "true_score"), labels, transitions, sum(read_json(folder, "timing.json").values()))
+    return Curve(
+        metric(dataset, "true_score"),
+        labels,
+        transitions,
+        sum(read_json(folder, "timing.json", dict[str, float]).values()),
+    )
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
