@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 
@@ -21,7 +21,7 @@ from experiments.options import OptionError
 from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import (
-    Origin,
+    Manifest,
     compare_manifests,
     identity_of,
     make_manifest,
@@ -31,13 +31,6 @@ from experiments.run_folder import (
     run_name,
 )
 from experiments.summary import format_table, summarise
-
-
-class Manifest(TypedDict, total=False):
-    """What `manifest.json` holds beside what `make_manifest` made: how layouts differed, one list a change."""
-
-    layout_changes: list[list[str]]
-
 
 EXTENDABLE = ("steps", "seeds")  # a run may be asked for more of these
 PLACEMENT = ("chunk", "devices")  # options that change where and when, not what is computed
@@ -149,8 +142,8 @@ def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool)
         RunFolderError: it would be another run.
     """
     old = read_json(folder, "manifest.json", Manifest)
-    changes = old.pop("layout_changes", [])
-    before = {name: value for name, value in old.items() if name not in Origin.__annotations__}
+    changes = old.get("layout_changes", [])
+    before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}
     refused, layout, notes = compare_manifests(before, manifest, EXTENDABLE)
     if refused:
         raise RunFolderError(
@@ -232,7 +225,7 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
     folder = Path(path)
     config = read_config(folder)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
-    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds]
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     _, points = sweep(config)
     if not groups or not 0 <= hyper < len(points):
         raise RunFolderError(

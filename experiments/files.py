@@ -12,8 +12,10 @@ import re
 import secrets
 import stat
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -312,14 +314,38 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """The array of a member, of which no more is unpacked than its entry in the zip directory says."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
         raise ValueError(f"{member.filename} is compressed in another way than numpy does")
+    content = _stored(archive, member) if member.compress_type == zipfile.ZIP_STORED else _inflated(archive, member)
+    width = 4 if content[6:7] == b"\2" else 2  # bytes in which a version of the format says how long its header is
+    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
+    shape, fortran_order, dtype = _header(bytes(content[: min(start, MOST_HEADER)]))
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - start:
+        raise ValueError(f"{member.filename} is no array of type {dtype} and shape {list(shape)}")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
     content = bytearray()
     with archive.open(member) as packed:
         while piece := packed.read(2**20):
             content += piece
-    file = io.BytesIO(content[:MOST_HEADER])
+    return content
+
+
+def _stored(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a member that is not compressed, sooner than `archive.open` has them: a run has many small arrays."""
+    file = archive.fp
+    file.seek(member.header_offset)
+    local = file.read(30)
+    file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
+    content = bytearray(file.read(member.file_size))
+    if local[:4] != b"PK\3\4" or len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+        raise ValueError(f"{member.filename} does not match its checksum")
+    return content
+
+
+@lru_cache(maxsize=1024)  # parsing takes longer than reading a small array, and files of one kind repeat their headers
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
-        raise ValueError(f"{member.filename} is no array of type {dtype} and shape {list(shape)}")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
+    return read_header(file)

@@ -61,16 +61,18 @@ def group_name(first_seed: int, num_seeds: int) -> str:
     return f"{first_seed:06d}-{first_seed + num_seeds - 1:06d}"
 
 
-class Origin(TypedDict, total=False):
-    """What a manifest says of where files come from; one from before there were identities says nothing.
+class Manifest(TypedDict, total=False):
+    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less.
 
     Attributes:
         identity: hexadecimal, 128 random bits, made when the run was begun.
         groups: [first seed, number of seeds] of each group, in order from seed 0.
+        layout_changes: how layouts differed, one list a change.
     """
 
     identity: str
     groups: list[list[int]]
+    layout_changes: list[list[str]]
 
 
 def new_identity() -> str:
@@ -80,7 +82,7 @@ def new_identity() -> str:
 
 def identity_of(folder: Path) -> str:
     """Of the run in a folder; "" for one that was begun before there were identities."""
-    return read_json(folder, "manifest.json", Origin, missing={}).get("identity", "")
+    return read_json(folder, "manifest.json", Manifest, missing={}).get("identity", "")
 
 
 def owner_of(folder: Path, group: str) -> str:
@@ -106,7 +108,7 @@ def groups_of(folder: Path) -> list[list[int]]:
     Raises:
         RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
     """
-    manifest = read_json(folder, "manifest.json", Origin, missing={})
+    manifest = read_json(folder, "manifest.json", Manifest, missing={})
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0
     for group in groups:
