@@ -94,14 +94,20 @@ def run_groups(
     hidden = None if is_main() else True
     with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for study in studies:
-            directory = agree(lambda name=study.group.name: str(make_folder(folder, f"checkpoints/{name}")))
-            owner = agree(partial(owner_of, folder, study.group.name))
+            group = study.group.name
+            for kind in ("metrics", "checkpoints"):  # through a link, files of somebody else would be removed
+                directory = agree(partial(_made, folder, f"{kind}/{group}"))
+            owner = agree(partial(owner_of, folder, group))
             with open_checkpoints(directory, KEEP, owner) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, bar, say)
             notes += more
             learned.append(study.learned(state))
     join = partial(jax.tree.map, lambda *parts: np.concatenate(parts, axis=1))
     return join(*learned), notes
+
+
+def _made(folder: Path, name: str) -> str:
+    return str(make_folder(folder, name))
 
 
 class Study:

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, read_json, refusing, write_arrays
+from experiments.options import MOST
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
@@ -111,10 +112,10 @@ def groups_of(folder: Path) -> list[list[int]]:
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0
     for group in groups:
-        if len(group) != 2 or group[0] != covered or group[1] < 1:
+        if len(group) != 2 or group[0] != covered or not 1 <= group[1] <= MOST - covered:
             raise RunFolderError(
                 f"{folder} holds a seed in two groups, or in none: [first seed, number] are {groups}; groups must follow "
-                "each other from seed 0: remove what is not of this run, or restore manifest.json"
+                f"each other from seed 0, to at most {MOST}: remove what is not of this run, or restore manifest.json"
             )
         covered += group[1]
     return groups
