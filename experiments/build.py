@@ -46,6 +46,7 @@ def build(config: Config) -> Setup:
         OptionError: a file does not fit the world, or an exact oracle is out of reach; before anything compiles.
     """
     world = config.world.build()
+    check_segments(config, world)
     reward, policy, critic_model = build_models(config, world)
     reference, policy = build_reference(config, world, policy)
 
@@ -71,6 +72,15 @@ def build(config: Config) -> Setup:
     except ValueError as error:
         raise OptionError(str(error)) from error
     return Setup(world, make, problem)
+
+
+def check_segments(config: Config, world: World) -> None:
+    """Raises OptionError if a segment, which begins where an episode does, would be longer than one."""
+    if world.env.horizon is not None and config.segment_length > world.env.horizon:
+        raise OptionError(
+            f"--segment-length is {config.segment_length}; required: at most {world.env.horizon}, the steps of an episode "
+            f"of {config.world_name}"
+        )
 
 
 def build_models(config: Config, world: World) -> tuple[Model, Model, Model]:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -50,7 +50,7 @@ class Config:
 PARTS = ("world", "algorithm", *COMMON)
 
 
-def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -> Config:
+def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
     """A checked configuration: the world's and the algorithm's defaults, with `options` in their place.
 
     Args:
@@ -66,12 +66,24 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -
         home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
         if home is None:
             known = [field.name for kind in parts.values() for field in dataclasses.fields(kind)]
-            raise OptionError(
-                f"{world} with {algorithm} has no option {name!r}; did you mean {nearest(name, known)!r}?"
-            )
+            raise unknown_option(world, algorithm, name, known)
         value = _converted(value, get_type_hints(type(parts[home]))[name])
         parts[home] = dataclasses.replace(parts[home], **{name: value})
     return check(Config(world, algorithm, **parts))
+
+
+def unknown_option(world: str, algorithm: str, name: str, known: Iterable[str]) -> OptionError:
+    """For an option that is none of `known`: where it belongs, else which is spelled like it, else all that there are."""
+    kinds = [(f"--world {x}", kind) for x, kind in WORLDS.items()]
+    kinds += [(f"--algorithm {x}", kind) for x, kind in ALGORITHMS.items()]
+    homes = [home for home, kind in kinds if name in {field.name for field in dataclasses.fields(kind)}]
+    if homes:
+        advice = f"it is one of {', '.join(homes)}"
+    elif near := nearest(name, known):
+        advice = f"did you mean --{_flag(near[0])}?"
+    else:
+        advice = f"required: one of {', '.join(f'--{_flag(x)}' for x in known)}"
+    return OptionError(f"{algorithm} on {world} has no option --{_flag(name)}; {advice}")
 
 
 def _converted(value, kind):

@@ -16,6 +16,7 @@ from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, ru
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
+from experiments.output import silent
 from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import (
@@ -50,7 +51,7 @@ def train(
         config: from `experiments.config.configure`.
         out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
         allow_layout_change: resume on other devices, where bits may differ.
-        say: takes the lines that a person should see.
+        say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
         command: how the run was asked for, for the report.
 
     Raises:
@@ -58,7 +59,7 @@ def train(
         Stopped: SIGTERM came; the running chunk was ended and saved first. Ctrl-C does the same and raises
             KeyboardInterrupt.
     """
-    say = say if is_main() else lambda line: None
+    say = say if is_main() else silent
     # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
     products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
     with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:

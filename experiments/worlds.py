@@ -107,8 +107,11 @@ class FileOptions:
 
     def build(self) -> World:
         """The world."""
-        if not self.mdp:
-            raise OptionError("--mdp was not given; required: an .npz file; write one with numpy.savez")
+        if not self.mdp.endswith(".npz"):
+            raise OptionError(
+                f"--mdp {f'is {self.mdp!r}' if self.mdp else 'was not given'}; required: an .npz file, as "
+                "numpy.savez('mdp.npz', initial=a, transition=b, reward=c) writes it from arrays [S], [S, A, S] and [S, A]"
+            )
         arrays = load_arrays("mdp", self.mdp, MDP._fields)
         try:
             check_mdp(MDP(**arrays))
