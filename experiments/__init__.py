@@ -1,11 +1,11 @@
 """Runs and studies, from Python: configure a run, train it, load what it measured and learned.
 
-    from experiments import configure, load_params, load_run, train
+from experiments import configure, load_params, load_run, train
 
-    config = configure(world="gridworld", algorithm="bilevel", seeds=32, sigma=(0.03, 0.1))
-    folder = train(config, say=print)
-    run = load_run(folder)
-    reward_params, policy_params = load_params(folder, seed=0)
+config = configure(world="gridworld", algorithm="bilevel", seeds=32, sigma=(0.03, 0.1))
+folder = train(config, say=print)
+run = load_run(folder)
+reward_params, policy_params = load_params(folder, seed=0)
 """
 
 from typing import TYPE_CHECKING

@@ -25,7 +25,8 @@ class Progress:
     def __init__(self, total: int, say: Callable[[str], None]):
         self.total, self.done, self.say = total, 0, say
         self.bar = tqdm(total=total, unit="step", disable=True if say is silent else None, dynamic_ncols=True)
-        self.logged = not (sys.stdout.isatty() and sys.stderr.isatty())
+        watched = [getattr(stream, "isatty", bool)() for stream in (sys.stdout, sys.stderr)]  # neither need be there
+        self.logged = not all(watched)
         self.start()
         self.next_line = self.started
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -142,6 +143,12 @@ def test_the_version_is_that_of_the_package_and_of_what_it_runs_on(capsys):
     assert main(["--version"]) == 0
     bilevel, jax = (importlib.metadata.version(name) for name in ("bilevel-rlhf", "jax"))
     assert capsys.readouterr().out == f"bilevel {bilevel}, jax {jax}, Python {platform.python_version()}\n"
+
+
+def test_the_citation_and_the_changes_are_of_the_version_of_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == [version]
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
 
 
 # Help -----------------------------------------------------------------------------------------------------------------
