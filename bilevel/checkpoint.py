@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ class CheckpointError(Exception):
 
 
 @contextmanager
-def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator["Checkpoints"]:
+def open_checkpoints(directory: str | PathLike[str], keep: int = 3, identity: str = "") -> Iterator["Checkpoints"]:
     """The checkpoints in a directory, which is created if need be; leaving the block waits for the last save.
 
     One process (or one group of distributed processes) at a time may save, others may read meanwhile; the first save
@@ -36,6 +37,9 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
     Args:
         directory: where the checkpoints are, one subdirectory a step.
         keep: how many of the newest are kept, ≥ 2, so that a damaged one has a predecessor to fall back to.
+        identity: whose checkpoints these are, any text. It is sealed into each with its step, and one that was saved under
+            another text or for another step counts as damaged. "": one that was saved before there were identities is
+            taken too.
 
     Raises:
         CheckpointError: for `keep` < 2, a directory that cannot be used, or a save that failed.
@@ -45,7 +49,7 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
         raise CheckpointError(f"keep={keep} was given; at least 2 are required, so that one can be damaged: raise it")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(path, keep)
+        checkpoints = Checkpoints(path, keep, identity)
     except Exception as error:
         why = _one_line(error)
         raise CheckpointError(f"{path} cannot hold checkpoints: {why}; choose a writable directory") from error
@@ -54,6 +58,13 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3) -> Iterator[
         yield checkpoints
     finally:
         checkpoints._close()
+
+
+def strange_checkpoints(directory: str | PathLike[str]) -> list[str]:
+    """Names, sorted, of what is in a directory of checkpoints and is no checkpoint, nor an unfinished one: all ignore it."""
+    entries = sorted(Path(directory).iterdir()) if Path(directory).is_dir() else []
+    ours = re.compile(r"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?")
+    return [entry.name for entry in entries if not (ours.fullmatch(entry.name) and entry.is_dir())]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -65,10 +76,14 @@ class Checkpoints:
     """The checkpoints of one run, in one directory; made by `open_checkpoints`.
 
     Every save and restore is made by all processes of a distributed run.
+
+    Attributes:
+        identity: whose they are.
     """
 
-    def __init__(self, path: Path, keep: int):
+    def __init__(self, path: Path, keep: int, identity: str):
         self._path = path
+        self.identity = identity
         self._newest = ocp.training.preservation_policies.LatestN(keep)
         self._position: int | None = None
         self._may_write = False
@@ -123,10 +138,12 @@ class Checkpoints:
             raise CheckpointError(f"{self._path} already holds checkpoints of steps {rejected}: restore first")
         if self._position is not None and step <= self._position:
             raise CheckpointError(f"step {step} was given after {self._position}; steps must grow: pass the steps done")
-        record = json.dumps(_describe(names, leaves))
-        sealed = {"leaves": record, "crc32": zlib.crc32(record.encode())}
+        record = json.dumps({"identity": self.identity, "step": step, "leaves": _describe(names, leaves)})
+        sealed = {"record": record, "crc32": zlib.crc32(record.encode())}
         self._position = step
         with self._naming_failure():
+            if not self._path.is_dir():  # orbax would make it anew, and go on without what it held
+                raise FileNotFoundError(self._path)
             if not self._may_write:  # only now: a reader must not clear away what another process is about to complete
                 self._may_write = True
                 self._orbax.close()
@@ -136,7 +153,7 @@ class Checkpoints:
             # force: the policies of orbax may skip a save without a word, as when another one runs.
             self._orbax.save_async(step, jax.tree.map(_narrow, tree), force=True, custom_metadata=sealed)
 
-    def restore(self, template: Tree) -> tuple[int, Tree, list[str]]:
+    def restore(self, template: Tree, last_step: int | None = None) -> tuple[int, Tree, list[str]]:
         """(step, tree, notes): the newest checkpoint that is whole, and one line on each newer one that is not.
 
         Every leaf comes back with the bits that were saved, strongly typed, in the template's sharding. Restoring
@@ -145,13 +162,14 @@ class Checkpoints:
         Args:
             template: the saved pytree with arrays or `jax.ShapeDtypeStruct`s as leaves; a leaf without a sharding goes
                 to the first local device. Leaves come back committed to their devices.
+            last_step: the newest step that may be restored; None: any. Newer ones are passed over without a note.
 
         Raises:
             CheckpointError: if the template has another leaf, dtype or shape than the checkpoint, or if no checkpoint
                 is whole.
         """
         target, notes = jax.tree.map(_as_target, template), []
-        for step in self.steps():
+        for step in (x for x in self.steps() if last_step is None or x <= last_step):
             tree, damage = self._try_to_load(step, target)
             if not damage:
                 self._position = step
@@ -165,9 +183,13 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            what = f"checkpoint {self._position} could not be written to {self._path}"
+            if not self._path.is_dir():
+                raise CheckpointError(
+                    f"{what}, which is there no longer: it was moved or deleted meanwhile; put it back, or start anew"
+                ) from error
             raise CheckpointError(
-                f"checkpoint {self._position} could not be written to {self._path}: {_one_line(error)}; "
-                "older checkpoints are unharmed: make room, or mend the disk, and resume"
+                f"{what}: {_one_line(error)}; older checkpoints are unharmed: make room, or mend the disk, and resume"
             ) from error
 
     def _try_to_load(self, step: int, target: Tree) -> tuple[Tree, str]:
@@ -180,7 +202,7 @@ class Checkpoints:
                 return None, _one_line(error)
 
     def _load(self, step: int, target: Tree) -> Tree:
-        recorded = _unseal(self._orbax.metadata(step).custom_metadata)
+        recorded = _unseal(self._orbax.metadata(step).custom_metadata, self.identity, step)
         names, wanted = _flatten(target)
         _compare(step, recorded, names, wanted)
         tree = jax.tree.map(_widen, self._orbax.load(step, jax.tree.map(_narrow, target)), target)
@@ -279,13 +301,22 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def _unseal(sealed: Any) -> list[dict[str, Any]]:
+def _unseal(sealed: Any, identity: str, step: int) -> list[dict[str, Any]]:
     # The record has a checksum of its own: a damaged dtype in it must not pass for a template that does not fit.
-    if not isinstance(sealed, dict) or {"leaves", "crc32"} - sealed.keys():
+    name = "record" if isinstance(sealed, dict) and "record" in sealed else "leaves"  # before there were identities
+    if not isinstance(sealed, dict) or {name, "crc32"} - sealed.keys():
         raise ValueError("the record of its leaves is missing")
-    if zlib.crc32(sealed["leaves"].encode()) != sealed["crc32"]:
+    if zlib.crc32(sealed[name].encode()) != sealed["crc32"]:
         raise ValueError("the record of its leaves does not match its checksum")
-    return json.loads(sealed["leaves"])
+    record = json.loads(sealed[name])
+    if name == "leaves":
+        record = {"identity": "", "step": step, "leaves": record}
+    if record["identity"] != identity:
+        theirs, ours = (name or "a run without identity" for name in (record["identity"], identity))
+        raise ValueError(f"it is of {theirs}, not of {ours}")
+    if record["step"] != step:
+        raise ValueError(f"it was saved as step {record['step']}")
+    return record["leaves"]
 
 
 def _compare(step: int, recorded: list[dict[str, Any]], names: list[str], wanted: list[jax.ShapeDtypeStruct]) -> None:

@@ -65,9 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     hush_closed_loops()
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
     from bilevel.checkpoint import CheckpointError
+    from experiments.files import RunFolderError
     from experiments.options import OptionError, choose
     from experiments.processes import RefusedByMain
-    from experiments.run_folder import RunFolderError
 
     commands = {
         "train": train_command,
@@ -226,9 +226,9 @@ def bench_command(arguments: list[str], voice: Voice) -> int:
     from experiments import bench, plan
     from experiments.arguments import parse_train, take
     from experiments.driver import choose_devices
+    from experiments.files import make_folder
     from experiments.options import OptionError, choose
     from experiments.processes import ProcessOptions
-    from experiments.run_folder import make_folder
 
     if ASKS_HELP & set(arguments) and "--plan" not in arguments:
         print(BENCH_HELP)
@@ -281,8 +281,8 @@ def _without_cache():
 def study_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel study`."""
     from experiments.arguments import take
+    from experiments.files import make_folder
     from experiments.options import OptionError, choose
-    from experiments.run_folder import make_folder
     from experiments.studies import STUDIES
 
     out, rest = take("out", arguments, "")
@@ -320,8 +320,8 @@ when interrupted, otherwise 0.
 def verify_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel verify`."""
     from experiments.arguments import take
+    from experiments.files import RunFolderError
     from experiments.options import OptionError
-    from experiments.run_folder import RunFolderError
     from experiments.verify import CLAIMS
     from experiments.verify.runner import load_each, verify
 

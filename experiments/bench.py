@@ -5,7 +5,6 @@ repeats; transitions, labels and gradient evaluations are those that a run repor
 """
 
 import itertools
-import json
 import os
 import platform
 import time
@@ -23,6 +22,7 @@ from bilevel.run import COUNTS
 from bilevel.types import Hyper
 from experiments.build import build
 from experiments.config import configure, sweep
+from experiments.files import write_figure, write_json
 from experiments.groups import Group, Study
 
 SEEDS = (1, 16, 64, 256, 1024)
@@ -319,8 +319,7 @@ def draw(result: dict) -> Figure:
 def main(out: Path, say=print) -> None:
     """Runs the benchmark and writes `bench.png` and `bench.json`."""
     result = bench(say=say)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(result).savefig(out / "bench.png", dpi=120)
+    write_json(out, "bench.json", result)
+    write_figure(out, "bench.png", draw(result), dpi=120)
     say(table(result))
     say(f"figure: {out / 'bench.png'}")

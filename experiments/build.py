@@ -141,10 +141,11 @@ def build_reference(config: Config, world: World, policy: Model):
         return models.uniform_reference(env), policy
     if not config.reference.endswith(".npz"):
         raise OptionError(f"--reference is {config.reference!r}; required: uniform, or the path of an .npz file")
-    if env.num_states is not None and "policy" in _names(config.reference):
-        table = load_arrays("reference", config.reference, ("policy",))["policy"]
-        return models.given_reference(check_policy(config.reference, table, env)), policy
-    data = load_arrays("reference", config.reference, ("obs", "action"))
+    data = load_arrays(
+        "reference", config.reference, ("obs", "action"), "policy" if env.num_states is not None else None
+    )
+    if "policy" in data:
+        return models.given_reference(check_policy(config.reference, data["policy"], env)), policy
     obs, action = check_demonstrations(config.reference, data, world)
     params = fit_policy(policy, jax.random.key(config.seed), obs, action)
     return bind(policy, params), models.started_at(policy, params)
@@ -216,14 +217,6 @@ def check_demonstrations(path: str, data: dict[str, np.ndarray], world: World) -
 def _check_real(path: str, name: str, array: np.ndarray) -> None:
     if array.dtype.kind not in "fiu":
         raise OptionError(f"--reference {path}: {name} has dtype {array.dtype}; required: real numbers")
-
-
-def _names(path: str) -> tuple[str, ...]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return tuple(file)
-    except Exception:
-        return ()  # whoever reads it says why
 
 
 # What a report shows of a finite world --------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from bilevel.types import Hyper
 from experiments.algorithms import ALGORITHMS
-from experiments.options import COMMON, OptionError, Values, check_fields, choose, nearest
+from experiments.files import RunFolderError, read_json
+from experiments.options import COMMON, MOST, OptionError, Values, check_fields, choose, nearest
 from experiments.worlds import WORLDS
 
 
@@ -131,6 +134,26 @@ def from_dict(flat: dict[str, Any]) -> Config:
     return configure(flat["world"], flat["algorithm"], **options)
 
 
+class Named(TypedDict):
+    """What `config.json` holds, beside the options that these two have."""
+
+    world: str
+    algorithm: str
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run from its folder.
+
+    Raises:
+        RunFolderError: it is not a run, or its `config.json` does not hold a configuration.
+    """
+    flat = read_json(folder, "config.json", Named)
+    try:
+        return from_dict(flat)
+    except OptionError as error:
+        raise RunFolderError(f"{folder}/config.json holds no configuration: {error}; restore it from a copy") from error
+
+
 def _to_json(value):
     if isinstance(value, tuple):
         return [_to_json(x) for x in value]
@@ -192,6 +215,9 @@ def _check_rounded(config: Config) -> None:
 
 
 def _check_sweep(config: Config) -> None:
+    num_points = math.prod(len(getattr(config, name, (0,))) for name in SWEEPABLE)
+    if num_points > MOST:
+        raise OptionError(f"the sweep has {num_points:,} points; required: at most {MOST:,}; give fewer values")
     for name in SWEEPABLE:
         values = getattr(config, name, ())
         if len(set(_rounded(config, values))) < len(values):

@@ -1,5 +1,6 @@
 """The driver of a run: opens its folder, resumes or starts, advances chunk by chunk, and reports."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
 from experiments.build import Setup, baselines, build, tables
-from experiments.config import Config, as_dict, from_dict, sweep
-from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
+from experiments.config import Config, as_dict, read_config, sweep
+from experiments.files import RunFolderError, read_json, write_arrays, write_json
+from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
@@ -20,14 +22,14 @@ from experiments.output import silent
 from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import (
-    RunFolderError,
+    Manifest,
     compare_manifests,
+    identity_of,
     make_manifest,
+    new_identity,
     open_run,
-    read_json,
+    owner_of,
     run_name,
-    write_arrays,
-    write_json,
 )
 from experiments.summary import format_table, summarise
 
@@ -71,7 +73,7 @@ def train(
             for note in notes:
                 say(f"note: {note}")
             announce(config, folder, devices, say)
-            studies = prepare(folder, config, setup, devices, say)
+            studies = prepare(folder, manifest["groups"], config, setup, devices, say)
             agree(lambda: describe(folder, config, manifest))
             learned, more = run_groups(folder, config, studies, requests, say)
             agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
@@ -116,29 +118,46 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     packages = getattr(config.world, "packages", ())
     manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision, packages, config.files())
     manifest["layout"]["num_devices"] = len(devices)
-    notes: list[str] = []
-    if (folder / "manifest.json").exists():
-        old = read_json(folder, "manifest.json")
-        changes = old.pop("layout_changes", [])
-        refused, layout, notes = compare_manifests(old, manifest, EXTENDABLE)
-        if refused:
-            raise RunFolderError(
-                f"{folder} holds another run: {'; '.join(refused)}; required: the same settings, or another --out"
-            )
-        if layout and not allow_layout_change:
-            raise RunFolderError(
-                f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
-                "to go on here, where bits may differ"
-            )
-        changes += [layout] if layout else []
-        manifest["layout_changes"] = changes
-        notes += [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
-    elif (folder / "metrics").exists():
+    begun = (folder / "manifest.json").exists()
+    notes = _continue(folder, manifest, allow_layout_change) if begun else []
+    if left := [name for name in ("metrics", "checkpoints") if not begun and (folder / name).exists()]:
         raise RunFolderError(
-            f"{folder} has metrics but no manifest.json; required: the manifest, to know what was run: restore it, or "
-            "name another --out"
+            f"{folder} has {' and '.join(left)} but no manifest.json; required: the manifest, to know what was run: restore "
+            "it, or name another --out"
         )
+    manifest["identity"] = identity_of(folder) if begun else new_identity()
+    groups = all_groups(folder, config.seeds)
+    manifest["groups"] = [list(group) for group in groups]
+    if not manifest["identity"]:
+        notes.append("the run was begun before runs had an identity: files of another run in its folder go unnoticed")
+    if strange := strangers(folder, groups):
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        notes.append(f"ignored in {folder}, for it is not of this run: {', '.join(strange[:5])}{more}")
     return manifest, notes
+
+
+def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool) -> list[str]:
+    """Notes on a run that goes on with this manifest, which gets the changes of layout until now.
+
+    Raises:
+        RunFolderError: it would be another run.
+    """
+    old = read_json(folder, "manifest.json", Manifest)
+    changes = old.get("layout_changes", [])
+    before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}
+    refused, layout, notes = compare_manifests(before, manifest, EXTENDABLE)
+    if refused:
+        raise RunFolderError(
+            f"{folder} holds another run: {'; '.join(refused)}; required: the same settings, or another --out"
+        )
+    if layout and not allow_layout_change:
+        raise RunFolderError(
+            f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
+            "to go on here, where bits may differ"
+        )
+    changes += [layout] if layout else []
+    manifest["layout_changes"] = changes
+    return notes + [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
 
 
 def describe(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
@@ -184,7 +203,7 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
     dataset = load_run(folder)
-    timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    timing = read_json(folder, "timing.json", dict[str, float], {})
     summary = summarise(dataset, timing)
     write_json(folder, "summary.json", summary)
     page = write_report(folder, dataset, summary)
@@ -205,8 +224,9 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         RunFolderError: it is not a run, or has no such seed or point.
     """
     folder = Path(path)
-    config = from_dict(read_json(folder, "config.json"))
-    groups = [g for g in groups_of(folder, 0) if g.first_seed <= seed < g.first_seed + g.num_seeds]
+    config = read_config(folder)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     _, points = sweep(config)
     if not groups or not 0 <= hyper < len(points):
         raise RunFolderError(
@@ -215,7 +235,8 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         )
     with jax.enable_x64(config.precision == "float64"):
         study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
-        with open_checkpoints(folder / "checkpoints" / groups[0].name, KEEP) as checkpoints:
+        name = groups[0].name
+        with open_checkpoints(folder / "checkpoints" / name, KEEP, owner_of(folder, name)) as checkpoints:
             _, state, _ = study.restore(checkpoints)
         if state is None:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
+from experiments.files import write_figure
 from experiments.summary import (
     counts,
     describe,
@@ -70,12 +71,9 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
 
 def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Writes `figures/<name>.png` in the run's folder."""
-    target = Path(folder) / "figures"
-    target.mkdir(parents=True, exist_ok=True)
-    paths = [target / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path)
-    return paths
+    for name, figure in figures.items():
+        write_figure(folder, f"figures/{name}.png", figure)
+    return [folder / "figures" / f"{name}.png" for name in figures]
 
 
 def _curves(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:

@@ -1,6 +1,5 @@
 """The groups of seeds of a run: each advances chunk by chunk through one compiled program, with its own checkpoints."""
 
-import re
 import time
 from functools import partial
 from pathlib import Path
@@ -10,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.checkpoint import Checkpoints, open_checkpoints
+from bilevel.checkpoint import Checkpoints, open_checkpoints, strange_checkpoints
 from bilevel.lanes import Lanes, Layout, Programs, flatten, programs, unflatten
 from bilevel.run import COUNTS, RUNNING, RunState, Stopping
 from bilevel.types import Hyper, Learned
 from experiments import memory
 from experiments.build import Setup
 from experiments.config import Config, sweep
+from experiments.files import RunFolderError, make_folder, read_json, write_json
 from experiments.interruption import Requests
-from experiments.metrics import check_metrics, write_metrics
+from experiments.metrics import check_metrics, strange_metrics, write_metrics
 from experiments.processes import agree, any_process
 from experiments.progress import Progress, duration, standing
-from experiments.run_folder import group_name, read_json, write_json
+from experiments.run_folder import group_name, groups_of, owner_of, refuse_another
 
 KEEP = 3  # checkpoints of each group
 
@@ -43,24 +43,39 @@ def chunk_length(config: Config, done: int) -> int:
     return max(config.steps - done, 1) if config.chunk == "all" else min(int(config.chunk), config.steps)
 
 
-def groups_of(folder: Path, num_seeds: int) -> list[Group]:
-    """The groups that the folder holds already, and one for the seeds that are new."""
-    found = sorted(x.name for x in (folder / "checkpoints").glob("*-*") if re.fullmatch(r"\d+-\d+", x.name))
-    ranges = [tuple(int(end) for end in name.split("-")) for name in found]
-    groups = [Group(first, last - first + 1) for first, last in ranges]
-    covered = max((last + 1 for _, last in ranges), default=0)
+def all_groups(folder: Path, num_seeds: int = 0) -> list[Group]:
+    """The groups of the folder's run, and one for seeds below `num_seeds` that are new.
+
+    Raises:
+        RunFolderError: the folder has more seeds than `num_seeds`, which is not 0, or its groups cannot be told.
+    """
+    groups = [Group(*group) for group in groups_of(folder)]
+    covered = sum(group.num_seeds for group in groups)
+    if 0 < num_seeds < covered:
+        raise RunFolderError(
+            f"{folder} has {covered} seeds, {num_seeds} were asked for; required: as many as it has, or another --out"
+        )
     return groups + ([Group(covered, num_seeds - covered)] if covered < num_seeds else [])
 
 
-def prepare(folder: Path, config: Config, setup: Setup, devices, say) -> list["Study"]:
-    """The groups of the folder, and one for the seeds that are new.
+def strangers(folder: Path, groups: list[Group]) -> list[str]:
+    """What lies among the metrics and the checkpoints of a run and is not of these groups, by its path in the folder."""
+    ours, found = {group.name for group in groups}, []
+    for kind, within in (("metrics", strange_metrics), ("checkpoints", strange_checkpoints)):
+        for entry in sorted((folder / kind).glob("*")):
+            is_ours = entry.name in ours and entry.is_dir()
+            found += [f"{kind}/{entry.name}/{name}" for name in within(entry)] if is_ours else [f"{kind}/{entry.name}"]
+    return found
+
+
+def prepare(folder: Path, groups: list[list[int]], config: Config, setup: Setup, devices, say) -> list["Study"]:
+    """The groups, each [first seed, number of seeds], with their programs.
 
     Raises:
-        OptionError: the new one needs more memory than there is; nothing has been written then.
+        OptionError: the last one is new and needs more memory than there is; nothing has been written then.
     """
-    groups = [Group(*group) for group in agree(lambda: groups_of(folder, config.seeds))]
-    studies = [Study(config, setup, group, devices) for group in groups]
-    if not agree(lambda: (folder / "checkpoints" / groups[-1].name).exists()):
+    studies = [Study(config, setup, Group(*group), devices) for group in groups]
+    if not agree(lambda: (folder / "checkpoints" / studies[-1].group.name).exists()):
         say("compiling, and checking that the run fits into memory")
         studies[-1].check_memory(chunk_length(config, 0))
     return studies
@@ -77,12 +92,20 @@ def run_groups(
     learned, notes = [], []
     with Progress(config.steps * len(studies), say) as progress:
         for study in studies:
-            with open_checkpoints(folder / "checkpoints" / study.group.name, KEEP) as checkpoints:
+            group = study.group.name
+            for kind in ("metrics", "checkpoints"):  # through a link, files of somebody else would be removed
+                directory = agree(partial(_made, folder, f"{kind}/{group}"))
+            owner = agree(partial(owner_of, folder, group))
+            with open_checkpoints(directory, KEEP, owner) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, progress, say)
             notes += more
             learned.append(study.learned(state))
     join = partial(jax.tree.map, lambda *parts: np.concatenate(parts, axis=1))
     return join(*learned), notes
+
+
+def _made(folder: Path, name: str) -> str:
+    return str(make_folder(folder, name))
 
 
 class Study:
@@ -114,14 +137,13 @@ class Study:
         self, folder: Path, checkpoints: Checkpoints, requests: Requests, progress: Progress, say
     ) -> tuple[RunState, list[str]]:
         """Advances the group to the last step, from its newest whole checkpoint."""
-        step, state, notes = self.restore(checkpoints)
+        step, state, notes = self.resume(folder, checkpoints)
         for note in notes:
             say(f"note: {note}")
         progress.start(step)
         last_step, done = self.config.steps, step
         if step == last_step:
             return state, notes
-        agree(lambda: check_metrics(folder, self.group.name, step))
         if chunk_length(self.config, step) not in self.compiled:
             say("compiling")
         advance = self.check_memory(chunk_length(self.config, step))
@@ -142,32 +164,54 @@ class Study:
             metrics = {name: x[:, : step - first] for name, x in metrics.items()}
             if not np.any(metrics["status"][:, -1] == RUNNING):
                 metrics, step = _rest(metrics, last_step - first), last_step
-            agree(partial(write_metrics, folder, self.group.name, first, metrics))
+            agree(partial(self.write, folder, checkpoints.identity, first, metrics))
             # Lanes in their order, without padding: a checkpoint does not depend on the layout.
             checkpoints.save(step, self.flat(state))
             progress.update(step - first, standing(metrics, self.num_points), self.where(step))
         jax.block_until_ready(state)
         self.seconds["run_seconds"] += time.perf_counter() - begin
+        checkpoints.wait()
+        agree(lambda: refuse_another(folder, self.group.name, checkpoints.identity))
         agree(lambda: _add_seconds(folder, self.seconds))
         return state, notes
 
     def where(self, step: int) -> str:
         """Where the group is, for a line of a log."""
         alone = self.group.first_seed == 0 and self.group.num_seeds == self.config.seeds
-        seeds = (
-            "" if alone else f"seeds {self.group.first_seed} to {self.group.first_seed + self.group.num_seeds - 1}: "
-        )
-        return f"{seeds}step {step} of {self.config.steps}"
+        last = self.group.first_seed + self.group.num_seeds - 1
+        return f"{'' if alone else f'seeds {self.group.first_seed} to {last}: '}step {step} of {self.config.steps}"
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
-        """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones."""
+    def resume(self, folder: Path, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
+        """As `restore`, from the newest whole checkpoint up to which the metrics are whole too."""
+        step, state, notes = self.restore(checkpoints)
+        if step:
+            steps = [x for x in checkpoints.steps() if x <= step]
+            usable, note = agree(lambda: check_metrics(folder, self.group.name, steps))
+            notes += [note] if note else []
+            if usable < step:
+                step, state, more = self.restore(checkpoints, usable)
+                notes += more
+        return step, state, notes
+
+    def write(self, folder: Path, owner: str, first_step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Writes the metrics of a chunk, as `write_metrics`, if the folder is still that of the owner."""
+        refuse_another(folder, self.group.name, owner)
+        write_metrics(folder, self.group.name, first_step, metrics)
+
+    def restore(self, checkpoints: Checkpoints, last_step: int | None = None) -> tuple[int, RunState | None, list[str]]:
+        """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones.
+
+        Args:
+            checkpoints: of the group.
+            last_step: the newest step that may be restored; None: any.
+        """
         if not checkpoints.steps():
             return 0, None, []
         lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if self.saves_spread else None
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((lanes, *x.shape[2:]), x.dtype, sharding=sharding), self.state_spec()
         )
-        step, flat, notes = checkpoints.restore(template)
+        step, flat, notes = checkpoints.restore(template, last_step)
         blocks = unflatten(flat, self.layout) if self.saves_spread else self.layout.spread(flat)
         return step, blocks, notes
 
@@ -232,5 +276,5 @@ def _rest(metrics: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarra
 
 
 def _add_seconds(folder: Path, seconds: dict[str, float]) -> None:
-    before = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
+    before = read_json(folder, "timing.json", dict[str, float], {})
     write_json(folder, "timing.json", {name: before.get(name, 0.0) + value for name, value in seconds.items()})

@@ -93,8 +93,8 @@ class ObjectiveOptions:
     """H, steps of a compared segment: a rollout of its own from the initial distribution, so it may be longer than
     rollout-length, but not than an episode of a world that has episodes."""
     reference: str = "uniform"
-    """pi_ref: `uniform`, or an .npz file: with `policy` [S, A] given as it is, with `obs` and `action` fitted to those
-    demonstrations."""
+    """pi_ref: `uniform`, or an .npz file, at most 2 GiB: with `policy` [S, A] given as it is, with `obs` and `action` fitted
+    to those demonstrations."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from experiments.files import RunFolderError
 from experiments.interruption import Stopped
 from experiments.options import OptionError, check_fields, count, option
-from experiments.run_folder import RunFolderError
 
 
 class RefusedByMain(RunFolderError):

@@ -2,19 +2,19 @@
 
 import html
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments.figures import Baselines, draw, save_pngs
+from experiments.figures import MOVES, Baselines, draw, save_pngs
+from experiments.files import RunFolderError, read_arrays, read_json, write_atomically
 from experiments.summary import (
     DIVERGED,
     bracket,
@@ -67,6 +67,20 @@ SVG_SAVINGS = {  # a third of the bytes
 }
 
 
+TABLES = {  # dimensions of the arrays in tables.npz, beside which there may be `grid`
+    "learned_reward": ("hyper", "seed", "state", "action"),
+    "policy": ("hyper", "seed", "state", "action"),
+    "true_reward": ("state", "action"),
+}
+
+
+class Notes(TypedDict, total=False):
+    """What `notes.json` holds: sentences that a reader must know, and the command line that was run."""
+
+    notes: list[str]
+    command: str
+
+
 def write_report(
     folder: str | os.PathLike[str], dataset: xr.Dataset, summary: dict[str, Any], notes: Sequence[str] = ()
 ) -> Path:
@@ -78,16 +92,17 @@ def write_report(
         dataset: its metrics, dims (hyper, seed, step).
         summary: of `experiments.summary.summarise`.
         notes: what the reader must know besides those in notes.json, one sentence each.
+
+    Raises:
+        RunFolderError: one of these files is damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    baselines = _read_json(folder, "baselines.json")
-    figures = draw(dataset, baselines, _read_tables(folder))
+    baselines = read_json(folder, "baselines.json", dict[str, dict[str, float | None]], {})
+    figures = draw(dataset, baselines, _read_tables(folder, dataset.sizes["hyper"]))
     save_pngs(figures, folder)
     page = _page(folder, dataset, summary, baselines, figures, notes)
-    path, temporary = folder / "report.html", folder / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    write_atomically(folder, "report.html", page.encode(errors="replace"))  # names of files may be no text
+    return folder / "report.html"
 
 
 def _page(
@@ -98,8 +113,8 @@ def _page(
     figures: Mapping[str, Figure],
     notes: Sequence[str],
 ) -> str:
-    config, manifest = _read_json(folder, "config.json"), _read_json(folder, "manifest.json")
-    told = _read_json(folder, "notes.json")
+    config, manifest = (read_json(folder, f"{name}.json", dict, {}) for name in ("config", "manifest"))
+    told = read_json(folder, "notes.json", Notes, {})
     made_with = {"command": told.get("command") or "not recorded"} | manifest
     made_with.pop("config", None)
     name = html.escape(folder.resolve().name)
@@ -286,14 +301,33 @@ def _cost_table(summary: dict[str, Any]) -> str:
     return _table(rows, head) + f"<p>{html.escape(seconds)}</p>"
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_tables(folder: Path) -> dict[str, np.ndarray] | None:
+def _read_tables(folder: Path, num_hyper: int) -> dict[str, np.ndarray] | None:
+    """The arrays of `tables.npz`, once they are seen to fit the run; None if there is no such file."""
     path = folder / "tables.npz"
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        tables = read_arrays(path)
+        if not _fit(tables, num_hyper):
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in tables.items())
+            raise ValueError(f"it does not fit the run: {shapes}")
+        return tables
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error}); required: the file as it was written: restore it from a copy, or remove it"
+        ) from error
+
+
+def _fit(tables: Mapping[str, np.ndarray], num_hyper: int) -> bool:
+    sizes = {"hyper": num_hyper}
+    for name, dims in TABLES.items():
+        shape = tables[name].shape if name in tables and tables[name].dtype.kind == "f" else ()
+        if len(shape) != len(dims) or not all(
+            0 < n == sizes.setdefault(dim, n) for dim, n in zip(dims, shape, strict=True)
+        ):
+            return False
+    if "grid" not in tables:
+        return True
+    grid, states = tables["grid"], range(-1, sizes["state"])  # -1: a wall
+    is_map = grid.ndim == 2 and grid.size > 0 and grid.dtype.kind == "i" and sizes["action"] <= len(MOVES)
+    return is_map and grid.min() in states and grid.max() in states

@@ -2,38 +2,41 @@
 
     lock                                   held by the process that writes the run
     config.json, manifest.json, sweep.json what was run, on what, and the value of every swept hyperparameter
-    metrics/<group>/<first step>.npz       one file a chunk of outer steps
+    metrics/<group>/                       of `experiments.metrics`
     checkpoints/<group>/                   of `bilevel.checkpoint`
 
 A group is a range of seeds that runs together; more seeds later are another group. Within a group lanes are ordered
 hyperparameters first: lane = hyper · seeds of the group + seed.
+
+The manifest holds the run's identity, made at random when it is begun, and its groups. Checkpoints and metrics are sealed
+with both, so that those of another run or group are told from its own wherever the folder is moved or copied.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
+import re
+import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 
 import jax
 import numpy as np
 
+from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, read_json, refusing, write_arrays
+from experiments.options import MOST
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
+MOST_SIGNATURE = 4096  # bytes of a lock
 
 Record = TypeVar("Record", bound=tuple)
-
-
-class RunFolderError(Exception):
-    """A run folder cannot be used as asked; the message is one line."""
 
 
 def config_hash(config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str:
@@ -58,6 +61,72 @@ def group_name(first_seed: int, num_seeds: int) -> str:
     return f"{first_seed:06d}-{first_seed + num_seeds - 1:06d}"
 
 
+class Manifest(TypedDict, total=False):
+    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less.
+
+    Attributes:
+        identity: hexadecimal, 128 random bits, made when the run was begun.
+        groups: [first seed, number of seeds] of each group, in order from seed 0.
+        layout_changes: how layouts differed, one list a change.
+    """
+
+    identity: str
+    groups: list[list[int]]
+    layout_changes: list[list[str]]
+
+
+def new_identity() -> str:
+    """Of a run that begins."""
+    return secrets.token_hex(16)
+
+
+def identity_of(folder: Path) -> str:
+    """Of the run in a folder; "" for one that was begun before there were identities."""
+    return read_json(folder, "manifest.json", Manifest, missing={}).get("identity", "")
+
+
+def owner_of(folder: Path, group: str) -> str:
+    """Whose the checkpoints and metrics of a group are, as in `run 0f3a…, seeds 000000-000007`; "" without identity."""
+    identity = identity_of(folder)
+    return f"run {identity}, seeds {group}" if identity else ""
+
+
+def refuse_another(folder: Path, group: str, owner: str) -> None:
+    """Raises RunFolderError if the folder is no longer that of the run whose group has, or had, this owner."""
+    if not (folder / "manifest.json").exists() or owner_of(folder, group) != owner:
+        raise RunFolderError(
+            f"{folder} is no longer that of this run: it was deleted, moved or begun anew while the run went on, which ends "
+            "here and has written nothing more into it; put it back and resume, or start again"
+        )
+
+
+def groups_of(folder: Path) -> list[list[int]]:
+    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others.
+
+    Where there are none in it, since it is missing or older than that: those whose folders hold what a run writes.
+
+    Raises:
+        RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
+    """
+    manifest = read_json(folder, "manifest.json", Manifest, missing={})
+    groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
+    covered = 0
+    for group in groups:
+        if len(group) != 2 or group[0] != covered or not 1 <= group[1] <= MOST - covered:
+            raise RunFolderError(
+                f"{folder} holds a seed in two groups, or in none: [first seed, number] are {groups}; groups must follow "
+                f"each other from seed 0, to at most {MOST}: remove what is not of this run, or restore manifest.json"
+            )
+        covered += group[1]
+    return groups
+
+
+def _found_groups(folder: Path) -> list[list[int]]:
+    homes = [home for kind in ("metrics", "checkpoints") for home in (folder / kind).glob("[0-9]*-[0-9]*")]
+    ends = [re.fullmatch("([0-9]{6,})-([0-9]{6,})", home.name) for home in homes if any(home.glob("[0-9]*"))]
+    return [[first, last - first + 1] for first, last in sorted({(int(x[1]), int(x[2])) for x in ends if x})]
+
+
 @contextmanager
 def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The run's folder, created if need be and held until the block is left or the process dies.
@@ -66,35 +135,21 @@ def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
         RunFolderError: if another process holds it, if it cannot be written, or if it is not empty and not a run.
     """
     folder = Path(path)
-    with _refusing(f"{folder} cannot be a run folder"):
+    with refusing(f"{folder} cannot be a run folder"):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = open_file(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
     try:
-        with _refusing(f"{folder} cannot be locked"):
+        with refusing(f"{folder} cannot be locked"):
             _take(folder, lock)
         yield folder
     finally:
         os.close(lock)
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, created if need be.
-
-    Raises:
-        RunFolderError: it cannot be created or written.
-    """
-    folder = Path(path)
-    with _refusing(f"{folder} cannot hold results"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
-    return folder
-
-
 def _refuse_foreign(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()}
-    mark = (folder / "lock").read_bytes()[: len(MARK)] if "lock" in names else b""
+    mark = read_bytes(folder / "lock", MOST_SIGNATURE)[: len(MARK)] if "lock" in names else b""
     # A run that was killed before it could sign its lock has nothing else in it.
     if names - {"lock"} and mark != MARK.encode():
         raise RunFolderError(
@@ -116,28 +171,6 @@ def _take(folder: Path, lock: int) -> None:
     os.ftruncate(lock, len(signature))
 
 
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{what}: {error}; a writable folder on a disk with room is required: name another, or mend this one"
-        ) from error
-
-
-def write_json(folder: Path, name: str, value: Any) -> None:
-    """Writes `<folder>/<name>`, complete or not at all."""
-    write_atomically(folder / name, (json.dumps(_as_json(value), indent=2) + "\n").encode())
-
-
-def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes `<folder>/<name>`, as numpy.savez does, complete or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(folder / name, buffer.getvalue())
-
-
 def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[[], Record]) -> Record:
     """What `function` returns, from `<folder>/<name>.npz` if that is there and whole; otherwise it is computed and written.
 
@@ -149,8 +182,8 @@ def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[
     """
     path = None if folder is None else folder / f"{name}.npz"
     if path is not None and path.exists():
-        with contextlib.suppress(Exception), np.load(path) as file:  # damage has many faces
-            return _gather(kind, file)
+        with suppress(ValueError, KeyError):  # damaged, or a part of something else
+            return _gather(kind, read_arrays(path))
     found = function()
     if path is not None:
         write_arrays(folder, path.name, _flatten(_scatter(found)))
@@ -172,41 +205,6 @@ def _gather(kind: type[Record], arrays: Mapping[str, np.ndarray], prefix: str = 
             for name in kind._fields
         }
     )
-
-
-def read_json(folder: Path, name: str) -> Any:
-    """The value in `<folder>/<name>`.
-
-    Raises:
-        RunFolderError: if the file is missing or is not JSON.
-    """
-    try:
-        value = json.loads((folder / name).read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it holds no object")
-        return value
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder} is not a run: {name} cannot be read ({error}); the folder of a run is required, "
-            "as in runs/<world>-<algorithm>-<hash>"
-        ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that, after a kill or a loss of power, is the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _refusing(f"{path} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 class Differences(NamedTuple):
@@ -246,7 +244,7 @@ def make_manifest(
     return {
         "config": _as_json(config),
         "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
-        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "files": {path: _digest_of(path) for path in files},
         "python": platform.python_version(),
         "precision": precision,
         "width": width,
@@ -263,6 +261,11 @@ def make_manifest(
     }
 
 
+def _digest_of(path: str) -> str:
+    with open(open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:
     """What a run with manifest `new` would change in a run with manifest `old`.
 
@@ -275,7 +278,9 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tupl
     differences = Differences([], [], [])
     for key in sorted(before | after):
         was, now = (canonical_json(flat[key]) if key in flat else "absent" for flat in (before, after))
-        extends = key in {f"config.{name}" for name in extendable} and "absent" not in (was, now)
+        extends = (
+            key in {f"config.{name}" for name in extendable} and type(before.get(key)) is type(after.get(key)) is int
+        )
         if was == now or (extends and before[key] <= after[key]):
             continue
         advice = f"; it may only grow: ask for {was} or more" if extends else ""

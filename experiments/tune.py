@@ -22,9 +22,10 @@ from bilevel.types import Hyper
 from experiments.build import build
 from experiments.config import Config, sweep
 from experiments.driver import choose_devices
+from experiments.files import write_json
 from experiments.options import OptionError, count, option
 from experiments.progress import Progress
-from experiments.run_folder import open_run, write_json
+from experiments.run_folder import open_run
 
 RANGES = {  # of the log-uniform law: four or five decades, since a network wants less than a table, and Adam less than SGD
     "sigma": (1e-3, 1e1),

@@ -19,6 +19,7 @@ from envs.gridworld import MAPS, grid_index, gridworld
 from envs.gymnax import gymnax_world
 from envs.lqr import double_integrator, lqr
 from envs.tabular import check_mdp, garnet, tabular
+from experiments.files import MOST_ARRAYS, read_arrays
 from experiments.options import OptionError, count, option, positive, unit
 
 CONTINUOUS = {"discount": (0.95,), "rollout_length": 100, "reward_bound": 3.0, "policy_step_size": (0.01,)}
@@ -102,7 +103,7 @@ class FileOptions:
     """A finite MDP from a file."""
 
     mdp: str = ""
-    """An .npz file with the arrays `initial` [S], `transition` [S, A, S] and `reward` [S, A] (numpy.savez)."""
+    """An .npz file, at most 2 GiB: `initial` [S], `transition` [S, A, S] and `reward` [S, A], as numpy.savez writes them."""
     finite: ClassVar[bool] = True
 
     def build(self) -> World:
@@ -205,16 +206,21 @@ WORLDS = {
 }
 
 
-def load_arrays(option: str, path: str, names) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, or an OptionError that says what the file lacks."""
+def load_arrays(option: str, path: str, names: tuple[str, ...], instead: str | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, or an OptionError that says what the file lacks.
+
+    Args:
+        option: its name on the command line.
+        path: of the file.
+        names: of the arrays.
+        instead: an array that makes the others superfluous.
+    """
     required = f"an .npz file with {', '.join(names)}; write it with numpy.savez"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file}
-    except Exception as error:  # which one, depends on what is wrong with the file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise OptionError(f"--{option} {path or repr('')} cannot be read ({reason}); required: {required}") from error
-    missing = [name for name in names if name not in arrays]
+        arrays = read_arrays(path, {*names, instead}, MOST_ARRAYS)
+    except ValueError as error:
+        raise OptionError(f"--{option} {path} cannot be read ({error}); required: {required}") from error
+    missing = [name for name in names if name not in arrays and instead not in arrays]
     if missing:
         raise OptionError(f"--{option} {path} lacks {', '.join(missing)}; required: {required}")
     precision = jax.numpy.result_type(float)

@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit what was saved, or refused by name."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel.checkpoint import CheckpointError, digest, open_checkpoints
+from bilevel.checkpoint import CheckpointError, digest, open_checkpoints, strange_checkpoints
 
 # What a reader of a damaged file leaves behind is reported by pytest, which collects it on its own.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,14 +47,14 @@ def assert_same_bits(first: Any, second: Any) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def save_steps(directory: pathlib.Path, steps: range | list[int], keep: int = 3) -> None:
-    with open_checkpoints(directory, keep) as checkpoints:
+def save_steps(directory: pathlib.Path, steps: range | list[int], keep: int = 3, identity: str = "") -> None:
+    with open_checkpoints(directory, keep, identity) as checkpoints:
         for step in steps:
             checkpoints.save(step, state_of(step))
 
 
-def restore(directory: pathlib.Path, template: Any) -> tuple[int, Any, list[str]]:
-    with open_checkpoints(directory) as checkpoints:
+def restore(directory: pathlib.Path, template: Any, identity: str = "") -> tuple[int, Any, list[str]]:
+    with open_checkpoints(directory, identity=identity) as checkpoints:
         return checkpoints.restore(template)
 
 
@@ -186,6 +188,81 @@ def test_restoring_changes_nothing_and_the_first_save_after_it_replaces_what_was
     step, state, notes = restore(three, state_of(0))
     assert (step, notes) == (3, [])
     assert_same_bits(state, state_of(3))
+
+
+def test_a_checkpoint_of_another_identity_is_named_and_the_one_before_is_used(three, tmp_path):
+    for name in ("run 1", "run 2"):
+        save_steps(tmp_path / name, [1, 2, 3], identity=name)
+    shutil.rmtree(tmp_path / "run 1" / "3")
+    shutil.copytree(tmp_path / "run 2" / "3", tmp_path / "run 1" / "3")
+    shutil.copytree(three / "3", tmp_path / "run 1" / "4")
+    step, state, (first, second) = restore(tmp_path / "run 1", state_of(0), "run 1")
+    assert step == 2 and "checkpoint 4" in first and "it is of a run without identity, not of run 1" in first
+    assert "checkpoint 3" in second and "it is of run 2, not of run 1" in second
+    assert_same_bits(state, state_of(2))
+    with pytest.raises(CheckpointError, match="it is of run 1, not of run 3"):
+        restore(tmp_path / "run 1", state_of(0), "run 3")
+
+
+def test_a_checkpoint_under_the_number_of_another_step_is_named_and_the_one_before_is_used(three):
+    shutil.copytree(three / "2", three / "12")
+    step, state, (note,) = restore(three, state_of(0))
+    assert step == 3 and "checkpoint 12" in note and "it was saved as step 2" in note
+    assert_same_bits(state, state_of(3))
+
+
+def test_a_directory_that_was_copied_elsewhere_is_restored(tmp_path):
+    save_steps(tmp_path / "here", [1, 2], identity="mine")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    step, state, notes = restore(tmp_path / "there", state_of(0), "mine")
+    assert (step, notes) == (2, [])
+    assert_same_bits(state, state_of(2))
+
+
+def test_a_checkpoint_from_before_there_were_identities_is_taken_where_none_is_asked_for(three):
+    for step in (2, 3):
+        path = three / str(step) / "_CHECKPOINT_METADATA"
+        content = json.loads(path.read_text())
+        leaves = json.dumps(json.loads(content["custom_metadata"]["record"])["leaves"])
+        content["custom_metadata"] = {"leaves": leaves, "crc32": zlib.crc32(leaves.encode())}
+        path.write_text(json.dumps(content))
+    assert restore(three, state_of(0))[::2] == (3, [])
+    with pytest.raises(CheckpointError, match="it is of a run without identity, not of run 1"):
+        restore(three, state_of(0), "run 1")
+
+
+def test_no_step_after_the_last_one_asked_for_is_restored_and_the_next_save_replaces_them(three):
+    with open_checkpoints(three) as checkpoints:
+        step, state, notes = checkpoints.restore(state_of(0), last_step=2)
+        assert (step, notes) == (2, [])
+        assert_same_bits(state, state_of(2))
+        with pytest.raises(CheckpointError, match=r"no checkpoint .* there is none"):
+            checkpoints.restore(state_of(0), last_step=0)
+        checkpoints.save(4, state_of(4))
+        assert checkpoints.steps() == [4, 2, 1]
+
+
+def test_what_is_no_checkpoint_is_named_and_never_restored(three):
+    (three / "4.orbax-checkpoint-tmp").mkdir()
+    assert strange_checkpoints(three) == []
+    for name in ("3 (conflicted copy)", "03", "-5", "٣"):
+        shutil.copytree(three / "3", three / name)
+    for name in ("5", ".DS_Store", "notes.npz"):
+        (three / name).write_text("")
+    assert strange_checkpoints(three) == ["-5", ".DS_Store", "03", "3 (conflicted copy)", "5", "notes.npz", "٣"]
+    assert restore(three, state_of(0))[::2] == (3, [])
+    assert strange_checkpoints(three / "nowhere") == []
+
+
+def test_a_directory_that_is_deleted_meanwhile_is_told_and_not_made_anew(three):
+    with (
+        pytest.raises(CheckpointError, match="which is there no longer: it was moved or deleted") as caught,
+        open_checkpoints(three) as checkpoints,
+    ):
+        checkpoints.restore(state_of(0))
+        shutil.rmtree(three)
+        checkpoints.save(4, state_of(4))
+    assert "\n" not in str(caught.value) and not three.exists()
 
 
 def test_when_all_are_damaged_the_error_lists_each(three):

@@ -12,7 +12,7 @@ from bilevel import exact
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
 from bilevel.hypergradients import proxy
 from bilevel.types import Hyper
-from experiments.run_folder import write_arrays
+from experiments.files import write_arrays
 from experiments.studies import actor_critic, complexity
 from experiments.studies.complexity import ARMS, ESTIMATORS, EXACT, Sizes
 from experiments.verify import p1_actor_critic, p1_rate

@@ -28,7 +28,7 @@ from bilevel.run import DIVERGED
 from experiments import configure, driver, groups, load_params, load_run, train
 from experiments.__main__ import main
 from experiments.config import as_dict
-from experiments.run_folder import RunFolderError
+from experiments.files import RunFolderError
 
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]

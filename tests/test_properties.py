@@ -23,9 +23,10 @@ from envs.base import MDP
 from envs.tabular import check_mdp
 from experiments import configure
 from experiments.config import as_dict, from_dict
+from experiments.files import RunFolderError
 from experiments.metrics import read_metrics, write_metrics
 from experiments.options import OptionError
-from experiments.run_folder import RunFolderError, config_hash
+from experiments.run_folder import config_hash
 from experiments.worlds import FileOptions
 
 fixed = partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from experiments import configure, driver, groups, load_params, load_run, train
-from experiments.run_folder import RunFolderError, open_run
+from experiments.files import RunFolderError
+from experiments.run_folder import open_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.run_folder import write_arrays
+from experiments.files import write_arrays
 from experiments.studies import complexity, tuned
 from experiments.studies.complexity import ESTIMATORS
 from experiments.verify import p1_tuned

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.rates import Fit
 from bilevel.types import Hyper
-from experiments.run_folder import kept, write_json
+from experiments.files import write_figure, write_json
+from experiments.run_folder import kept
 from experiments.studies import complexity
 from experiments.studies.complexity import CRITIC_STEP, DISCOUNT, POLICY_STEP, Level
 from experiments.studies.seeds import for_each_seed
@@ -138,5 +139,5 @@ def main(out: Path, say=print) -> None:
     result = study(sizes, say=say)
     about = {"epsilon": sizes.epsilons, "samples": result.samples.tolist(), "gap": result.gap.mean(axis=1).tolist()}
     write_json(out, "actor_critic.json", complexity.finite(about | complexity.describe(fit(result))))
-    draw(result).savefig(out / "actor_critic.png", dpi=120)
+    write_figure(out, "actor_critic.png", draw(result), dpi=120)
     say(f"figure: {out / 'actor_critic.png'}")

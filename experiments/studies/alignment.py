@@ -10,7 +10,6 @@ in the class. Maximum likelihood on the policy's own pairs, which is what altern
 """
 
 import itertools
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from bilevel.run import DIVERGED, run, start
 from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
+from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
 from experiments.summary import estimate
 
@@ -331,10 +331,9 @@ def main(out: Path, say=print) -> None:
 
 def report(found: dict[tuple[str, str], Ends], sizes: Sizes, out: Path, say=print) -> None:
     """Writes the figure and the numbers, and says a table."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = summarise(found, sizes)
-    (out / "alignment.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(found, sizes).savefig(out / "alignment.png", dpi=120)
+    write_json(out, "alignment.json", rows)
+    write_figure(out, "alignment.png", draw(found, sizes), dpi=120)
     layout = "{:13s}{:40s}{:>5s}{:>26s}{:>26s}{:>11s}"
     say(layout.format("class", "method", "w", "relative return (KL)", "Φ(φ) − Φ(r*), nats", "converged"))
     for row in rows:

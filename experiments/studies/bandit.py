@@ -10,7 +10,6 @@ geometrically, sampled or not. Monte Carlo returns less the mean over the batch 
 get below; with τ/(1 + t/t_0), t_0 = 1/(τ μ), μ the smallest curvature at π*, the slowest error too falls like t^{−1/2}.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.bandit import bandit, linear_bandit
 from envs.base import World
+from experiments.files import write_figure, write_json
 from experiments.summary import Estimate, estimate
 
 NUM_CONTEXTS, NUM_ACTIONS, DIMENSION, NORM_BOUND = 8, 4, 4, 3.0
@@ -256,10 +256,9 @@ def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `bandit.png` and `bandit.json`."""
     found = study(say=say)
-    out.mkdir(parents=True, exist_ok=True)
     rows = summarise(found)
-    (out / "bandit.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(found).savefig(out / "bandit.png", dpi=120)
+    write_json(out, "bandit.json", rows)
+    write_figure(out, "bandit.png", draw(found), dpi=120)
     say(f"{'rung':46s}{'total variation':34s}{'steps to below 0.01':>20s}{'transitions':>14s}")
     for row in rows:
         variation = "{:.2e} [{:.2e}, {:.2e}]".format(*row["total_variation"])

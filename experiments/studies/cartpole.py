@@ -21,7 +21,6 @@ With tables 10 labels are enough, since every label bears on the one cell of the
 """
 
 import itertools
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +29,8 @@ from matplotlib.figure import Figure
 
 from experiments.config import configure
 from experiments.driver import train
+from experiments.files import read_json, write_figure, write_json
 from experiments.metrics import load_run
-from experiments.run_folder import read_json
 from experiments.summary import Estimate, counts, estimate, metric
 
 GOAL = 475.0  # steps survived of 500
@@ -144,7 +143,12 @@ def read(folder: Path) -> Curve:
     """The curve of a run, from its folder."""
     dataset = load_run(folder)
     labels, transitions = (np.cumsum(counts(dataset, name)[0]) for name in ("labels", "transitions"))
-    return Curve(metric(dataset, "true_score"), labels, transitions, sum(read_json(folder, "timing.json").values()))
+    return Curve(
+        metric(dataset, "true_score"),
+        labels,
+        transitions,
+        sum(read_json(folder, "timing.json", dict[str, float]).values()),
+    )
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -197,8 +201,8 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `cartpole.png` and `cartpole.json`."""
     curves = study(out, say=say)
     rows = summarise(curves)
-    (out / "cartpole.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(curves).savefig(out / "cartpole.png", dpi=120)
+    write_json(out, "cartpole.json", rows)
+    write_figure(out, "cartpole.png", draw(curves), dpi=120)
     say(f"{'method':18s}{'models':10s}{'labels':>7s}{'env steps':>12s}   {'score of 500':24s}{'seconds':>8s}")
     for row in rows:
         score = "{:.1f} [{:.1f}, {:.1f}]".format(row["score"], *row["interval"])

@@ -39,7 +39,8 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
-from experiments.run_folder import kept, write_json
+from experiments.files import write_figure, write_json
+from experiments.run_folder import kept
 from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
 
@@ -450,5 +451,5 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `complexity.png` and `complexity.json`; `bilevel verify P1.rate` does it resumably."""
     results = {name: study(weight, say=say) for name, weight in WEIGHTS.items()}
     write_json(out, "complexity.json", finite(summarise(results)))
-    draw(results).savefig(out / "complexity.png", dpi=120)
+    write_figure(out, "complexity.png", draw(results), dpi=120)
     say(f"figure: {out / 'complexity.png'}")

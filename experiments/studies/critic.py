@@ -16,7 +16,6 @@ error, x = β′ n d(s) π(a|s)/C, so that the factor is up to γ + (1 − γ) t
 pairs where a pass keeps at most `KEPT` of the error, and beside it over all of them.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
 from envs.tabular import tabular
+from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
 from experiments.studies.seeds import for_each_seed
 from experiments.summary import estimate
@@ -417,10 +417,9 @@ def draw_targets(panel, result: Result, p: int) -> None:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `critic.png` and `critic.json`."""
     result = study(say=say)
-    out.mkdir(parents=True, exist_ok=True)
     summary = summarise(result)
-    (out / "critic.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(result).savefig(out / "critic.png", dpi=120)
+    write_json(out, "critic.json", summary)
+    write_figure(out, "critic.png", draw(result), dpi=120)
     for row in summary["rates"]:
         factor = "{:.3f} [{:.3f}, {:.3f}]".format(*row["factor"])
         say(f"{row['policy']:10s} table: × {factor} a target update, without noise × {row['without_noise']:.3f}")

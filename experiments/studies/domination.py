@@ -11,7 +11,6 @@ assumption. Both kinds are counted, apart.
 anything. Φ need not attain its supremum: ascents may run to infinity, and those that do so below the best are counted too.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, 
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.tabular import garnet, tabular
+from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
 from experiments.summary import Estimate, estimate
 
@@ -302,10 +302,9 @@ def main(out: Path, say=print) -> None:
 
 def report(found: dict[str, Measured], sizes: Sizes, out: Path, say=print) -> None:
     """Writes the figure and the numbers, and says a table."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = summarise(found, sizes)
-    (out / "domination.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(found, sizes).savefig(out / "domination.png", dpi=120)
+    write_json(out, "domination.json", rows)
+    write_figure(out, "domination.png", draw(found, sizes), dpi=120)
     layout = "{:12s}{:30s}{:>6s}{:>30s}{:>20s}{:>20s}{:>9s}"
     say(layout.format("class", "objective", "w", "μ̂₁, random φ", "lower maximum", "stationary below", "runaway"))
     for row in rows:

@@ -12,7 +12,6 @@ read in several ways (`READINGS`), and no number is fitted. Published are means 
 steps, at the best of four step sizes.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 from bilevel import exact
 from bilevel.types import Array
 from envs.gridworld import grid_index, move_targets
+from experiments.files import write_figure, write_json
 
 DISCOUNT, SLIP, BUDGET = 0.99, 0.33, 0.2
 START, TARGET, UPPER, GOALS = (
@@ -277,10 +277,9 @@ def main(out: Path, say=print) -> None:
 
 def report(result: Result, out: Path, say=print) -> None:
     """Writes the figure and the numbers, and says a table."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = summarise(result)
-    (out / "four_rooms.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(result).savefig(out / "four_rooms.png", dpi=120)
+    write_json(out, "four_rooms.json", rows)
+    write_figure(out, "four_rooms.png", draw(result), dpi=120)
     for row in rows:
         numbers = "without penalties {without_penalties:.3f}, last {end:.3f}, highest {highest:.3f}".format(**row)
         published = ", ".join("{} {:.2f} ± {:.3f}".format(name, *x) for name, x in row["published"].items())

@@ -8,7 +8,6 @@ which is at most w/(2 (1 − γ)): τ = (1 − γ)/w.
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,6 +41,7 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Hyper
 from envs.base import MDP
 from envs.tabular import garnet
+from experiments.files import write_figure, write_json
 from experiments.studies.ladder import problem
 from experiments.summary import Estimate, estimate
 
@@ -516,9 +516,8 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `hypergradients.png` and `hypergradients.json`."""
     sizes = Sizes()
     result = study(sizes, say)
-    out.mkdir(parents=True, exist_ok=True)
     rows = summarise(result, sizes)
-    (out / "hypergradients.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(result, sizes).savefig(out / "hypergradients.png", dpi=110)
+    write_json(out, "hypergradients.json", rows)
+    write_figure(out, "hypergradients.png", draw(result, sizes), dpi=110)
     tell(rows, sizes, say)
     say(f"figure: {out / 'hypergradients.png'}")

@@ -5,7 +5,6 @@ Each rung adds one error. With exact gradients the distance to the maximum of Φ
 reaches one maximum from every start.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular
+from experiments.files import write_figure, write_json
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 1.5, 3
 SIGMAS = (0.4, 0.2, 0.1)
@@ -200,10 +200,9 @@ def summarise(result: Result) -> dict:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `ladder.png` and `ladder.json`."""
     result = study()
-    out.mkdir(parents=True, exist_ok=True)
     summary = summarise(result)
-    (out / "ladder.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(result).savefig(out / "ladder.png", dpi=120)
+    write_json(out, "ladder.json", summary)
+    write_figure(out, "ladder.png", draw(result), dpi=120)
     say(f"direct ascent: Φ* = {summary['best_value']:.6f} nats with gradient norm {summary['best_gradient_norm']:.1e}")
     say(f"{'rung':26s}{'σ':>6s}{'Φ* − Φ, nats':>14s}{'distance':>12s}{'distance/σ':>12s}")
     for row in summary["rungs"]:

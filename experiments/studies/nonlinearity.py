@@ -10,13 +10,13 @@ represent every table: what its best lacks, the search from its starts has not f
 Rewards: `reward_classes`. Critic and policy, against what their class can hold: `approximation`.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.files import write_figure, write_json
 from experiments.studies import critic
 from experiments.studies.approximation import (
     CLASSES,
@@ -172,10 +172,9 @@ def main(out: Path, say=print) -> None:
 
 def report(result: Result, sizes: Sizes, out: Path, say=print) -> None:
     """Writes the figure and the numbers, and says tables."""
-    out.mkdir(parents=True, exist_ok=True)
     summary = summarise(result, sizes)
-    (out / "nonlinearity.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(summary).savefig(out / "nonlinearity.png", dpi=120)
+    write_json(out, "nonlinearity.json", summary)
+    write_figure(out, "nonlinearity.png", draw(summary), dpi=120)
     for row in summary["reward"]:
         names = "class_below_best", "left", "return", "lower_maximum", "ends_below", "domination"
         numbers = "; ".join("{} {:.3g} [{:.3g}, {:.3g}]".format(name, *row[name]) for name in names)

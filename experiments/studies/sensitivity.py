@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bilevel.interaction import Interaction, interaction
 from bilevel.types import Hyper
-from experiments.run_folder import write_json
+from experiments.files import write_figure, write_json
 from experiments.studies import complexity, tuning
 from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of
 from experiments.studies.complexity import ROUNDING, Level
@@ -264,7 +264,7 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `sensitivity.png` and `.json`, and of `tuning` likewise."""
     result = study(Sizes(), say)
     write_json(out, "sensitivity.json", summarise(result))
-    draw(result).savefig(out / "sensitivity.png", dpi=90)
+    write_figure(out, "sensitivity.png", draw(result), dpi=90)
     for pair, about in interactions(result).items():
         names = " and ".join(AXES[x] for x in pair)
         say(

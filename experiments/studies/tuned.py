@@ -23,7 +23,8 @@ from bilevel.hypergradients import proxy
 from bilevel.rates import Fit
 from bilevel.run import run, start
 from bilevel.types import Hyper
-from experiments.run_folder import kept, write_json
+from experiments.files import write_figure, write_json
+from experiments.run_folder import kept
 from experiments.studies import complexity
 from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learned, Level
 from experiments.studies.seeds import for_each_seed
@@ -264,5 +265,5 @@ def main(out: Path, say=print) -> None:
     sizes = Sizes()
     found = study(sizes, say=say)
     write_json(out, "tuned.json", complexity.finite(summarise(found, sizes)))
-    draw(found, sizes).savefig(out / "tuned.png", dpi=120)
+    write_figure(out, "tuned.png", draw(found, sizes), dpi=120)
     say(f"figure: {out / 'tuned.png'}")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from bilevel import hypergradients
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
 from bilevel.types import Hyper
-from experiments.run_folder import write_json
+from experiments.files import write_figure, write_json
 from experiments.studies import complexity
 from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of, program
 from experiments.studies.complexity import ROUNDING, Level
@@ -280,7 +280,7 @@ def summarise(result: Tuning) -> dict:
 def report(result: Tuning, out: Path, say=print) -> None:
     """Writes `tuning.png` and `tuning.json`, and says the correlations."""
     write_json(out, "tuning.json", summarise(result))
-    draw(result).savefig(out / "tuning.png", dpi=110)
+    write_figure(out, "tuning.png", draw(result), dpi=110)
     say("best cell: " + ", ".join(f"{name} = {result.cell[name]:.3g}" for name in (*RANGES, "proxy_step_ratio")))
     for name, (rho, low, high) in correlations(result).items():
         say(f"rank correlation of score and Φ, {name}: {rho:.2f} [{low:.2f}, {high:.2f}]")

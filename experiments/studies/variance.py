@@ -3,7 +3,6 @@
 Expected slopes of log variance against log σ: −2 with independent rollouts, −1 with coupled ones, 0 with weighted ones.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, return_difference
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular
+from experiments.files import write_figure, write_json
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
 SIGMAS = (0.3, 0.1, 0.03, 0.01, 0.003)
@@ -126,13 +126,12 @@ def draw(result: Result) -> Figure:
 def main(out: Path, say=print) -> None:
     """Runs the study and writes `variance.png` and `variance.json`."""
     result = study()
-    out.mkdir(parents=True, exist_ok=True)
     numbers = {
         name: {"variance": dict(zip(map(str, SIGMAS), result.variance[name].tolist(), strict=True)), "slope": slope}
         for name, slope in result.slope.items()
     }
-    (out / "variance.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    draw(result).savefig(out / "variance.png", dpi=120)
+    write_json(out, "variance.json", numbers)
+    write_figure(out, "variance.png", draw(result), dpi=120)
     for name, (slope, low, high) in result.slope.items():
         say(f"{name:12s} slope {slope:6.3f}  95 % interval [{low:.3f}, {high:.3f}]  expected {EXPECTED[name]:g}")
     say(f"figure: {out / 'variance.png'}")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from bilevel.rates import Fit
+from experiments.files import make_folder
 from experiments.studies import complexity
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
 
@@ -22,7 +23,8 @@ def measure(budget: Budget) -> Measurement:
     sizes = complexity.QUICK if budget.quick else complexity.Sizes()
     weights = dict(list(complexity.WEIGHTS.items())[: 1 if budget.quick else 2])
     results = {
-        name: complexity.study(weight, sizes, budget.folder / name, budget.say) for name, weight in weights.items()
+        name: complexity.study(weight, sizes, make_folder(budget.folder, name), budget.say)
+        for name, weight in weights.items()
     }
     numbers, notes, transitions = {}, [], 0.0
     for name, result in results.items():

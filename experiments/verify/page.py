@@ -5,8 +5,9 @@ import html
 from pathlib import Path
 from typing import Any
 
-from experiments.run_folder import write_atomically
+from experiments.files import read_bytes, write_atomically
 
+MOST_FIGURE = 2**26  # bytes
 STYLE = """body{font:16px/1.5 Georgia,serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:14px;margin:.7rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;
 text-align:left;vertical-align:top}img{max-width:100%}.holds{color:#00704a}.fails{color:#b3261e}h2{margin-top:2.5rem}
@@ -32,7 +33,7 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
         f"<!doctype html><meta charset='utf-8'><title>Claims</title><style>{STYLE}</style><h1>Claims and verdicts{quick}"
         f"</h1><p>{rule}</p><table>{head}{rows}</table>{sections}"
     )
-    write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder, "report.html", page.encode())
     return folder / "report.html"
 
 
@@ -50,8 +51,8 @@ def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     )
     head = "<tr><th>number</th><th>measured</th><th>95 % interval</th><th>must lie in</th><th></th></tr>"
     picture = ""
-    if figure.exists():
-        data = base64.b64encode(figure.read_bytes()).decode()
+    if result["figure"]:
+        data = base64.b64encode(read_bytes(figure, MOST_FIGURE)).decode()
         picture = (
             f"<img alt='{html.escape(name)}: {html.escape(result['statement'])}' src='data:image/png;base64,{data}'>"
         )

@@ -6,24 +6,26 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from tqdm import tqdm
 
 from experiments.bench import usable_cores
+from experiments.files import RunFolderError, read_bytes, read_json, write_figure, write_json
 from experiments.options import OptionError, choose
 from experiments.output import silent
-from experiments.run_folder import RunFolderError, open_run, read_json, write_json
+from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import short, write_page
+from experiments.verify.page import MOST_FIGURE, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
 REPORTED = 6  # numbers without a margin that the table shows
@@ -32,10 +34,46 @@ OURS = (
     "bilevel",
     "envs",
     "experiments.studies.",
+    "experiments.files",
     "experiments.run_folder",
     "experiments.summary",
     "experiments.verify.",
 )
+
+
+class Number(TypedDict):
+    """A number in a result; text stands for an infinity, and for what is not a number."""
+
+    center: float | str
+    interval: list[float | str]
+    margin: list[float | str] | None
+    verdict: str
+    undecided: str
+
+
+class Result(TypedDict):
+    """What `result.json` holds."""
+
+    statement: str
+    source: str
+    prediction: str
+    kind: str
+    verdict: str
+    numbers: dict[str, Number]
+    cost: dict[str, float]
+    notes: list[str]
+    digest: str
+    seconds: float
+    quick: bool
+    figure: str
+    check: str
+
+
+class Started(TypedDict):
+    """What `started.json` holds: the digest of the code, and how long it has been measuring."""
+
+    digest: str
+    seconds: float
 
 
 def verify(
@@ -180,10 +218,10 @@ def _is_module(name: str) -> bool:
 
 def measured_before(folder: Path, ours: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
     """The result in a claim's folder, if it is whole and of the code with that digest; says why not."""
-    if not (folder / RESULT).exists():
+    if not os.path.lexists(folder / RESULT):
         return None
-    before = _read(folder, RESULT)
-    if before.get("check") != _check(before):
+    before = _read(folder, RESULT, Result)
+    if not before or before["check"] != _check(before):
         say("has a damaged result: left out until it is measured again")
     elif before["digest"] != ours:
         say("has a result of other code: left out until it is measured again")
@@ -195,8 +233,11 @@ def measured_before(folder: Path, ours: str, say: Callable[[str], None] = lambda
 
 
 def _digest_of(path: Path) -> str:
-    """Of the file; "" if there is none."""
-    return _hash(path.read_bytes()) if path.is_file() else ""
+    """Of the file; "" if there is none that can be read."""
+    try:
+        return _hash(read_bytes(path, MOST_FIGURE))
+    except OSError:
+        return ""
 
 
 def _check(result: dict[str, Any]) -> str:
@@ -209,10 +250,10 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    """The object in the file; {} if there is none, or a damaged one."""
+def _read(folder: Path, name: str, shape: type) -> dict[str, Any]:
+    """The object of that shape in the file; {} if there is none, or a damaged one."""
     try:
-        return read_json(folder, name)
+        return read_json(folder, name, shape)
     except RunFolderError:
         return {}
 
@@ -223,7 +264,7 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
         say(f"{name:18s}{before['verdict']} (measured before)")
         return before
     say(f"{name:18s}measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
-    started = _read(folder, STARTED)
+    started = _read(folder, STARTED, Started)
     if started.get("digest") != ours:
         for part in folder.rglob("*.npz"):  # of another code's measurement
             part.unlink()
@@ -241,7 +282,7 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
     measured = claim.measure(Budget(quick, folder, tell))
     result = describe(claim, measured) | {"digest": ours, "seconds": time.perf_counter() - begin, "quick": quick}
     if measured.figure is not None:
-        measured.figure.savefig(folder / FIGURE, dpi=120)
+        write_figure(folder, FIGURE, measured.figure, dpi=120)
     result |= {"figure": "" if measured.figure is None else _digest_of(folder / FIGURE)}
     write_json(folder, RESULT, result | {"check": _check(result)})  # last: a claim without it is measured again
     say(f"{name:18s}{result['verdict']}")
