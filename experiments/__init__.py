@@ -7,9 +7,10 @@ _HOMES = {
     "configure": "experiments.config",
     "train": "experiments.driver",
     "load_params": "experiments.driver",
+    "load_policy": "experiments.policy",
     "load_run": "experiments.metrics",
 }
-__all__ = ["configure", "load_params", "load_run", "train"]
+__all__ = ["configure", "load_params", "load_policy", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
-from experiments.build import Setup, baselines, build, tables
+from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
 from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
 from experiments.interruption import requests_to_stop
@@ -59,9 +59,7 @@ def train(
             KeyboardInterrupt.
     """
     say = say if is_main() else lambda line: None
-    # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:
+    with arithmetic(config), requests_to_stop() as requests:
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)

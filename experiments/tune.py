@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER, RunState
 from bilevel.types import Hyper
-from experiments.build import build
+from experiments.build import arithmetic, build
 from experiments.config import Config, sweep
 from experiments.driver import choose_devices
 from experiments.options import OptionError, count, option
@@ -252,8 +252,7 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
         OptionError: what was asked cannot be done, or every candidate diverged.
     """
     names = check(config, names)
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products:
+    with arithmetic(config):
         setup = build(config)
 
         def make(hyper):
