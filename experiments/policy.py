@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bilevel.lookup import bind
-from bilevel.types import Distribution, Hyper
+from bilevel.types import Distribution, Hyper, Params
 from envs.base import Env, Original
 from experiments.build import arithmetic, build
-from experiments.config import from_dict
+from experiments.config import Config, from_dict
 from experiments.driver import load_params
 from experiments.options import OptionError
 from experiments.run_folder import read_json
@@ -55,9 +56,13 @@ def load_policy(path: str | Path, seed: int, point: int = 0) -> Policy:
         RunFolderError: it is not a run, or has no such seed or point.
     """
     params = load_params(path, seed, point).policy
-    config = from_dict(read_json(Path(path), "config.json"))
+    return policy_of(from_dict(read_json(Path(path), "config.json")), params)
+
+
+def policy_of(config: Config, params: Params) -> Policy:
+    """The policy of a configuration with the parameters [...] of one seed."""
     with arithmetic(config):
-        setup = build(config)
+        setup, params = build(config), jax.tree.map(jnp.asarray, params)
         model, env = setup.problem(Hyper()).policy, setup.world.env
         original = setup.world.original or itself(env)
     num_states = None if setup.world.original else env.num_states
@@ -76,10 +81,12 @@ def load_policy(path: str | Path, seed: int, point: int = 0) -> Policy:
 
     draw = compiled(lambda law, key: act(law.sample(seed=key)))
     best = compiled(lambda law: act(law.mode()))
+    law = compiled(lambda law: law)
     return Policy(
         lambda observation, rng: plain(draw(observation, key_of(rng))),
         lambda observation: plain(best(observation)),
-        compiled(lambda law: law),
+        # Its methods compute later, in the caller's precision: its numbers are given in that.
+        lambda observation: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), law(observation)),
     )
 
 
