@@ -10,12 +10,13 @@ reward_params, policy_params = load_params(folder, seed=0)
 
 from typing import TYPE_CHECKING
 
-__all__ = ["configure", "load_params", "load_run", "train"]
+__all__ = ["configure", "load_params", "load_policy", "load_run", "train"]
 
 if TYPE_CHECKING:
     from experiments.config import configure
     from experiments.driver import load_params, train
     from experiments.metrics import load_run
+    from experiments.policy import load_policy
 else:
     # Loaded when first used: help and tab completion need none of it, and JAX takes a second to import.
     import importlib
@@ -24,6 +25,7 @@ else:
         "configure": "experiments.config",
         "train": "experiments.driver",
         "load_params": "experiments.driver",
+        "load_policy": "experiments.policy",
         "load_run": "experiments.metrics",
     }
 

@@ -1,6 +1,7 @@
 """From a configuration to the functions that run: the world, the models, the algorithm, the measurements."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,6 +38,15 @@ class Setup(NamedTuple):
     world: World
     make: Make
     problem: Callable[[Hyper], Problem]
+
+
+@contextmanager
+def arithmetic(config: Config) -> Iterator[None]:
+    """The precision that the run asks for, within which it is built and computed."""
+    # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
+    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
+    with jax.enable_x64(config.precision == "float64"), products:
+        yield
 
 
 def build(config: Config) -> Setup:

@@ -54,7 +54,7 @@ PARTS = ("world", "algorithm", *COMMON)
 
 
 def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
-    """A checked configuration: the world's and the algorithm's defaults, with `options` in their place.
+    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place.
 
     Args:
         world: a name in `experiments.worlds.WORLDS`.
@@ -64,7 +64,7 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: A
     Raises:
         OptionError: an option is unknown or out of its range, or two do not fit each other.
     """
-    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
+    parts = default_config(world, algorithm).parts
     for name, value in options.items():
         home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
         if home is None:
@@ -109,15 +109,16 @@ def part_types(world: str, algorithm: str) -> dict[str, type]:
     } | COMMON
 
 
-def _defaults(kind: type, world: str) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in getattr(WORLDS[world], "defaults", {}).items() if name in names}
-
-
 def default_config(world: str, algorithm: str) -> Config:
-    """The configuration with every default, unchecked."""
-    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
-    return Config(world, algorithm, **parts)
+    """The configuration with every default, unchecked: the world's for the algorithm, the world's, the option's own."""
+    kinds = part_types(world, algorithm)
+    given = getattr(kinds["world"], "defaults", {}) | getattr(kinds["world"], "defaults_of", {}).get(algorithm, {})
+
+    def default(kind):
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: value for name, value in given.items() if name in names})
+
+    return Config(world, algorithm, **{name: default(kind) for name, kind in kinds.items()})
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
-from experiments.build import Setup, baselines, build, tables
+from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
@@ -62,9 +62,7 @@ def train(
             KeyboardInterrupt.
     """
     say = say if is_main() else silent
-    # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:
+    with arithmetic(config), requests_to_stop() as requests:
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)

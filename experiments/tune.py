@@ -19,7 +19,7 @@ import numpy as np
 from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER, RunState
 from bilevel.types import Hyper
-from experiments.build import build
+from experiments.build import arithmetic, build
 from experiments.config import Config, sweep
 from experiments.driver import choose_devices
 from experiments.files import write_json
@@ -260,8 +260,7 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
             "--budget was not given; required: the environment transitions that the whole search may take, all candidates "
             "together, as in bilevel tune --budget 10000000"
         )
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products:
+    with arithmetic(config):
         setup = build(config)
 
         def make(hyper):

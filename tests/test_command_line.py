@@ -242,17 +242,19 @@ def test_the_package_imports_nothing_until_it_is_used():
 
 SCRIPT = """
 from pathlib import Path
-from experiments import configure, load_params, load_run, train
+from experiments import configure, load_params, load_policy, load_run, train
 
 folder: Path = train(configure(world="gridworld", seeds=8, sigma=(0.1, 0.3)), "run", say=print)
 steps: int = load_run(folder).sizes["step"]
 reward, policy = load_params(folder, seed=0)
+action = load_policy(folder, seed=0)([0.0], None)
 """
 MISUSES = {
     "configure(world=3)": "arg-type",
     'train("gridworld")': "arg-type",
     "train(configure(), sya=print)": "call-arg",
     'load_params("run", seed="0")': "arg-type",
+    'load_policy("run", seed="0")': "arg-type",
     'load_run("run").sizes["step"].upper()': "attr-defined",
     "experiments.trian()": "attr-defined",
 }
