@@ -10,6 +10,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
+from experiments.alike import refuse_differences
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
 from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
@@ -58,10 +59,11 @@ def train(
         Stopped: SIGTERM came; the running chunk was ended and saved first. Ctrl-C does the same and raises
             KeyboardInterrupt.
     """
-    say = say if is_main() else lambda line: None
     # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
     products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
     with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:
+        refuse_differences(config, out, allow_layout_change)
+        say = say if is_main() else lambda line: None
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)
