@@ -40,11 +40,14 @@ AFTER = {  # an interruption
 def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
     code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # of a closed terminal, for example; the interpreter's own flush would fail too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code:
         from experiments.processes import is_alone
 
-        sys.stdout.flush()
-        sys.stderr.flush()
         if is_alone():
             os._exit(code)
     sys.exit(code)
@@ -155,8 +158,8 @@ class OutputOptions:
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
     stopped_code: int = count(0, 0, 125)
-    """Exit code of a run that SIGTERM has stopped before its end; other than 0, a scheduler can tell it from a finished
-    one and start it again."""
+    """Exit code of a run that SIGTERM, SIGHUP or SIGUSR1 has stopped before its end; other than 0, a scheduler can tell it
+    from a finished one and start it again."""
 
 
 def parse_train(arguments: list[str], program: str = "bilevel train", **more: type):
@@ -423,14 +426,14 @@ def _about_claim(name: str, claim) -> str:
 
 
 def _complain(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(line, file=sys.stderr)
 
 
 def _say(line: str) -> None:
     from tqdm import tqdm
 
-    with contextlib.suppress(BrokenPipeError):  # whoever read the lines has gone; the run goes on
+    with contextlib.suppress(OSError):  # whoever read the lines has gone, by a pipe or a terminal; the run goes on
         tqdm.write(line)
 
 

@@ -56,8 +56,8 @@ def train(
 
     Raises:
         OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
-        Stopped: SIGTERM came; the running chunk was ended and saved first. Ctrl-C does the same and raises
-            KeyboardInterrupt.
+        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
+            raises KeyboardInterrupt.
     """
     # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
     products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
