@@ -12,7 +12,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
-from experiments.output import FLAGS, Voice, complain, prepare_streams
+from experiments.output import FLAGS, Voice, complain, discard, prepare_streams
 
 HELP = f"""usage: bilevel COMMAND [OPTIONS]
 
@@ -42,11 +42,14 @@ def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
     prepare_streams()
     code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # of a closed terminal, for example; the interpreter's own flush would fail too
+            discard(stream)
     if code:
         from experiments.processes import is_alone
 
-        sys.stdout.flush()
-        sys.stderr.flush()
         if is_alone():
             os._exit(code)
     sys.exit(code)

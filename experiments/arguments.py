@@ -30,8 +30,8 @@ class OutputOptions:
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
     stopped_code: int = count(0, 0, 125)
-    """Exit code of a run that SIGTERM has stopped before its end; other than 0, a scheduler can tell it from a finished
-    one and start it again."""
+    """Exit code of a run that SIGTERM, SIGHUP or SIGUSR1 has stopped before its end; other than 0, a scheduler can tell it
+    from a finished one and start it again."""
 
 
 def parse_train(arguments: list[str], program: str = "bilevel train", **more: type):

@@ -11,6 +11,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
+from experiments.alike import refuse_differences
 from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
@@ -58,11 +59,12 @@ def train(
 
     Raises:
         OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
-        Stopped: SIGTERM came; the running chunk was ended and saved first. Ctrl-C does the same and raises
-            KeyboardInterrupt.
+        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
+            raises KeyboardInterrupt.
     """
-    say = say if is_main() else silent
     with arithmetic(config), requests_to_stop() as requests:
+        refuse_differences(config, out, allow_layout_change)
+        say = say if is_main() else silent
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)

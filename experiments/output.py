@@ -1,6 +1,7 @@
 """What a command says: lines for people, its last table as JSON for programs; and what happens if nobody can read them."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -10,6 +11,9 @@ from typing import TextIO
 
 FLAGS = """Every command takes --quiet, to say errors alone, and --json, to print its last table as JSON, on one line, and
 other lines to standard error."""
+
+
+LEFT = (errno.EPIPE, errno.EIO)  # whoever read a pipe, or a terminal, has left
 
 
 def silent(line: str) -> None:
@@ -66,7 +70,7 @@ class Voice:
                 stream.flush()
         except OSError as error:
             discard(stream)
-            if not isinstance(error, BrokenPipeError):
+            if error.errno not in LEFT:
                 self.code = 2
                 complain(f"bilevel: the output cannot be written ({error.strerror}); required: a place that takes it")
 
