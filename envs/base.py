@@ -66,6 +66,20 @@ class Env(NamedTuple):
     inversion: Inversion | None = None
 
 
+class Original(NamedTuple):
+    """The environment of another library that a world restates: what it shows and takes, while its episode lasts.
+
+    Attributes:
+        shape: of its observation.
+        observe: its observation -> what models see in the world's own state.
+        act: an action of the world -> one that it takes; None: the same.
+    """
+
+    shape: tuple[int, ...]
+    observe: Callable[[Array], Observation]
+    act: Callable[[Action], Action] | None = None
+
+
 class World(NamedTuple):
     """An `Env` beside its true reward. A learner gets `env` alone; annotators and measurements get the rest.
 
@@ -77,6 +91,7 @@ class World(NamedTuple):
         mdp: the arrays of a finite world, which the exact oracles need; None otherwise.
         features: observation -> [D], what neural models see; None: one-hot on a finite world, else the observation.
         action_features: (observation, action) -> [D], what reward models see; None: features and action side by side.
+        original: the environment that it restates, such as gymnasium's; None: there is no other.
     """
 
     env: Env
@@ -84,3 +99,4 @@ class World(NamedTuple):
     mdp: MDP | None = None
     features: Callable[[Observation], Array] | None = None
     action_features: Callable[[Observation, Action], Array] | None = None
+    original: Original | None = None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from envs.base import Array, Env, World
+from envs.base import Array, Env, Original, World
 
 BODIES = (
     "ant",
@@ -107,7 +107,8 @@ def brax_world(name: str) -> World:
     init = jax.jit(on_one_axis(lambda key: settle(body.reset(key))))
     reward = jax.jit(on_one_axis(pay, most=MOST_REWARDS))
     env = Env(init, lambda key, *inputs: move(*inputs), observe, action_size=body.action_size, horizon=HORIZON)
-    return World(env, reward, features=squash, action_features=pair_features)
+    original = Original(fresh.obs.shape, lambda obs: jnp.append(obs, 0), clip)
+    return World(env, reward, features=squash, action_features=pair_features, original=original)
 
 
 def observe(state: BraxState) -> Array:

@@ -1,12 +1,13 @@
 """CartPole-v1: a cart that a push to the left or right must keep under its pole, and within its track."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Env, World
+from envs.base import Array, Env, Original, World
 
 GRAVITY = 9.8  # m/s²
 CART_MASS = 1.0  # kg
@@ -41,14 +42,19 @@ def cartpole(cells: tuple[int, ...] = ()) -> World:
         ValueError: there are not four counts, one is below 1, or their product is above 2^20.
     """
     if not cells:
-        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward)
+        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward, original=original(observe))
     if len(cells) != len(SPANS) or min(cells) < 1 or math.prod(cells) > MOST_CELLS:
         raise ValueError(
             f"cells is {' '.join(map(str, cells))}; required: four counts of at least 1 (position, velocity, angle, "
             f"angular velocity), at most {MOST_CELLS} in all, such as 3 3 8 6; or none: a continuous observation"
         )
-    num_states = math.prod(cells) + 1
-    return World(Env(init, step, partial(cell, cells), num_states, num_actions=2, horizon=HORIZON), reward)
+    num_states, see = math.prod(cells) + 1, partial(cell, cells)
+    return World(Env(init, step, see, num_states, num_actions=2, horizon=HORIZON), reward, original=original(see))
+
+
+def original(see: Callable[[Array], Array]) -> Original:
+    """gymnasium's CartPole-v1, whose observation [4] is a state that has not fallen; `see` is the world's view of a state."""
+    return Original((4,), lambda obs: see(jnp.append(obs, 0)))
 
 
 def init(key: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Env, World
+from envs.base import Array, Env, Original, World
 
 
 class GymnaxState(NamedTuple):
@@ -75,7 +75,9 @@ def gymnax_world(name: str, parameters: Mapping[str, Any] | None = None) -> Worl
 
     num_actions = int(space.n) if discrete else None
     horizon = int(params.max_steps_in_episode)
-    return World(Env(init, step, observe, num_actions=num_actions, action_size=action_size, horizon=horizon), reward)
+    env = Env(init, step, observe, num_actions=num_actions, action_size=action_size, horizon=horizon)
+    shape = jax.eval_shape(lambda key: game.reset_env(key, params)[0], jax.random.key(0)).shape
+    return World(env, reward, original=Original(shape, lambda obs: jnp.append(obs, 0), legal))
 
 
 def observe(state: GymnaxState) -> Array:

@@ -1,19 +1,38 @@
-"""Runs and studies: the driver, the command line, and readers of their results."""
+"""Runs and studies, from Python: configure a run, train it, load what it measured and learned.
 
-import importlib
-from typing import Any
+from experiments import configure, load_params, load_run, train
 
-_HOMES = {
-    "configure": "experiments.config",
-    "train": "experiments.driver",
-    "load_params": "experiments.driver",
-    "load_run": "experiments.metrics",
-}
-__all__ = ["configure", "load_params", "load_run", "train"]
+config = configure(world="gridworld", algorithm="bilevel", seeds=32, sigma=(0.03, 0.1))
+folder = train(config, say=print)
+run = load_run(folder)
+reward_params, policy_params = load_params(folder, seed=0)
+"""
 
+from typing import TYPE_CHECKING
 
-def __getattr__(name: str) -> Any:
+__all__ = ["configure", "load_params", "load_policy", "load_run", "train"]
+
+if TYPE_CHECKING:
+    from experiments.config import configure
+    from experiments.driver import load_params, train
+    from experiments.metrics import load_run
+    from experiments.policy import load_policy
+else:
     # Loaded when first used: help and tab completion need none of it, and JAX takes a second to import.
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'experiments' has no attribute {name!r}")
+    import importlib
+
+    _HOMES = {
+        "configure": "experiments.config",
+        "train": "experiments.driver",
+        "load_params": "experiments.driver",
+        "load_policy": "experiments.policy",
+        "load_run": "experiments.metrics",
+    }
+
+    def __getattr__(name):
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'experiments' has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -4,19 +4,17 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import io
 import os
-import re
+import platform
 import signal
 import sys
 import traceback
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
 
-from experiments.options import check_fields, count
+from experiments.output import FLAGS, Voice, complain, discard, prepare_streams
 
-HELP = """usage: bilevel COMMAND [OPTIONS]
+HELP = f"""usage: bilevel COMMAND [OPTIONS]
 
   train                 run an algorithm on a world, many seeds in one program; the same command resumes it
   report RUN            write the figures, summary and report of a run folder anew, and print its table
@@ -25,11 +23,14 @@ HELP = """usage: bilevel COMMAND [OPTIONS]
   bench --plan …        predict memory and time of a run before it is launched; takes the options of train
   study NAME            run a study and write its figure; bilevel study --help lists them
   verify [CLAIM …]      measure the papers' claims, each with a verdict; bilevel verify --help lists them
+  --version             the versions of bilevel, JAX and Python
+
+{FLAGS}
 
 bilevel train --help                                    every option of the default world and algorithm
 bilevel train --world bandit --algorithm alternating --help     … and of others
 """
-
+ASKS_HELP = {"-h", "--help"}
 
 AFTER = {  # an interruption
     "train": "the same command resumes from the newest checkpoint",
@@ -39,24 +40,30 @@ AFTER = {  # an interruption
 
 def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
+    prepare_streams()
     code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # of a closed terminal, for example; the interpreter's own flush would fail too
+            discard(stream)
     if code:
         from experiments.processes import is_alone
 
-        sys.stdout.flush()
-        sys.stderr.flush()
         if is_alone():
             os._exit(code)
     sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked, 3 if a claim is stopped by an
-    error, 130 when interrupted."""
+    """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked or an output that cannot be
+    written, 3 if a claim is stopped by an error, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP)
-        return 0
+    voice = Voice("--quiet" in arguments, "--json" in arguments)
+    arguments = [argument for argument in arguments if argument not in ("--quiet", "--json")]
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        voice.answer(version() if arguments == ["--version"] else HELP)
+        return voice.code
     set_up_jax()
     hush_closed_loops()
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
@@ -74,15 +81,26 @@ def main(arguments: list[str] | None = None) -> int:
         "verify": verify_command,
     }
     try:
-        return choose("command", arguments[0], commands)(arguments[1:])
+        run = choose("command", arguments[0], commands)
+        with voice.writing(sys.stdout) if ASKS_HELP & set(arguments) else contextlib.nullcontext():
+            return run(arguments[1:], voice) or voice.code
+        return voice.code
     except RefusedByMain:  # process 0 says it
         return 2
     except (OptionError, RunFolderError, CheckpointError) as error:
-        _complain("bilevel: " + " ".join(str(error).split()))
+        complain("bilevel: " + " ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _complain(f"\nbilevel: interrupted; {AFTER.get(arguments[0], 'nothing was kept: run it again')}")
+        complain(f"\nbilevel: interrupted; {AFTER.get(arguments[0], 'nothing was kept: run it again')}")
         return 130
+
+
+def version() -> str:
+    """The versions of this package, JAX and Python, in a line."""
+    installed = {package.name: package.version for package in metadata.distributions()}
+    ours = {"bilevel": "bilevel-rlhf", "jax": "jax"}
+    versions = {name: installed.get(package, "(not installed)") for name, package in ours.items()}
+    return ", ".join(f"{name} {x}" for name, x in (versions | {"Python": platform.python_version()}).items())
 
 
 def set_up_jax() -> None:
@@ -129,157 +147,69 @@ def hush_closed_loops() -> None:
 # train ----------------------------------------------------------------------------------------------------------------
 
 
-def train_command(arguments: list[str]) -> int:
+def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
+    from experiments.arguments import parse_train
     from experiments.driver import train
     from experiments.interruption import Stopped
-    from experiments.processes import joined
+    from experiments.processes import is_main, joined
 
     config, output, processes = parse_train(arguments)
     command = "bilevel train " + " ".join(arguments)
     with joined(processes):
         try:
-            train(config, output.out or None, output.allow_layout_change, say=_say, command=command.strip())
+            folder = train(config, output.out or None, output.allow_layout_change, voice.say, command.strip())
         except Stopped as stopped:
-            _say(f"bilevel: {stopped}")
+            voice.say(f"bilevel: {stopped}")
             return output.stopped_code
+        if is_main():
+            voice.table(folder / "summary.json")
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputOptions:
-    """Where results go."""
-
-    out: str = ""
-    """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
-    allow_layout_change: bool = False
-    """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
-    stopped_code: int = count(0, 0, 125)
-    """Exit code of a run that SIGTERM has stopped before its end; other than 0, a scheduler can tell it from a finished
-    one and start it again."""
-
-
-def parse_train(arguments: list[str], program: str = "bilevel train", **more: type):
-    """(config, output, processes) of the arguments of `train`; help prints and exits with 0.
-
-    Args:
-        arguments: what follows the command.
-        program: the command, as help calls it.
-        more: further dataclasses of options by name, which are returned after the three.
-
-    Raises:
-        OptionError: with one line.
-    """
-    import tyro
-
-    from experiments.algorithms import ALGORITHMS
-    from experiments.config import PARTS, Config, check, default_config, part_types
-    from experiments.processes import ProcessOptions
-    from experiments.worlds import WORLDS
-
-    world, rest = _take("world", arguments, "gridworld")
-    algorithm, rest = _take("algorithm", rest, "bilevel")
-    kinds = part_types(world, algorithm)
-    default = default_config(world, algorithm)
-    fields = [(name, Annotated[kinds[name], tyro.conf.arg(name="")], getattr(default, name)) for name in PARTS]
-    others = {"output": OutputOptions, "processes": ProcessOptions} | more
-    fields += [(name, Annotated[kind, tyro.conf.arg(name="")], kind()) for name, kind in others.items()]
-    everything = dataclasses.make_dataclass("Train", fields, frozen=True)
-    purpose = f"Run {algorithm} on {world}, or resume it."
-    if "options" in more:
-        purpose = (
-            f"Search sigma and step sizes of {algorithm} on {world}; --out is runs/tune by default, and options of "
-            "processes, resumption and exit codes do not apply."
-        )
-    everything.__doc__ = (
-        f"{purpose} --world WORLD and --algorithm ALGORITHM choose others; "
-        "each has its own options. Worlds: " + ", ".join(WORLDS) + ". Algorithms: " + ", ".join(ALGORITHMS) + "."
-    )
-    parsed = _parse(everything, rest, program)
-    config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
-    for name in ("output", *more):
-        check_fields(getattr(parsed, name))
-    return check(config), *(getattr(parsed, name) for name in others)
-
-
-def _take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
-    """The value of `--option VALUE` or `--option=VALUE`, and the other arguments."""
-    from experiments.options import OptionError
-
-    value, rest, flag = default, [], f"--{option}"
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == flag:
-            value = next(remaining, None)
-            if value is None or value.startswith("--"):
-                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
-        elif argument.startswith(flag + "="):
-            value = argument.partition("=")[2]
-            if not value:
-                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
-        else:
-            rest.append(argument)
-    return value, rest
-
-
-def _parse(kind: type, arguments: list[str], program: str) -> Any:
-    """tyro's reading of the arguments; its boxes of several lines become one."""
-    import tyro
-
-    from experiments.options import OptionError
-
-    if {"-h", "--help"} & set(arguments):
-        return tyro.cli(kind, args=["--help"], prog=program)
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
-            return tyro.cli(kind, args=arguments, prog=program)
-    except SystemExit as error:
-        words = re.sub(r"[─━│┃╭╮╰╯┌┐└┘├┤]+|\x1b\[[0-9;]*m", " ", shown.getvalue())
-        _, *sentences = re.split(r"\s-{5,}\s", " ".join(words.split()))  # a title, and rules between them
-        said = "; ".join(x.rstrip(".") for x in sentences)
-        raise OptionError(said or f"these arguments cannot be read: {' '.join(arguments)}") from error
 
 
 # tune -----------------------------------------------------------------------------------------------------------------
 
 
-def tune_command(arguments: list[str]) -> int:
+def tune_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel tune`."""
+    from experiments.arguments import OutputOptions, parse_train, take
     from experiments.options import OptionError
     from experiments.processes import ProcessOptions
     from experiments.tune import RANGES, TuneOptions, tune
 
-    config, output, processes, options = parse_train(arguments, "bilevel tune", options=TuneOptions)
+    config, output, processes, options = parse_train(arguments, "bilevel tune", search=TuneOptions)
     if processes != ProcessOptions() or output != OutputOptions(output.out):
         raise OptionError("tune runs in one process, from its start to its end; required: options of the run and --out")
     flags = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     given = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     rest = arguments
     for name in ("out", *(field.name for field in dataclasses.fields(TuneOptions))):
-        rest = _take(name, rest, "")[1]
-    tune(config, options, [name for name in RANGES if name not in given], output.out or "runs/tune", rest, _say)
+        rest = take(name, rest, "")[1]
+    out = output.out or "runs/tune"
+    tune(config, options, [name for name in RANGES if name not in given], out, rest, voice.say)
+    voice.table(Path(out) / "tune.json")
     return 0
 
 
 # report ---------------------------------------------------------------------------------------------------------------
 
 
-def report_command(arguments: list[str]) -> int:
+def report_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel report RUN`."""
     from experiments.driver import report
     from experiments.options import OptionError
 
-    if {"-h", "--help"} & set(arguments):
+    if ASKS_HELP & set(arguments):
         print(
             "usage: bilevel report RUN\n\nWrite the figures, summary and report of a run folder anew; print its table."
         )
         return 0
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         raise OptionError(
-            f"report got {len(arguments)} arguments; required: one run folder, as in bilevel report runs/NAME"
+            f"report got {' '.join(arguments) or 'no argument'}; required: one run folder, as in bilevel report runs/NAME"
         )
-    report(Path(arguments[0]), say=_say)
+    page = report(Path(arguments[0]), voice.say)
+    voice.table(page.with_name("summary.json"))
     return 0
 
 
@@ -294,30 +224,32 @@ bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartp
 """
 
 
-def bench_command(arguments: list[str]) -> int:
+def bench_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel bench`."""
     from experiments import bench, plan
+    from experiments.arguments import parse_train, take
     from experiments.driver import choose_devices
     from experiments.files import make_folder
     from experiments.options import OptionError, choose
     from experiments.processes import ProcessOptions
 
-    if {"-h", "--help"} & set(arguments):
+    if ASKS_HELP & set(arguments) and "--plan" not in arguments:
         print(BENCH_HELP)
         return 0
     if "--plan" not in arguments:
-        out, rest = _take("out", arguments, "runs/bench")
+        out, rest = take("out", arguments, "runs/bench")
         if rest:
             raise OptionError(
                 f"bench got {' '.join(rest)}; required: --out FOLDER alone, or --plan with train's options"
             )
         folder = make_folder(out)
         with _without_cache():
-            bench.main(folder, _say)
+            bench.main(folder, voice.say)
+        voice.table(folder / "bench.json")
         return 0
-    target, rest = _take("target", [x for x in arguments if x != "--plan"], "cpu")
+    target, rest = take("target", [x for x in arguments if x != "--plan"], "cpu")
     choose("--target", target, plan.TARGETS)
-    number, rest = _take("target-devices", rest, "")
+    number, rest = take("target-devices", rest, "")
     if number and not (number.isdecimal() and int(number)):
         raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
     config, _, processes = parse_train(rest)
@@ -329,7 +261,7 @@ def bench_command(arguments: list[str]) -> int:
     count = int(number) if number else len(choose_devices(config))
     with _without_cache():
         made = plan.plan(config, target, count)
-    _say(plan.describe(config, target, count, made))
+    voice.say(plan.describe(config, target, count, made))
     return 0
 
 
@@ -349,14 +281,15 @@ def _without_cache():
 # study ----------------------------------------------------------------------------------------------------------------
 
 
-def study_command(arguments: list[str]) -> int:
+def study_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel study`."""
+    from experiments.arguments import take
     from experiments.files import make_folder
     from experiments.options import OptionError, choose
     from experiments.studies import STUDIES
 
-    out, rest = _take("out", arguments, "")
-    if {"-h", "--help"} & set(rest):
+    out, rest = take("out", arguments, "")
+    if ASKS_HELP & set(rest):
         print(
             "usage: bilevel study NAME [--out FOLDER]\n\nWrites NAME.png and NAME.json to FOLDER, by default runs/NAME.\n"
         )
@@ -367,7 +300,8 @@ def study_command(arguments: list[str]) -> int:
     choose("study", rest[0], STUDIES)
     folder = make_folder(out or f"runs/{rest[0]}")
     compile_fast()
-    importlib.import_module(f"experiments.studies.{rest[0]}").main(folder, _say)
+    importlib.import_module(f"experiments.studies.{rest[0]}").main(folder, voice.say)
+    voice.table(folder / f"{rest[0]}.json")
     return 0
 
 
@@ -386,27 +320,28 @@ when interrupted, otherwise 0.
 """
 
 
-def verify_command(arguments: list[str]) -> int:
+def verify_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel verify`."""
+    from experiments.arguments import take
     from experiments.files import RunFolderError
     from experiments.options import OptionError
     from experiments.verify import CLAIMS
     from experiments.verify.runner import load_each, verify
 
-    if {"-h", "--help"} & set(arguments):
+    if ASKS_HELP & set(arguments):
         loaded, broken = load_each(CLAIMS)
         print(VERIFY_HELP + "\n".join(_about_claim(name, claim) for name, (claim, _) in loaded.items()))
         for name, error in broken.items():
             print(f"  {name:18s}cannot be loaded: {error!r}")
         return 0
-    out, rest = _take("out", arguments, "runs/verify")
+    out, rest = take("out", arguments, "runs/verify")
     names = [name for name in rest if name != "--quick"]
     if options := [name for name in names if name.startswith("-")]:
         raise OptionError(f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone")
     compile_fast()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = verify(names, out, "--quick" in rest, _say)
+        results = verify(names, out, "--quick" in rest, voice.say)
     except (OptionError, RunFolderError):
         raise
     except Exception:
@@ -414,24 +349,13 @@ def verify_command(arguments: list[str]) -> int:
         return 3
     finally:
         signal.signal(signal.SIGTERM, before)
+    voice.table(Path(out) / ("quick" if "--quick" in rest else "full") / "summary.json")
     return int(any(result["verdict"] == "fails" for result in results.values()))
 
 
 def _about_claim(name: str, claim) -> str:
     quick, full = claim.minutes
     return f"  {name:18s}{quick:5g} {full:5g}   {claim.statement}"
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(line, file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    from tqdm import tqdm
-
-    with contextlib.suppress(BrokenPipeError):  # whoever read the lines has gone; the run goes on
-        tqdm.write(line)
 
 
 if __name__ == "__main__":

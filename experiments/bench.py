@@ -30,6 +30,8 @@ CHUNK = 2  # outer steps a call
 GRID = {"batch_size": 32, "rollout_length": 20, "segment_length": 10, "num_policy_steps": 4}
 GRID |= {"num_targets": 2, "num_transitions": 128, "num_chains": 32}
 CART = {"batch_size": 32, "rollout_length": 100, "segment_length": 50, "num_policy_steps": 4, "critic": "monte_carlo"}
+CART |= {"discount": 0.95, "kl_weight": 0.5, "sigma": 0.1, "num_pairs": 0, "reuse_labels": False, "reward": "mlp"}
+CART |= {"policy_optimizer": "sgd", "reward_optimizer": "adam", "evaluation_rollouts": 8}
 
 
 def _networks(width: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
@@ -53,8 +53,8 @@ class Config:
 PARTS = ("world", "algorithm", *COMMON)
 
 
-def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -> Config:
-    """A checked configuration: the world's and the algorithm's defaults, with `options` in their place.
+def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
+    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place.
 
     Args:
         world: a name in `experiments.worlds.WORLDS`.
@@ -64,17 +64,29 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options) -
     Raises:
         OptionError: an option is unknown or out of its range, or two do not fit each other.
     """
-    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
+    parts = default_config(world, algorithm).parts
     for name, value in options.items():
         home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
         if home is None:
             known = [field.name for kind in parts.values() for field in dataclasses.fields(kind)]
-            raise OptionError(
-                f"{world} with {algorithm} has no option {name!r}; did you mean {nearest(name, known)!r}?"
-            )
+            raise unknown_option(world, algorithm, name, known)
         value = _converted(value, get_type_hints(type(parts[home]))[name])
         parts[home] = dataclasses.replace(parts[home], **{name: value})
     return check(Config(world, algorithm, **parts))
+
+
+def unknown_option(world: str, algorithm: str, name: str, known: Iterable[str]) -> OptionError:
+    """For an option that is none of `known`: where it belongs, else which is spelled like it, else all that there are."""
+    kinds = [(f"--world {x}", kind) for x, kind in WORLDS.items()]
+    kinds += [(f"--algorithm {x}", kind) for x, kind in ALGORITHMS.items()]
+    homes = [home for home, kind in kinds if name in {field.name for field in dataclasses.fields(kind)}]
+    if homes:
+        advice = f"it is one of {', '.join(homes)}"
+    elif near := nearest(name, known):
+        advice = f"did you mean --{_flag(near[0])}?"
+    else:
+        advice = f"required: one of {', '.join(f'--{_flag(x)}' for x in known)}"
+    return OptionError(f"{algorithm} on {world} has no option --{_flag(name)}; {advice}")
 
 
 def _converted(value, kind):
@@ -97,15 +109,16 @@ def part_types(world: str, algorithm: str) -> dict[str, type]:
     } | COMMON
 
 
-def _defaults(kind: type, world: str) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in getattr(WORLDS[world], "defaults", {}).items() if name in names}
-
-
 def default_config(world: str, algorithm: str) -> Config:
-    """The configuration with every default, unchecked."""
-    parts = {name: kind(**_defaults(kind, world)) for name, kind in part_types(world, algorithm).items()}
-    return Config(world, algorithm, **parts)
+    """The configuration with every default, unchecked: the world's for the algorithm, the world's, the option's own."""
+    kinds = part_types(world, algorithm)
+    given = getattr(kinds["world"], "defaults", {}) | getattr(kinds["world"], "defaults_of", {}).get(algorithm, {})
+
+    def default(kind):
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: value for name, value in given.items() if name in names})
+
+    return Config(world, algorithm, **{name: default(kind) for name, kind in kinds.items()})
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
-from experiments.build import Setup, baselines, build, tables
+from experiments.alike import refuse_differences
+from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
+from experiments.output import silent
 from experiments.processes import agree, is_main
 from experiments.report import write_report
 from experiments.run_folder import (
@@ -52,18 +54,17 @@ def train(
         config: from `experiments.config.configure`.
         out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
         allow_layout_change: resume on other devices, where bits may differ.
-        say: takes the lines that a person should see.
+        say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
         command: how the run was asked for, for the report.
 
     Raises:
         OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
-        Stopped: SIGTERM came; the running chunk was ended and saved first. Ctrl-C does the same and raises
-            KeyboardInterrupt.
+        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
+            raises KeyboardInterrupt.
     """
-    say = say if is_main() else lambda line: None
-    # A GPU rounds products to 10 bits otherwise, which no exact twin would match.
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products, requests_to_stop() as requests:
+    with arithmetic(config), requests_to_stop() as requests:
+        refuse_differences(config, out, allow_layout_change)
+        say = say if is_main() else silent
         setup = build(config)
         devices = choose_devices(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)

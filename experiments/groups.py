@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from bilevel.checkpoint import Checkpoints, open_checkpoints, strange_checkpoints
 from bilevel.lanes import Lanes, Layout, Programs, flatten, programs, unflatten
@@ -20,7 +19,8 @@ from experiments.config import Config, sweep
 from experiments.files import RunFolderError, make_folder, read_json, write_json
 from experiments.interruption import Requests
 from experiments.metrics import check_metrics, strange_metrics, write_metrics
-from experiments.processes import agree, any_process, is_main
+from experiments.processes import agree, any_process
+from experiments.progress import Progress, duration, standing
 from experiments.run_folder import group_name, groups_of, owner_of, refuse_another
 
 KEEP = 3  # checkpoints of each group
@@ -90,16 +90,14 @@ def run_groups(
         Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
     """
     learned, notes = [], []
-    # None: shown where somebody watches.
-    hidden = None if is_main() else True
-    with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
+    with Progress(config.steps * len(studies), say) as progress:
         for study in studies:
             group = study.group.name
             for kind in ("metrics", "checkpoints"):  # through a link, files of somebody else would be removed
                 directory = agree(partial(_made, folder, f"{kind}/{group}"))
             owner = agree(partial(owner_of, folder, group))
             with open_checkpoints(directory, KEEP, owner) as checkpoints:
-                state, more = study.run(folder, checkpoints, requests, bar, say)
+                state, more = study.run(folder, checkpoints, requests, progress, say)
             notes += more
             learned.append(study.learned(state))
     join = partial(jax.tree.map, lambda *parts: np.concatenate(parts, axis=1))
@@ -136,22 +134,25 @@ class Study:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.sharding), spec)
 
     def run(
-        self, folder: Path, checkpoints: Checkpoints, requests: Requests, bar: tqdm, say
+        self, folder: Path, checkpoints: Checkpoints, requests: Requests, progress: Progress, say
     ) -> tuple[RunState, list[str]]:
         """Advances the group to the last step, from its newest whole checkpoint."""
         step, state, notes = self.resume(folder, checkpoints)
         for note in notes:
             say(f"note: {note}")
-        bar.update(step)
+        progress.start(step)
         last_step, done = self.config.steps, step
         if step == last_step:
             return state, notes
-        bar.set_postfix_str("compiling")
+        if chunk_length(self.config, step) not in self.compiled:
+            say("compiling")
         advance = self.check_memory(chunk_length(self.config, step))
         begin = time.perf_counter()
         state = jax.block_until_ready(self.init(self.lanes)) if state is None else state
         self.seconds["compile_seconds"] += time.perf_counter() - begin
+        say(f"compiled in {duration(self.seconds['compile_seconds'])}")
         say(f"keeps the newest {KEEP} checkpoints of each group of seeds, about {KEEP * _size(state) / 1e6:.1f} MB")
+        progress.start()
         begin = time.perf_counter()
         while step < last_step:
             if any_process(bool(requests)):
@@ -161,20 +162,24 @@ class Study:
             metrics = self.layout.gather(metrics)
             first, step = step, min(step + chunk_length(self.config, done), last_step)
             metrics = {name: x[:, : step - first] for name, x in metrics.items()}
-            alive = int(np.sum(metrics["status"][:, -1] == RUNNING))
-            if alive == 0:
+            if not np.any(metrics["status"][:, -1] == RUNNING):
                 metrics, step = _rest(metrics, last_step - first), last_step
             agree(partial(self.write, folder, checkpoints.identity, first, metrics))
             # Lanes in their order, without padding: a checkpoint does not depend on the layout.
             checkpoints.save(step, self.flat(state))
-            bar.set_postfix(alive=f"{alive}/{self.layout.num_lanes}", refresh=False)
-            bar.update(step - first)
+            progress.update(step - first, standing(metrics, self.num_points), self.where(step))
         jax.block_until_ready(state)
         self.seconds["run_seconds"] += time.perf_counter() - begin
         checkpoints.wait()
         agree(lambda: refuse_another(folder, self.group.name, checkpoints.identity))
         agree(lambda: _add_seconds(folder, self.seconds))
         return state, notes
+
+    def where(self, step: int) -> str:
+        """Where the group is, for a line of a log."""
+        alone = self.group.first_seed == 0 and self.group.num_seeds == self.config.seeds
+        last = self.group.first_seed + self.group.num_seeds - 1
+        return f"{'' if alone else f'seeds {self.group.first_seed} to {last}: '}step {step} of {self.config.steps}"
 
     def resume(self, folder: Path, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
         """As `restore`, from the newest whole checkpoint up to which the metrics are whole too."""

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the running chunk ends, its checkpoint is written, and the run stops in good order."""
+"""A signal that asks a run to stop: the running chunk ends, its checkpoint is written, and the run stops in good order."""
 
 import os
 import signal
@@ -6,9 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+# SIGHUP: the terminal was closed; SIGUSR1: a scheduler's warning. Not every platform has them.
+ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
 
 class Stopped(Exception):
-    """A run stopped in good order, as SIGTERM asked; the message says where, and how it goes on."""
+    """A run stopped in good order, as a signal asked; the message says where, and how it goes on."""
 
 
 class Requests:
@@ -29,7 +32,7 @@ class Requests:
 
         Raises:
             KeyboardInterrupt: Ctrl-C asked.
-            Stopped: SIGTERM did, here or in another process.
+            Stopped: another signal did, or another process was asked.
         """
         if signal.SIGINT in self.received:
             raise KeyboardInterrupt
@@ -38,9 +41,10 @@ class Requests:
 
 @contextmanager
 def requests_to_stop() -> Iterator[Requests]:
-    """Collects SIGTERM and Ctrl-C while the block runs; a second Ctrl-C raises KeyboardInterrupt at once.
+    """Collects the signals of `ASKING` while the block runs; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    In a thread other than the main one, which cannot listen to signals, nothing is collected.
+    SIGHUP stays ignored where it was, as under nohup. In a thread other than the main one, which cannot listen to signals,
+    nothing is collected.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
@@ -56,7 +60,9 @@ def requests_to_stop() -> Iterator[Requests]:
         with suppress(OSError):  # whoever read the lines may have been interrupted too
             os.write(2, f"\nstopping when the running chunk has ended{hint}\n".encode())
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    always = (signal.SIGTERM, signal.SIGINT)
+    heard = [number for number in ASKING if number in always or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield requests
     finally:

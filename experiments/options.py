@@ -57,12 +57,12 @@ def sizes(default: tuple[int, ...]):
 class RunOptions:
     """The run: how many seeds and steps, and how they are laid out."""
 
-    seed: int = count(0, 0, 2**32 - 1)
-    """Base seed: chooses the randomness of the whole study, 0 to 2^32 - 1."""
-    seeds: int = count(32)
-    """Number of seeds, run beside each other in one program. More than before extends a finished run."""
     steps: int = count(100, 1, 2**31 - 1)
     """T, outer steps. More than before extends a finished run."""
+    seeds: int = count(32)
+    """Number of seeds, run beside each other in one program. More than before extends a finished run."""
+    seed: int = count(0, 0, 2**32 - 1)
+    """Base seed: chooses the randomness of the whole study, 0 to 2^32 - 1."""
     chunk: str = option(
         "10", "a whole number, at least 1, or all", lambda x: x == "all" or (x.isdecimal() and int(x) > 0)
     )
@@ -90,7 +90,8 @@ class ObjectiveOptions:
     kl_weight: Values = at_least_zero((0.5,))
     """w, weight of KL(policy || reference), in units of reward. Several values: a sweep."""
     segment_length: int = count(10)
-    """H, steps of a compared segment."""
+    """H, steps of a compared segment: a rollout of its own from the initial distribution, so it may be longer than
+    rollout-length, but not than an episode of a world that has episodes."""
     reference: str = "uniform"
     """pi_ref: `uniform`, or an .npz file, at most 2 GiB: with `policy` [S, A] given as it is, with `obs` and `action` fitted
     to those demonstrations."""
@@ -172,17 +173,17 @@ COMMON = {
 
 
 def choose(kind: str, name: str, choices) -> Any:
-    """The choice of that name, or an OptionError with the nearest one; `kind` is what it is called, such as --world."""
+    """The choice of that name, or an OptionError with all of them; `kind` is what it is called, such as --world."""
     name = str(name)
     if name in choices:
         return choices[name]
-    known, hint = ", ".join(choices), nearest(name, choices)
-    raise OptionError(f"{kind} is {name!r}; required: one of {known}; did you mean {kind} {hint}?")
+    hint = "".join(f"; did you mean {kind} {near}?" for near in nearest(name, choices))
+    raise OptionError(f"{kind} is {name!r}; required: one of {', '.join(choices)}{hint}")
 
 
-def nearest(name: str, choices) -> str:
-    """The choice that is spelled most like `name`."""
-    return difflib.get_close_matches(name, choices, n=1, cutoff=0.0)[0]
+def nearest(name: str, choices) -> list[str]:
+    """The choice that is spelled most like `name`, if one is spelled much like it."""
+    return difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
 
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}

@@ -1,23 +1,30 @@
 """Several processes as one run: JAX's distributed runtime, what one of them does for all, and what they agree on."""
 
 import dataclasses
+import ipaddress
 import json
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax._src import distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from experiments.files import RunFolderError
 from experiments.interruption import Stopped
 from experiments.options import OptionError, check_fields, count, option
+from experiments.relay import open_relay, split
+
+LESS = 0.7  # of `peer_timeout`: the silence after which a process counts as dead, so that the others end within it
+_ending, _said = threading.Lock(), threading.Event()
 
 
 class RefusedByMain(RunFolderError):
@@ -31,7 +38,7 @@ class ProcessOptions:
     distributed: bool = False
     """Join the other processes. SLURM, Kubernetes, Open MPI and TPU pods are detected; elsewhere give the next three."""
     coordinator: str = ""
-    """HOST:PORT where process 0 listens."""
+    """HOST:PORT where process 0 listens, to whoever can connect: the network must be trusted."""
     num_processes: int = option(0, "at least 1, or 0 to detect it", lambda x: x >= 0)
     """How many processes there are."""
     process_id: int = option(-1, "at least 0, or -1 to detect it", lambda x: x >= -1)
@@ -44,46 +51,28 @@ class ProcessOptions:
 def joined(options: ProcessOptions) -> Iterator[None]:
     """Joins the other processes of the run, where that is asked for; enter it before any device is used.
 
-    When another process dies or fails inside the block, this one says so and ends, `peer_timeout` seconds later at most.
+    When not all come, each that did says so and ends with exit code 2, `peer_timeout` seconds after it came. When another
+    dies or fails inside the block, this one says so in a line and ends with 1: at once if that is process 0, otherwise
+    `peer_timeout` seconds later at most.
 
     Raises:
-        OptionError: an option is out of its range or missing, or the others cannot be reached.
+        OptionError: an option is out of its range or missing, or there is no cluster.
     """
     check_fields(options)
-    explicit = {"coordinator": options.coordinator, "num_processes": options.num_processes}
+    given = _check_place(options)
     if not options.distributed:
-        if any(explicit.values()) or options.process_id >= 0:
-            raise OptionError("--coordinator, --num-processes and --process-id were given; required: --distributed too")
         yield
         return
-    given = options.coordinator and options.num_processes and options.process_id >= 0
-    if (any(explicit.values()) or options.process_id >= 0) and not given:
-        raise OptionError(
-            f"--coordinator is {options.coordinator!r}, --num-processes {options.num_processes}, --process-id "
-            f"{options.process_id}; required: all three, or none of them where JAX can detect the cluster"
-        )
-    host, _, port = options.coordinator.rpartition(":")
-    if given and not (options.process_id < options.num_processes and host and port.isdecimal()):
-        raise OptionError(
-            f"--coordinator is {options.coordinator!r}, --process-id {options.process_id} of {options.num_processes}; "
-            "required: HOST:PORT, and a number below --num-processes"
-        )
-    place = (options.coordinator, options.num_processes, options.process_id) if given else (None, None, None)
+    stages = _Stages(threading.Event(), threading.Event(), threading.Event())
     try:
-        jax.distributed.initialize(
-            *place,
-            initialization_timeout=options.peer_timeout,
-            heartbeat_timeout_seconds=2 * options.peer_timeout,  # the watch below is sooner, and clearer
-            shutdown_timeout_seconds=options.peer_timeout,
-        )
+        _join(options, given, stages)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
             f"--distributed found no other processes ({reason}); required: a cluster that JAX detects, or "
             "--coordinator HOST:PORT --num-processes N --process-id I in each of them"
         ) from error
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(over, options.peer_timeout), daemon=True).start()
+    threading.Thread(target=_watch, args=(stages.over, options.peer_timeout), daemon=True).start()
     try:
         yield
     except (OptionError, RunFolderError, Stopped):
@@ -91,9 +80,117 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     except Exception as error:
         while error.__cause__ is not None:  # a checkpoint that needs the dead fails as one, for example
             error = error.__cause__
-        _end(str(error).strip().partition("\n")[0][:200] or repr(error), options.peer_timeout)
+        _end(_first_line(error), options.peer_timeout)
     finally:
-        over.set()
+        _leave(stages, options.peer_timeout)
+
+
+class _Stages(NamedTuple):
+    """How far this process is.
+
+    Attributes:
+        joined: all processes have come.
+        over: it needs the others no more, and says nothing more to them.
+        left: that is so for all of them: it does not matter any more who ends.
+    """
+
+    joined: threading.Event
+    over: threading.Event
+    left: threading.Event
+
+
+def _check_place(options: ProcessOptions) -> bool:
+    """Whether the options say where this process belongs; otherwise JAX detects it.
+
+    Raises:
+        OptionError: they say a part of it, or what cannot be.
+    """
+    parts = (bool(options.coordinator), bool(options.num_processes), options.process_id >= 0)
+    if not any(parts):
+        return False
+    if not options.distributed:
+        raise OptionError("--coordinator, --num-processes and --process-id were given; required: --distributed too")
+    if not all(parts):
+        raise OptionError(
+            f"--coordinator is {options.coordinator!r}, --num-processes {options.num_processes}, --process-id "
+            f"{options.process_id}; required: all three, or none of them where JAX can detect the cluster"
+        )
+    host, _, port = options.coordinator.rpartition(":")
+    if not (options.process_id < options.num_processes and host and port.isdecimal()):
+        raise OptionError(
+            f"--coordinator is {options.coordinator!r}, --process-id {options.process_id} of {options.num_processes}; "
+            "required: HOST:PORT, and a number below --num-processes"
+        )
+    return True
+
+
+def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
+    """Returns when all processes have come; ends this one if they do not."""
+    timeout, place = options.peer_timeout, (options.coordinator, options.num_processes, options.process_id)
+    if not given:
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        place = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, timeout)[:3]
+    if None in place:
+        raise ValueError("no cluster is detected")
+    address, count, process = place
+
+    def lost(reason: str) -> None:
+        if stages.joined.is_set() and not stages.left.is_set():
+            _end(reason, 0)
+
+    def give_up() -> None:
+        _say(
+            f"not all {count} processes have come within {timeout} s, or process 0 is not at {address}; required: "
+            "the same command in each of them, at about the same time"
+        )
+        os._exit(2)
+
+    timer = threading.Timer(timeout, give_up)  # JAX itself would abort with a stack trace
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            open_relay(address, LESS * timeout, lost, stages.joined) if process else address,
+            count,
+            process,
+            coordinator_bind_address=None if process else _bindable(address),
+            initialization_timeout=2 * timeout,
+            heartbeat_timeout_seconds=2 * timeout,  # the watch below is sooner, and clearer
+            shutdown_timeout_seconds=timeout,
+        )
+        stages.joined.set()
+    finally:
+        timer.cancel()
+
+
+def _bindable(address: str) -> str | None:
+    """The address, where process 0 can listen there and the others mean the same by it; otherwise None, which is said.
+
+    A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where the
+    others know it by another.
+    """
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # JAX takes it from there
+        return None
+    host, port = split(address)
+    with suppress(OSError):
+        for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            found = entry[4][0]
+            alone = ipaddress.ip_address(found.partition("%")[0]).is_loopback and host not in ("localhost", found)
+            if _is_here(found) and not alone:
+                return address
+    _say(
+        f"note: {host} is no address of this machine that the others know too: process 0 listens on all that it has, port "
+        f"{port}; all networks there must be trusted, or JAX_COORDINATOR_BIND_ADDRESS name one as HOST:PORT"
+    )
+    return None
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is an address of this machine."""
+    with suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return True
+    return False
 
 
 def _watch(over: threading.Event, timeout: float) -> None:
@@ -101,9 +198,10 @@ def _watch(over: threading.Event, timeout: float) -> None:
 
     JAX's own heartbeats would end it too, with a stack trace instead of a line.
     """
-    store, me = distributed.global_state.client, jax.process_index()
-    patience = timeout * (0.7 if me else 0.9)  # process 0 holds the others' connection: it ends after them
-    heard = {i: (None, time.monotonic()) for i in range(jax.process_count()) if i != me}
+    state = distributed.global_state
+    store, me = state.client, state.process_id
+    patience = timeout * (LESS if me else 0.9)  # process 0 holds the others' connection: it ends after them
+    heard = {i: (None, time.monotonic()) for i in range(state.num_processes) if i != me}
     beat = 0
     while not over.wait(timeout / 20):
         beat += 1
@@ -120,23 +218,51 @@ def _watch(over: threading.Event, timeout: float) -> None:
                     _end(f"nothing was heard of process {other} for {time.monotonic() - since:.0f} s", timeout)
         except jax.errors.JaxRuntimeError as error:
             if not over.wait(timeout / 10):  # unless the run has ended meanwhile
-                _end(f"process 0 does not answer: {str(error).partition(chr(10))[0][:100]}", timeout)
+                _end(f"process 0 does not answer: {_first_line(error)}", timeout)
+
+
+def _leave(stages: _Stages, timeout: float) -> None:
+    """Returns when all processes are over; until then, the end of process 0 is told here too."""
+    stages.over.set()
+    try:
+        distributed.global_state.client.wait_at_barrier("bilevel/over", 1000 * timeout)
+        stages.left.set()
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:
+        _end(_first_line(error), timeout)
 
 
 def _end(reason: str, timeout: float) -> None:
-    """Tells the other processes, and ends this one without the usual exit, which would wait for the dead."""
-    print(
-        f"bilevel: process {jax.process_index()} ends, for the run needs all {jax.process_count()} ({reason}); start them "
-        "again with the same command to go on from the newest checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    with suppress(jax.errors.JaxRuntimeError):
-        store = distributed.global_state.client
-        store.key_value_set(f"bilevel/lost/{jax.process_index()}", reason, allow_overwrite=True)
-        if is_main():  # the others' connection ends with this process: they hear it first
-            time.sleep(3 * timeout / 20)
+    """Says the reason, once, and ends this process without the usual exit, which would wait for the dead.
+
+    Args:
+        reason: why the run cannot go on.
+        timeout: `peer_timeout`, a part of which the others have to hear the reason; 0: process 0 has gone, by which they
+            would hear it.
+    """
+    state = distributed.global_state
+    with _ending:
+        if not _said.is_set():
+            _said.set()
+            _say(
+                f"process {state.process_id} ends, for the run needs all {state.num_processes} ({reason}); start them again "
+                "with the same command to go on from the newest checkpoint"
+            )
+    if timeout:
+        with suppress(jax.errors.JaxRuntimeError):
+            state.client.key_value_set(f"bilevel/lost/{state.process_id}", reason, allow_overwrite=True)
+            if state.process_id == 0:  # the others' connection ends with this process: they hear it first
+                time.sleep(3 * timeout / 20)
     os._exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or repr(error)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # whoever read it may have gone
+        print(f"bilevel: {line}", file=sys.stderr, flush=True)
 
 
 def is_alone() -> bool:

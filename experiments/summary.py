@@ -32,8 +32,8 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "true_return": Metric("true return", "true reward"),
     "true_score": Metric("true score", "true reward, undiscounted"),
+    "true_return": Metric("true return", "true reward"),
     "upper_objective": Metric("upper objective", "nats"),
     "kl_to_reference": Metric("KL to the reference", "nats"),
     "policy_entropy": Metric("policy entropy", "nats"),
@@ -44,7 +44,7 @@ METRICS = {
     "proxy_gradient_norm": Metric("proxy gradient norm", "learned reward / unit of λ′"),
     "critic_loss": Metric("critic loss", "squared learned reward"),
 }
-KEY_METRICS = ("true_return", "true_score", "upper_objective", "kl_to_reference")
+KEY_METRICS = ("true_score", "true_return", "upper_objective", "kl_to_reference")
 
 
 def describe(name: str) -> Metric:
@@ -62,6 +62,14 @@ def metric_names(dataset: xr.Dataset) -> list[str]:
 def key_metrics(names: list[str]) -> list[str]:
     """Those of `names` that a sweep is judged by; where none is known, the first three."""
     return [name for name in KEY_METRICS if name in names] or names[:3]
+
+
+def headline_metric(names: list[str]) -> str | None:
+    """The one of `names` that a run is judged by first: what the world's players count, the score, where it has one.
+
+    None where there are no names.
+    """
+    return next(iter(key_metrics(names)), None)
 
 
 def metric(dataset: xr.Dataset, name: str, hyper: int = 0) -> np.ndarray:

@@ -15,16 +15,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER, RunState
 from bilevel.types import Hyper
-from experiments.build import build
+from experiments.build import arithmetic, build
 from experiments.config import Config, sweep
 from experiments.driver import choose_devices
-from experiments.files import make_folder, write_json
+from experiments.files import write_json
 from experiments.options import OptionError, count, option
+from experiments.progress import Progress
+from experiments.run_folder import open_run
 
 RANGES = {  # of the log-uniform law: four or five decades, since a network wants less than a table, and Adam less than SGD
     "sigma": (1e-3, 1e1),
@@ -40,10 +41,8 @@ FIRST_SEED = 2**31  # beyond those of a run, which is then judged on other rando
 class TuneOptions:
     """The search. Options among sigma, policy-step-size, reward-step-size, critic-step-size that are given stay as given."""
 
-    budget: int = option(
-        0, "a whole number above 0, as in --budget 10000000", lambda x: 0 < x < 2**63
-    )  # no default would fit every world
-    """N, environment transitions of the whole search, to be given; labels are counted beside."""
+    budget: int = option(0, "a whole number above 0, as in --budget 10000000", lambda x: 0 <= x < 2**63)
+    """N, environment transitions of the whole search, to be given, as in 10000000; labels are counted beside."""
     candidates: int = count(27, 2)
     """Random configurations in the first rung; a third of each rung goes on."""
     tries: int = count(1)
@@ -158,15 +157,16 @@ class Candidates:
         lanes: of host arrays [candidate × try].
         tries: of each candidate.
         chunk: outer steps a call of the programs.
-        bar: counts lanes × steps; None: none.
+        progress: counts lanes × steps; None: none.
 
     Attributes:
         state: RunState of host arrays [lane, …]; None before the first step.
         objective: the reported upper objective, [lane, steps]; NaN where a lane was not advanced.
     """
 
-    def __init__(self, ours: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, bar=None):
-        self.ours, self.layout, self.lanes, self.tries, self.chunk, self.bar = ours, layout, lanes, tries, chunk, bar
+    def __init__(self, ours: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
+        self.ours, self.layout, self.lanes, self.tries, self.chunk = ours, layout, lanes, tries, chunk
+        self.progress: Progress | None = progress
         self.state: RunState | None = None
         self.objective = np.empty((len(lanes.seed), 0))
 
@@ -192,8 +192,10 @@ class Candidates:
             state, metrics = self.ours.advance(lanes, state, jnp.int32(first), jnp.int32(last))
             objective = self.layout.gather(metrics["upper_objective"])
             self.objective[block, first:last] = objective[: len(block), : last - first]
-            if self.bar is not None:
-                self.bar.update(len(block) * (last - first))
+            if self.progress is not None and self.state is None and first == 0:
+                self.progress.start(len(block) * last)  # from here on, without compilation
+            elif self.progress is not None:
+                self.progress.update(len(block) * (last - first), f"candidates to step {steps}")
         state = self.layout.gather(state)
         if self.state is None:
             self.state = jax.tree.map(lambda x: np.zeros((len(self.objective), *x.shape[1:]), x.dtype), state)
@@ -250,10 +252,15 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
 
     Raises:
         OptionError: what was asked cannot be done, or every candidate diverged.
+        RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
     """
     names = check(config, names)
-    products = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
-    with jax.enable_x64(config.precision == "float64"), products:
+    if not options.budget:
+        raise OptionError(
+            "--budget was not given; required: the environment transitions that the whole search may take, all candidates "
+            "together, as in bilevel tune --budget 10000000"
+        )
+    with arithmetic(config):
         setup = build(config)
 
         def make(hyper):
@@ -261,22 +268,23 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
 
         transitions = step_transitions(make) * options.tries
         rungs = plan_rungs(options.budget, options.candidates, transitions)
-        folder = make_folder(out)
         cost = spent(rungs, transitions)
-        say(f"{len(rungs)} rungs, {cost:,} of {options.budget:,} transitions; searching {', '.join(map(_flag, names))}")
         hyper = draw_candidates(config.seed, options.candidates, names, sweep(config)[1][0])
         devices, chunk = choose_devices(config), min(rungs[0].steps, 10)
         size = min(config.width * len(devices), -(-options.candidates * options.tries // len(devices)) * len(devices))
         layout = Layout(size, size // len(devices), devices)
         ours = programs(make, config.seed, chunk, layout, NEVER)
-        with tqdm(total=cost // transitions * options.tries, unit="step", disable=None, dynamic_ncols=True) as bar:
-            seeds = FIRST_SEED + np.arange(options.tries)
-            lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, bar)
+        seeds = FIRST_SEED + np.arange(options.tries)
+        with open_run(out) as folder, Progress(cost // transitions * options.tries, say) as progress:
+            say(
+                f"{len(rungs)} rungs, {cost:,} of {options.budget:,} transitions; searching {', '.join(map(_flag, names))}"
+            )
+            lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
             for ranking in successive_halving(rungs, lanes.advance):
                 rankings.append(ranking)
                 say(describe(ranking))
-    return report(folder, config, options, names, rankings, hyper, cost, rest, say)
+            return report(folder, config, options, names, rankings, hyper, cost, rest, say)
 
 
 def describe(ranking: Ranking) -> str:

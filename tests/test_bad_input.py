@@ -14,8 +14,24 @@ CASES = {
     "unknown command": (["trian"], ["command is 'trian'", "did you mean command train?"]),
     "unknown world": (["train", "--world", "gridwrld"], ["gridwrld", "required", "--world gridworld"]),
     "unknown algorithm": (["train", "--algorithm", "bilevl"], ["bilevl", "--algorithm bilevel"]),
-    "unknown option": (["train", "--sgima", "0.1"], ["--sgima"]),
-    "option of another world": (["train", "--contexts", "3"], ["--contexts"]),
+    "unknown option": (["train", "--sgima", "0.1"], ["has no option --sgima", "did you mean --sigma?"]),
+    "option of another world": (["train", "--contexts", "3"], ["no option --contexts", "it is one of --world bandit"]),
+    "option of another algorithm": (["train", "--num_batches=3"], ["--num-batches", "one of --algorithm two_stage"]),
+    "a word that belongs to no option": (["train", "slowly"], ["'slowly' belongs to no option", "--steps 100"]),
+    "steps that are no whole number": (
+        ["train", "--steps", "1.5"],
+        ["--steps is '1.5'", "required: a whole number", "the default is 100"],
+    ),
+    "two numbers of steps": (["train", "--steps", "5", "6"], ["--steps got 5 6", "required: one value"]),
+    "no number of steps": (["train", "--steps"], ["--steps got no value", "required: one value"]),
+    "sigmas between commas": (
+        ["train", "--sigma", "0.1,0.3"],
+        ["--sigma is '0.1,0.3'", "separated by spaces, as in --sigma 0.1 0.3"],
+    ),
+    "sigmas between commas and spaces": (["train", "--sigma", "0.1,", "0.3"], ["as in --sigma 0.1 0.3"]),
+    "layers between commas": (["train", "--policy-hidden=64,64"], ["as in --policy-hidden 64 64"]),
+    "a value of a switch": (["train", "--average-critic", "1"], ["--average-critic got 1", "--no-average-critic"]),
+    "a value of no switch": (["train", "--no-reuse-labels", "1"], ["--no-reuse-labels got 1", "no value"]),
     "no world given": (["train", "--world"], ["--world", "without a value"]),
     "no seeds": (["train", "--seeds", "0"], ["--seeds is 0", "at least 1"]),
     "negative steps": (["train", "--steps", "-3"], ["--steps is -3", "at least 1"]),
@@ -97,11 +113,18 @@ CASES = {
     ),
     "more contexts than memory": (["train", "--world", "bandit", "--contexts", "50000"], ["--contexts is 50000"]),
     "part of a chain": (["train", "--num-transitions", "100"], ["--num-transitions is 100", "multiple", "32"]),
-    "unknown estimator": (["train", "--estimator", "best"], ["best", "weighted"]),
+    "unknown estimator": (
+        ["train", "--estimator", "best"],
+        ["--estimator is 'best'", "required: one of weighted, coupled, independent"],
+    ),
+    "a segment longer than an episode": (
+        ["train", "--world", "cartpole", "--segment-length", "501"],
+        ["--segment-length is 501", "at most 500", "episode of cartpole"],
+    ),
     "unknown optimizer": (["train", "--policy-optimizer", "adamm"], ["adamm", "did you mean --policy-optimizer adam?"]),
     "optimizer's argument": (["train", "--policy-optimizer", "sgd:speed=3"], ["sgd:speed=3", "sgd:momentum=0.9"]),
-    "optimizer that is a line search": (["train", "--reward-optimizer", "lbfgs"], ["lbfgs", "did you mean"]),
-    "optimizer with a key": (["train", "--reward-optimizer", "noisy_sgd"], ["noisy_sgd", "did you mean"]),
+    "optimizer that is a line search": (["train", "--reward-optimizer", "lbfgs"], ["lbfgs", "required: one of"]),
+    "optimizer with a key": (["train", "--reward-optimizer", "noisy_sgd"], ["noisy_sgd", "required: one of"]),
     "optimizer's argument that is not finite": (["train", "--policy-optimizer", "sgd:momentum=nan"], ["not finite"]),
     "optimizer's argument without a number": (["train", "--policy-optimizer", "adam:b1"], ["adam:b1", "sgd:momentum"]),
     "too many segments": (["train", "--gradients", "exact"], ["(S·A)^H", "at most 4096", "shorten the segments"]),
@@ -111,6 +134,12 @@ CASES = {
         ["Pendulum-v9"],
     ),
     "an MDP without a file": (["train", "--world", "file"], ["--mdp was not given", "numpy.savez"]),
+    "an MDP in Python": (["train", "--world", "file", "--mdp", "x.py"], ["--mdp is 'x.py'", ".npz", "numpy.savez("]),
+    "a search without a budget": (
+        ["tune"],
+        ["--budget was not given", "environment transitions", "bilevel tune --budget 10000000"],
+    ),
+    "a report of an option": (["report", "--fast"], ["got --fast", "one run folder"]),
     "a reference that is no file": (["train", "--reference", "expert"], ["--reference is 'expert'", ".npz"]),
     "a reference that is missing": (["train", "--reference", "expert.npz"], ["expert.npz cannot be read"]),
     "a report of nothing": (["report"], ["one run folder"]),
@@ -153,6 +182,35 @@ def test_a_mistake_on_the_command_line_gets_one_line(refused, name):
     message = refused(arguments)
     for word in words:
         assert word in message
+
+
+FAR = {
+    "command": (["xyzzy"], "train, report, tune"),
+    "world": (["train", "--world", "zzzzzz"], "gridworld, garnet"),
+    "algorithm": (["train", "--algorithm", "qqqqq"], "bilevel, alternating"),
+    "option": (["train", "--zzzzqq", "3"], "--steps, --seeds"),
+    "study": (["study", "qqqqq"], "bandit, cartpole"),
+    "claim": (["verify", "qqqqq"], "P1.bias, P1.value"),
+    "optimizer": (["train", "--policy-optimizer", "zzz"], "adabelief, adadelta"),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_name_like_none_gets_all_there_are_and_no_guess(refused, name):
+    arguments, known = FAR[name]
+    message = refused(arguments)
+    assert f"required: one of {known}" in message
+    assert "did you mean" not in message
+
+
+def test_from_python_an_option_that_is_none_is_refused_with_the_nearest_or_where_it_belongs_or_all():
+    for name, advice in {
+        "sgima": "did you mean --sigma\\?",
+        "cells": "it is one of --world cartpole",
+        "zzzzqq": "required: one of --map, --slip, ",
+    }.items():
+        with pytest.raises(OptionError, match=f"bilevel on gridworld has no option --{name}; {advice}"):
+            configure(**{name: 1})
 
 
 def arrays(**changes):

@@ -1,7 +1,9 @@
 """Faults, each tried many times at moments drawn from fixed seeds: nothing complete is lost, and no bit changes.
 
 A table of what was tried, lost and wrong is printed at the end. *Lost*: a resumed run began before the newest whole
-checkpoint. *Wrong*: a metric or a learned parameter of the finished run differs from those of an undisturbed one.
+checkpoint. *Wrong*: a metric or a learned parameter of the finished run differs from those of an undisturbed one. Gradients
+are sampled, so that every seed and step has numbers of its own: lanes that were exchanged and keys of other steps show, as
+two mutants prove. `BILEVEL_FAULT_TIMES=2` tries each fault twice, for a quick look.
 """
 
 import contextlib
@@ -33,10 +35,12 @@ from experiments.files import RunFolderError
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
-TIMES = 20
+TIMES = int(os.environ.get("BILEVEL_FAULT_TIMES", "20"))
 SEEDS, STEPS, HALF, CHUNK = 3, 12, 6, 2
-OPTIONS = {"states": 3, "actions": 2, "successors": 2, "policy": "table", "reward": "table", "gradients": "exact"}
-OPTIONS |= {"segment_length": 2, "num_policy_steps": 1, "seeds": SEEDS, "chunk": str(CHUNK), "width": 2}
+OPTIONS = {"states": 3, "actions": 2, "successors": 2, "policy": "table", "reward": "table"}
+OPTIONS |= {"critic_model": "table", "num_targets": 1, "num_transitions": 4, "num_chains": 2, "batch_size": 4}
+OPTIONS |= {"rollout_length": 3, "segment_length": 2, "num_policy_steps": 1}
+OPTIONS |= {"seeds": SEEDS, "chunk": str(CHUNK), "width": 2}
 LONG = 30  # outer steps of the runs that get signals: about a second
 ROOT = pathlib.Path(__file__).parent.parent
 GROUP = f"000000-{SEEDS - 1:06d}"
@@ -199,7 +203,15 @@ def half(tmp_path_factory):
 
 
 def undisturbed(tmp_path_factory, steps):
-    return result(train(tiny(steps), tmp_path_factory.mktemp("whole") / "run"))
+    found = result(train(tiny(steps), tmp_path_factory.mktemp("whole") / "run"))
+    for name in (
+        "gradient_norm",
+        "learned_return",
+    ):  # [hyper, seed, step]: a lane or a step in another's place would show
+        assert len(np.unique(found[name])) == found[name].size == SEEDS * steps, name
+    for name in ("final learned_reward", "final policy"):
+        assert len(np.unique(found[name][0], axis=0)) == SEEDS, name
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -434,6 +446,12 @@ def fill(disk, leave) -> pathlib.Path:
     return filler
 
 
+def largest_file(folder) -> int:
+    """Bytes of the largest file of the newest checkpoint."""
+    newest = folder / "checkpoints" / GROUP / str(whole_steps(folder)[0])
+    return max(path.stat().st_size for path in files_of(newest))
+
+
 def ended(nursery, folder, tally, limit=0) -> str:
     """Runs a command for which there may be too little room: it finishes, or ends with 2. The errors."""
     code, said, errors = nursery.end(nursery.start(words(folder), limit))
@@ -462,14 +480,15 @@ def test_a_full_disk(tmp_path, nursery, half, whole, tally, begun, draws):
 def test_files_that_may_not_grow(tmp_path, nursery, half, whole, tally, begun, draws):
     for trial in range(TIMES):
         folder = copied(half, tmp_path, trial)
-        ended(nursery, folder, tally, limit=draws.randrange(4000, 6500))  # the largest of a checkpoint has 6 kB
+        largest = largest_file(folder)
+        ended(nursery, folder, tally, limit=draws.randrange(largest * 2 // 3, largest * 13 // 12))
         go_on(folder, whole, tally, begun, keeps=whole_steps(folder)[0])
     assert_harmless(tally, noticed=TIMES // 2)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, nursery, half):
     folder = copied(half, tmp_path, 0)
-    said = ended(nursery, folder, Tally(), limit=5000)
+    said = ended(nursery, folder, Tally(), limit=largest_file(folder) * 3 // 4)
     assert len(said.splitlines()) == 1, said
 
 
@@ -593,9 +612,11 @@ def test_the_clock_set_back(tmp_path, half, whole, tally, begun, draws, monkeypa
 
 # A lane that dies -----------------------------------------------------------------------------------------------------
 
+FAR = 1000  # no critic goes so far: a radius from there on has no other use
+
 
 def dying(build, poison):
-    """`build`, of algorithms whose state turns to NaN at the step that an option without another use holds."""
+    """`build`, of algorithms whose state turns to NaN at the step by which the critic's radius is above `FAR`."""
 
     def built(config):
         setup = build(config)
@@ -606,7 +627,7 @@ def dying(build, poison):
             def step(key, state):
                 inner, moves = state
                 inner, info = algorithm.step(key, inner)
-                dies = moves == jnp.int32(hyper.critic_radius)
+                dies = moves == jnp.int32(hyper.critic_radius) - FAR
                 inner = jax.tree.map(
                     lambda x: jnp.where(dies, poison, x) if jnp.issubdtype(x.dtype, jnp.floating) else x, inner
                 )
@@ -628,13 +649,13 @@ def test_a_lane_that_is_not_finite(tmp_path, half, tally, draws, monkeypatch, po
     monkeypatch.setattr(driver, "build", dying(driver.build, poison))
 
     def metrics(trial, dies_at):
-        found = result(train(tiny(critic_radius=(1000.0, dies_at)), tmp_path / trial))
+        found = result(train(tiny(critic_radius=(2.0 * FAR, FAR + dies_at)), tmp_path / trial))
         return {name: x for name, x in found.items() if not name.startswith("leaf")}
 
-    healthy = metrics("healthy", 2000.0)
+    healthy = metrics("healthy", FAR + STEPS)
     for trial in range(TIMES):
         dies_at = draws.randrange(STEPS)
-        ours = metrics(str(trial), dies_at or 0.25)  # a radius is above 0
+        ours = metrics(str(trial), dies_at)
         tally.tried += 1
         tally.noticed += bool(np.all(ours["status"][1, :, dies_at:] == DIVERGED))
         tally.wrong += not same_bits(*({name: x[0] for name, x in both.items()} for both in (ours, healthy)))
@@ -642,3 +663,45 @@ def test_a_lane_that_is_not_finite(tmp_path, half, tally, draws, monkeypatch, po
         tally.lost += not same_bits(*until)  # what it had before it died
         assert all(np.isfinite(x).all() for name, x in ours.items() if "final" in name)
     assert tally.noticed == tally.tried == TIMES and (tally.lost, tally.wrong) == (0, 0), tally
+
+
+# Mutants --------------------------------------------------------------------------------------------------------------
+
+
+def exchanged(one, other):
+    """A resumption after which two lanes stand in each other's place."""
+    honest = groups.Study.run
+
+    def run(study, *rest):
+        def restore(checkpoints):
+            step, state, notes = groups.Study.restore(study, checkpoints)
+            places = np.arange(study.layout.num_lanes)
+            places[[one, other]] = places[[other, one]]
+            return step, study.layout.spread(jax.tree.map(lambda x: x[places], study.layout.gather(state))), notes
+
+        study.restore = restore
+        return honest(study, *rest)
+
+    return {"run": run}
+
+
+def shifted(by):
+    """A resumption whose step t takes the key of step t + `by`."""
+    honest = groups.Study.check_memory
+
+    def check_memory(study, chunk):
+        advance = honest(study, chunk)
+        return lambda lanes, state, first, last: advance(lanes, state, first + by, last + by)
+
+    return {"check_memory": check_memory}
+
+
+@pytest.mark.parametrize("mutant", [exchanged(0, 1), exchanged(0, 2), exchanged(1, 2), shifted(1), shifted(-1)])
+def test_a_mutant_is_caught(tmp_path, half, whole, begun, monkeypatch, mutant):
+    caught = Tally()
+    for trial, changes in enumerate(({}, mutant)):
+        with monkeypatch.context() as patch:
+            for name, function in changes.items():
+                patch.setattr(groups.Study, name, function)
+            go_on(copied(half, tmp_path, trial), whole, caught, begun, keeps=HALF)
+    assert (caught.tried, caught.lost, caught.wrong) == (2, 0, 1)  # the one that was honest is right

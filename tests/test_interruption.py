@@ -1,8 +1,12 @@
-"""SIGTERM and Ctrl-C end a run in good order: the chunk ends, its checkpoint is written, the same call goes on."""
+"""Signals end a run in good order: the chunk ends, its checkpoint is written, the same call goes on."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -53,7 +57,12 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(ours[name].values, theirs[name].values, err_msg=name)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [*((number, Stopped) for number in STOPPING), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_lets_the_chunk_end_and_its_checkpoint_be_written(tmp_path, whole, signalled, number, error):
     before = signal.getsignal(number)
     signalled(number)
@@ -82,6 +91,48 @@ def test_the_command_ends_with_0_on_sigterm_or_as_asked_and_says_how_to_resume(t
     assert main(["train", *TINY, *more, "--out", str(tmp_path / "run")]) == code
     said = capsys.readouterr()
     assert "stopped after step 4 of 6, as asked; the same command goes on from there" in said.out + said.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_the_command_ends_on_a_closed_terminal_or_a_warning_as_on_sigterm(tmp_path, signalled, capsys, number):
+    signalled(number)
+    assert main(["train", *TINY, "--stopped-code", "75", "--out", str(tmp_path / "run")]) == 75
+    assert "stopped after step 4 of 6" in capsys.readouterr().out
+
+
+def test_sighup_stays_ignored_where_it_was(tmp_path, whole, signalled, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        signalled(signal.SIGHUP)
+        assert_same_run(load_run(train(tiny(), tmp_path / "run")), whole)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+IN_A_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_a_run_whose_terminal_is_closed_is_saved_and_ends_in_good_order(tmp_path):
+    folder, steps = tmp_path / "run", 2000
+    command = [sys.executable, "-m", "experiments", "train", *TINY, "--steps", str(steps), "--out", str(folder)]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *command, "--stopped-code", "75"],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    deadline = time.monotonic() + 240
+    while not [*folder.glob("metrics/*/*.npz")]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.close(ours)
+    assert process.wait(timeout=120) == 75
+    (newest, *_) = sorted((int(x.name) for x in folder.glob("checkpoints/*/*") if x.name.isdigit()), reverse=True)
+    assert 0 < newest < steps and load_run(folder).sizes["step"] == newest
 
 
 def test_the_command_ends_with_130_on_ctrl_c(tmp_path, signalled, capsys):

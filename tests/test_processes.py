@@ -2,18 +2,23 @@
 
 import json
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from experiments import load_run
+from experiments import load_run, processes
 from experiments.__main__ import main
+from experiments.alike import differences
 from experiments.processes import agree, any_process, is_main, of_all
+from experiments.relay import open_relay, split
 from experiments.run_folder import MARK
 
 STEPS, CHUNK, SEEDS = 20, 2, 8
@@ -47,7 +52,8 @@ def environment(num_devices):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 
 
-def launch(folder, num_processes, *more):
+def launch(folder, num_processes, *more, own=None, timeout=TIMEOUT, only=None):
+    """The processes, or `only` some, each with its own further arguments."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -55,10 +61,11 @@ def launch(folder, num_processes, *more):
     for name, value in OPTIONS.items():
         arguments += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
     command = [sys.executable, "-m", "experiments", "train", "--world", WORLD, "--algorithm", ALGORITHM, *arguments]
-    command += ["--out", str(folder), "--distributed", "--coordinator", f"localhost:{port}"]
-    command += ["--num-processes", str(num_processes), "--peer-timeout", str(TIMEOUT), *more]
+    command += ["--out", str(folder), "--distributed", "--coordinator", f"127.0.0.1:{port}"]
+    command += ["--num-processes", str(num_processes), "--peer-timeout", str(timeout), *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(1)}
-    return [subprocess.Popen([*command, "--process-id", str(i)], **pipes) for i in range(num_processes)]
+    numbers = only or range(num_processes)
+    return [subprocess.Popen([*command, "--process-id", str(i), *(own or {}).get(i, [])], **pipes) for i in numbers]
 
 
 def outcome(processes):
@@ -67,16 +74,28 @@ def outcome(processes):
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
+def wait_for(seen, started):
+    """Looks until `seen()` is true, while the processes run."""
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in started)
+        time.sleep(0.02)
+
+
+def complaint(said):
+    """The only line of the project itself; JAX and its libraries may say others, but print no stack."""
+    assert not re.search(r"stack trace|Traceback|terminate called|^F\d{4} ", said, re.MULTILINE), said
+    (line,) = re.findall(r"^bilevel: .*$", said, re.MULTILINE)
+    return line
+
+
 def test_killed_on_four_processes_a_run_goes_on_on_two_bit_for_bit(tmp_path, runs):
     folder = tmp_path / "run"
-    processes = launch(folder, 4)
-    deadline = time.monotonic() + 240
-    while len([*folder.glob("checkpoints/*/[0-9]*")]) < 3:
-        assert time.monotonic() < deadline and processes[0].poll() is None
-        time.sleep(0.05)
+    started = launch(folder, 4)
+    wait_for(lambda: len([*folder.glob("checkpoints/*/[0-9]*")]) >= 3, started)
     killed = time.monotonic()
-    processes[2].send_signal(signal.SIGKILL)
-    ends = outcome(processes)
+    started[2].send_signal(signal.SIGKILL)
+    ends = outcome(started)
     assert time.monotonic() - killed < 2 * TIMEOUT
     assert [code for code, _ in ends][2] == -signal.SIGKILL
     for i in (0, 1, 3):
@@ -95,6 +114,156 @@ def test_killed_on_four_processes_a_run_goes_on_on_two_bit_for_bit(tmp_path, run
     assert_same_run(load_run(folder), runs[2])
     layout = json.loads((folder / "manifest.json").read_text())["layout"]
     assert (layout["num_processes"], layout["num_devices"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({1: ["--seed", "1"]}, ["--seed is 0 in process 0, 1 in process 1"]),
+        (
+            {1: ["--reward-step-size", "0.5"], 2: ["--steps", "22", "--chunk", "4"], 3: ["--seeds", "6"]},
+            [
+                "--chunk is 2 in 3 processes (0, 1, 3), 4 in process 2",
+                "in 3 processes (0, 2, 3), 0.5 in process 1",
+                "--seeds is 8 in 3 processes (0, 1, 2), 6 in process 3",
+                "--steps is 20 in 3 processes (0, 1, 3), 22 in process 2",
+            ],
+        ),
+    ],
+)
+def test_what_differs_between_processes_is_named_by_all_before_anything_compiles(tmp_path, own, words):
+    count = 1 + max(own)
+    assert count * OPTIONS["width"] <= 2 * 6  # every process has lanes that are no padding
+    for code, said in outcome(launch(tmp_path / "run", count, own=own)):
+        line = complaint(said)
+        assert code == 2 and len(said.strip().splitlines()) == 1 and all(word in line for word in words), said
+        assert "required: the same command" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_differences_are_named_by_value_and_missing_versions_too():
+    one = {"--world": "garnet", "--states": 5, "--sigma": [0.1, 0.2], "version of jax": "1", "version of a": "2"}
+    same = {"--out": ""}
+    assert differences([one | same, one | same], [[0], [1]]) == []
+    other = {"--world": "bandit", "--sigma": [0.1], "--contexts": 3, "version of jax": "1", "--out": ""}
+    assert differences([one | same, other], [[0, 2, 3, 4, 5], [1]]) == [
+        "--world is garnet in 5 processes (0, 2, 3, 4, …), bandit in process 1",
+        "--sigma is 0.1 0.2 in 5 processes (0, 2, 3, 4, …), 0.1 in process 1",
+        "version of a is 2 in 5 processes (0, 2, 3, 4, …), missing in process 1",
+    ]
+    assert differences([same, {"--out": "x"}], [[0], [1]]) == ["--out is not given in process 0, x in process 1"]
+
+
+def test_process_0_listens_at_its_address_alone_and_gives_up_in_a_line_when_nobody_comes(tmp_path):
+    (process,) = launch(tmp_path / "run", 2, timeout=10, only=[0])
+    port = int(process.args[process.args.index("--coordinator") + 1].rpartition(":")[2])
+
+    def answers(host):
+        with socket.socket() as probe:
+            return probe.connect_ex((host, port)) == 0
+
+    wait_for(lambda: answers("127.0.0.1"), [process])
+    assert not answers("127.0.0.2")  # of this machine too
+    ((code, said),) = outcome([process])
+    assert code == 2 and "not all 2 processes have come within 10 s" in complaint(said)
+
+
+def test_an_address_that_is_not_this_machines_alone_is_not_listened_at(monkeypatch, capsys):
+    def resolving_to(*found):
+        entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in found]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: entries)
+
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    resolving_to("127.0.0.1")
+    assert processes._bindable("localhost:1") == "localhost:1" and processes._bindable("127.0.0.1:1") == "127.0.0.1:1"
+    assert capsys.readouterr().err == ""
+    assert processes._bindable("node7:1") is None  # as this machine calls itself, but no other does
+    resolving_to("198.51.100.7")  # of a service in front of it
+    assert processes._bindable("node7:1") is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("listens on all that it has, port 1" in line and "trusted" in line for line in said)
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:1")
+    assert processes._bindable("node7:1") is None and capsys.readouterr().err == ""
+
+
+def test_the_relay_keeps_a_connection_whose_other_end_has_gone():
+    reasons, joined = [], threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        door = open_relay(f"127.0.0.1:{server.getsockname()[1]}", 60, reasons.append, joined)
+        with socket.create_connection(split(door)) as client:
+            theirs, _ = server.accept()
+            with theirs:
+                client.sendall(b"a question")
+                assert theirs.recv(100) == b"a question"
+                theirs.sendall(b"an answer")
+                assert client.recv(100) == b"an answer" and not reasons
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+            assert set(reasons) == {"process 0 has gone"}
+    joined.set()
+
+
+def end_process_0(folder, num_processes, seen, number=signal.SIGKILL, wait=0.0):
+    """Ends process 0 some seconds after `seen()`; (seconds until all others have ended, outcome of each)."""
+    started = launch(folder, num_processes)
+    try:
+        wait_for(seen, started)
+        time.sleep(wait)
+        began = time.monotonic()
+        started[0].send_signal(number)
+        ends = outcome(started[1:])
+        return time.monotonic() - began, ends
+    finally:
+        started[0].kill()
+        started[0].communicate()
+
+
+def assert_told(ends, num_processes):
+    for i, (code, said) in enumerate(ends, start=1):
+        line = complaint(said)
+        assert code == 1 and f"process {i} ends, for the run needs all {num_processes}" in line, said
+        assert "start them again with the same command" in line
+
+
+@pytest.mark.parametrize(("num_processes", "sign"), [(3, "lock"), (2, "checkpoints/*/[0-9]*")])
+def test_the_end_of_process_0_is_told_by_all_others_in_a_line(tmp_path, num_processes, sign):
+    folder = tmp_path / "run"
+    seconds, ends = end_process_0(folder, num_processes, lambda: [*folder.glob(sign)])
+    assert seconds < TIMEOUT
+    assert_told(ends, num_processes)
+
+
+@pytest.mark.slow
+def test_the_end_of_process_0_at_any_moment_is_told_by_all_others(tmp_path):
+    draws = random.Random(0)
+    for trial in range(8):
+        folder, num_processes = tmp_path / str(trial), 2 + trial % 3
+        sign = ("lock", "checkpoints/*/[0-9]*")[trial % 2]
+        wait = draws.uniform(0, 3 if sign == "lock" else 0.5)
+        seconds, ends = end_process_0(folder, num_processes, lambda f=folder, s=sign: [*f.glob(s)], wait=wait)
+        assert seconds < TIMEOUT
+        assert_told(ends, num_processes)
+
+
+@pytest.mark.slow
+def test_the_silence_of_process_0_is_told_by_all_others(tmp_path):
+    folder = tmp_path / "run"
+    seconds, ends = end_process_0(folder, 3, lambda: [*folder.glob("lock")], signal.SIGSTOP)
+    assert seconds < TIMEOUT
+    assert_told(ends, 3)
+    assert all("nothing was heard of process 0" in said for _, said in ends)
+
+
+def test_a_warning_to_one_process_stops_all_of_them_and_what_was_done_is_saved(tmp_path):
+    folder = tmp_path / "run"
+    started = launch(folder, 2, "--steps", "2000", "--stopped-code", "75")
+    wait_for(lambda: [*folder.glob("checkpoints/*/[0-9]*")], started)
+    started[1].send_signal(signal.SIGUSR1)
+    for code, said in outcome(started):
+        assert code == 75 and "as asked; the same command goes on" in complaint(said)
+    newest = max(int(path.name) for path in folder.glob("checkpoints/*/*") if path.name.isdigit())
+    assert load_run(folder).sizes["step"] == newest < 2000
 
 
 def test_what_process_0_alone_cannot_write_ends_all_at_once(tmp_path):

@@ -15,6 +15,7 @@ from experiments.summary import (
     describe,
     estimate,
     format_table,
+    headline_metric,
     hyper_points,
     last_finite,
     metric_names,
@@ -159,6 +160,12 @@ def test_unknown_metrics_follow_the_known_ones_and_get_a_label():
     run = dataset(noisy(names=("odd_score", "critic_loss", "true_return")))
     assert metric_names(run) == ["true_return", "critic_loss", "odd_score"]
     assert describe("odd_score") == ("odd score", "")
+
+
+def test_a_run_is_judged_by_its_score_where_it_has_one_and_by_its_return_elsewhere():
+    assert headline_metric(["true_return", "critic_loss", "true_score"]) == "true_score"
+    assert headline_metric(["critic_loss", "true_return"]) == "true_return"
+    assert headline_metric(["critic_loss"]) == "critic_loss" and headline_metric([]) is None
 
 
 def test_nothing_swept_is_one_point_without_values():

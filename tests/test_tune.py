@@ -11,9 +11,11 @@ import pytest
 from bilevel.lanes import Layout, programs
 from bilevel.run import NEVER
 from bilevel.types import Hyper
-from experiments.__main__ import main, parse_train
+from experiments.__main__ import main
+from experiments.arguments import parse_train
 from experiments.build import build
 from experiments.options import OptionError
+from experiments.run_folder import open_run
 from experiments.tune import (
     RANGES,
     Candidates,
@@ -162,8 +164,20 @@ def test_the_command_says_what_to_run_next(tmp_path, capsys):
     assert last["candidates"][int(np.argmax([-np.inf if x is None else x for x in last["scores"]]))] == found["chosen"]
 
 
+def test_two_searches_at_once_and_a_folder_of_something_else_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.tune.successive_halving", None)  # nothing is searched
+    arguments = ["tune", *TINY, "--budget", "2000", "--candidates", "5", "--out"]
+    with open_run(tmp_path / "held"):
+        assert main([*arguments, str(tmp_path / "held")]) == 2
+    assert "is held by process" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert main([*arguments, str(tmp_path / "mine")]) == 2
+    assert "is not empty and is not a run" in capsys.readouterr().err
+
+
 BAD = {
-    "no budget": ([], ["--budget is 0", "above 0"]),
+    "no budget": ([], ["--budget was not given", "transitions", "--budget 10000000"]),
     "a budget of a word": (["--budget", "much"], ["much"]),
     "a budget too small": (["--budget", "100"], ["--budget is 100", "at least", "--candidates"]),
     "one candidate": (["--budget", "1000000", "--candidates", "1"], ["--candidates is 1", "at least 2"]),

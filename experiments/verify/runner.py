@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments.bench import usable_cores
 from experiments.files import RunFolderError, read_bytes, read_json, write_figure, write_json
 from experiments.options import OptionError, choose
+from experiments.output import silent
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
@@ -143,7 +144,8 @@ def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Call
     """Waits for all, with a bar that names those that run, and publishes after each; one that stops with an error is named
     at once, and the others go on.
     """
-    with tqdm(total=len(futures), unit="claim", disable=None, dynamic_ncols=True) as bar:
+    hidden = True if say is silent else None  # None: shown where somebody watches
+    with tqdm(total=len(futures), unit="claim", disable=hidden, dynamic_ncols=True) as bar:
         waiting = futures
         while waiting:
             bar.set_postfix_str(", ".join(name for name, future in waiting.items() if future.running()))
