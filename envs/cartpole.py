@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Env, World
+from envs.base import Array, Env, Score, World
 
 GRAVITY = 9.8  # m/s²
 CART_MASS = 1.0  # kg
@@ -18,6 +18,7 @@ TIME_STEP = 0.02  # s
 POSITION_LIMIT = 2.4  # m
 ANGLE_LIMIT = 12 * 2 * math.pi / 360  # rad
 HORIZON = 500
+SCORE = Score("steps survived", "steps", 0, HORIZON)
 SPANS = (POSITION_LIMIT, 1.5, ANGLE_LIMIT, 1.5)  # m, m/s, rad, rad/s: cells divide ± these, and the outer ones go on
 MOST_CELLS = 2**20
 
@@ -41,14 +42,15 @@ def cartpole(cells: tuple[int, ...] = ()) -> World:
         ValueError: there are not four counts, one is below 1, or their product is above 2^20.
     """
     if not cells:
-        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward)
+        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward, score=SCORE)
     if len(cells) != len(SPANS) or min(cells) < 1 or math.prod(cells) > MOST_CELLS:
         raise ValueError(
             f"cells is {' '.join(map(str, cells))}; required: four counts of at least 1 (position, velocity, angle, "
             f"angular velocity), at most {MOST_CELLS} in all, such as 3 3 8 6; or none: a continuous observation"
         )
     num_states = math.prod(cells) + 1
-    return World(Env(init, step, partial(cell, cells), num_states, num_actions=2, horizon=HORIZON), reward)
+    env = Env(init, step, partial(cell, cells), num_states, num_actions=2, horizon=HORIZON)
+    return World(env, reward, score=SCORE)
 
 
 def init(key: Array) -> Array:

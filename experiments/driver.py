@@ -10,6 +10,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
+from envs.base import World
 from experiments.build import Setup, baselines, build, tables
 from experiments.config import Config, as_dict, from_dict, sweep
 from experiments.groups import KEEP, Study, chunk_length, groups_of, prepare, run_groups
@@ -71,7 +72,7 @@ def train(
                 say(f"note: {note}")
             announce(config, folder, devices, say)
             studies = prepare(folder, config, setup, devices, say)
-            agree(lambda: describe(folder, config, manifest))
+            agree(lambda: describe(folder, config, setup.world, manifest))
             learned, more = run_groups(folder, config, studies, requests, say)
             agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
             return folder
@@ -140,8 +141,10 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     return manifest, notes
 
 
-def describe(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
+def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:
     """Writes what the run is."""
+    if world.score is not None:
+        write_json(folder, "score.json", world.score._asdict())
     names, points = sweep(config)
     write_json(folder, "sweep.json", {"names": names, "values": [[point[n] for n in names] for point in points]})
     write_json(folder, "config.json", as_dict(config))
@@ -184,7 +187,8 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
     """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
     dataset = load_run(folder)
     timing = read_json(folder, "timing.json") if (folder / "timing.json").exists() else {}
-    summary = summarise(dataset, timing)
+    known = read_json(folder, "baselines.json") if (folder / "baselines.json").exists() else {}
+    summary = summarise(dataset, timing, known)
     write_json(folder, "summary.json", summary)
     page = write_report(folder, dataset, summary)
     say(format_table(summary))

@@ -133,7 +133,8 @@ def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
 def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The metrics of a run: dimensions (hyper, seed, step), a coordinate along `hyper` for every swept hyperparameter.
 
-    Attribute `config` holds the configuration as JSON. A run that goes on may be read.
+    Attribute `config` holds the configuration as JSON. Where the world names its score, `true_score` has the attributes
+    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be read.
 
     Args:
         path: of the run's folder; `sweep.json` in it, if there is one, holds {"names": [...], "values": [[...], ...]},
@@ -155,8 +156,15 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
         )
     swept = {name: ("hyper", [row[i] for row in sweep["values"]]) for i, name in enumerate(sweep["names"])}
     steps = ("step", np.arange(num_steps), {"long_name": "outer step"})
+    about = {"true_score": _about_score(folder)}
     return xarray.Dataset(
-        {name: (("hyper", "seed", "step"), array) for name, array in metrics.items()},
+        {name: (("hyper", "seed", "step"), array, about.get(name)) for name, array in metrics.items()},
         {"seed": seeds, "step": steps, **swept},
         {"config": canonical_json(config)},
     )
+
+
+def _about_score(folder: Path) -> dict[str, str | float]:
+    score = read_json(folder, "score.json") if (folder / "score.json").exists() else {}
+    about = {"long_name": "name", "units": "unit", "valid_min": "low", "valid_max": "high"}
+    return {attribute: score[name] for attribute, name in about.items() if score.get(name) is not None}
