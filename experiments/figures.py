@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from experiments.summary import (
+    Estimate,
     counts,
     describe,
     estimate,
@@ -35,7 +36,7 @@ Tables = Mapping[str, np.ndarray]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
-DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how the optimisation went, not what it reached
+DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how it went, not what it reached
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
 COSTS = ("transitions", "labels", "gradient_evaluations")
 MAX_POINTS = 2400  # drawn over all curves of a figure
@@ -67,8 +68,9 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
     figures |= _tables(tables, [point_label(point) for point in hyper_points(dataset)]) if tables else {}
     figures = {name: figure for name, figure in figures.items() if figure is not None}
     for figure in figures.values():  # once, and not each time that it is saved
-        for _ in range(3):  # a panel that is moved may get other ticks, whose labels take more room
-            figure.get_layout_engine().execute(figure)
+        for axes in figure.axes:  # as a number: a relative size is another when it is saved, and with it the ticks
+            axes.tick_params(which="both", labelsize=STYLE["font.size"])
+        figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figures
 
@@ -194,9 +196,8 @@ def _draw_final_values(
     for label, line in lines.items():
         line = sorted(line, key=lambda i: x[i]) if x.dtype.kind in "iuf" else line
         y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
-        bars = np.stack([y.center - y.low, y.high - y.center])
         style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
-        axes.errorbar(x[line], y.center, bars, color=colors[label], **style)
+        axes.errorbar(x[line], y.center, _bars(y), color=colors[label], **style)
     numeric = x.dtype.kind in "iuf"
     if numeric and x.min() > 0 and x.max() > 10 * x.min():
         axes.set_xscale("log")
@@ -219,14 +220,19 @@ def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> 
             many = len(values) * len(points) > MAX_DOTS
             style = {"markersize": 2.5, "alpha": 0.4} if many else {"markersize": 4, "alpha": 0.7}
             axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
-            y = estimate(values)
-            bar = [[y.center - y.low], [y.high - y.center]] if y.num > 1 else None
-            axes.errorbar([i + 0.3], y.center, bar, color="black", marker="D", markersize=4, capsize=3, linewidth=1.3)
+            y = estimate(values[:, None])
+            style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
+            axes.errorbar([i + 0.3], y.center, _bars(y), color="black", **style)
         _draw_baselines(axes, baselines.get(name, {}))
         label, unit = describe(name, dataset[name].attrs)
         axes.set(title=f"{label} at the end", ylabel=unit, xlim=(-0.6, len(points) - 0.4), xticks=[])
     _legend(figure, dataset, colors, every_seed=True)
     return figure
+
+
+def _bars(y: Estimate) -> np.ndarray:
+    """Lengths of the interval's two parts, [2, ...]; equal seeds have none, but for rounding."""
+    return np.maximum([y.center - y.low, y.high - y.center], 0)
 
 
 def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:

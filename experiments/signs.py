@@ -107,7 +107,7 @@ def _fall(values, goal: Goal | None) -> Iterator[Sign]:
     reference, best = bars(x, goal)
     window = last_tenth(x)
     # Successive differences tell noise from a trend; the start, where it is the bar, has noise of its own.
-    square = _median(np.diff(x, axis=1) ** 2, mean=True) / 2 if x.shape[1] > 1 else np.zeros(len(x))
+    square = _quietly(np.nanmean, np.diff(x, axis=1) ** 2) / 2 if x.shape[1] > 1 else np.zeros(len(x))
     error = np.sqrt(square * (1 / window + (goal.reference is None)))
     seeds = late(x) < reference - np.maximum(NOISE * error, FALL * np.maximum(best - reference, 0))
     than = "where it began" if goal.reference is None else f"the reference policy, {goal.reference:.4g}"
@@ -135,8 +135,10 @@ def _growth(values) -> Iterator[Sign]:
     for name, most in zip(helps, (GROWTH, GROWTH**2), strict=True):
         if name not in values:
             continue
-        before = _median(values[name][:, : max(1, values[name].shape[1] // 2)])
-        seeds = late(values[name]) > most * np.maximum(before, STILL)
+        before = _quietly(np.nanmedian, values[name][:, : max(1, values[name].shape[1] // 2)])
+        # The lower quartile of three steps at least: one large value is noise.
+        after = _quietly(np.nanquantile, values[name][:, -max(3, last_tenth(values[name])) :], q=0.25)
+        seeds = after > most * np.maximum(before, STILL)
         what = f"The {_words(name)} grew more than {most:g} times from the first half to the last tenth of the steps"
         yield Sign(what, seeds, helps[name])
 
@@ -160,13 +162,13 @@ def last_tenth(x: np.ndarray) -> int:
 
 def late(x: np.ndarray) -> np.ndarray:
     """The median over the last tenth of the steps, [seed, step] -> [seed]; NaN where nothing was measured there."""
-    return _median(x[:, -last_tenth(x) :])
+    return _quietly(np.nanmedian, x[:, -last_tenth(x) :])
 
 
-def _median(x: np.ndarray, mean: bool = False) -> np.ndarray:
+def _quietly(statistic, x: np.ndarray, **options) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a seed without a finite value
-        return (np.nanmean if mean else np.nanmedian)(x, axis=1)
+        return statistic(x, axis=1, **options)
 
 
 def _words(name: str) -> str:
