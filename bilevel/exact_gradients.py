@@ -59,7 +59,7 @@ def exact_gradients(
             reward = reward_of(params)
             return (regularised_return(tables[1], reward) - regularised_return(tables[0], reward)) / hyper.sigma
 
-        return jax.grad(gap)(reward_params)
+        return jax.grad(gap)(reward_params), None
 
     def preference_through_policy(key, pairs, policy_params, reward_params):
         policy, reward = policy_of(policy_params), reward_of(reward_params)

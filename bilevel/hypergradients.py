@@ -50,8 +50,8 @@ def proxy(problem: Problem, gradients: Gradients, hyper: Hyper) -> Hypergradient
     def estimate(key, pairs, reward_params, policy_params, proxy_params):
         policy = bind(problem.policy, proxy_params)
         value, direct = gradients.preference_in_reward(pairs, policy, reward_params)
-        difference = gradients.return_difference(key, reward_params, policy_params, proxy_params)
-        return UpperGradient(value, direct, difference, _solved(value))
+        difference, share = gradients.return_difference(key, reward_params, policy_params, proxy_params)
+        return UpperGradient(value, direct, difference, _solved(value), share)
 
     ours = Cost(gradient_evaluations=2)
     return Hypergradient(estimate, total_cost((1, ours), (1, gradients.difference_cost)))

@@ -146,7 +146,7 @@ def sampled_gradients(
 
 
 def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Callable:
-    """An estimator of (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, where ∇_φ J = E Σ_t γ^t ∇_φ r_φ(s_t, a_t).
+    """An estimator of (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, where ∇_φ J = E Σ_t γ^t ∇_φ r_φ(s_t, a_t); see `Gradients`.
 
     With λ′ − λ = O(σ), its variance grows like σ^{−2} with independent rollouts, σ^{−1} with coupled ones, whose actions
     and next states are driven by the same uniforms, and stays bounded when one rollout of λ is weighted: its step h counts
@@ -168,8 +168,9 @@ def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Cal
         policy, proxy = (bind(problem.policy, params) for params in (policy_params, proxy_params))
         trajectories = rollouts(env, policy, key, size, length)
         log_ratio = log_probabilities(env, proxy, trajectories) - log_probabilities(env, policy, trajectories)
-        weights = powers() * jnp.expm1(jnp.cumsum(log_ratio, axis=-1)) / hyper.sigma
-        return reward_gradient(reward_params, trajectories, weights)
+        log_products = jnp.cumsum(log_ratio, axis=-1)
+        weights = powers() * jnp.expm1(log_products) / hyper.sigma
+        return reward_gradient(reward_params, trajectories, weights), effective_share(log_products, powers())
 
     def two_rollouts(key, reward_params, policy_params, proxy_params):
         keys = (key, key) if sizes.estimator == "coupled" else jax.random.split(key)
@@ -177,9 +178,22 @@ def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Cal
             reward_gradient(reward_params, rollouts(env, bind(problem.policy, params), key, size, length), powers())
             for key, params in zip(keys, (policy_params, proxy_params), strict=True)
         ]
-        return jax.tree.map(lambda x, y: (y - x) / hyper.sigma, *gradients)
+        return jax.tree.map(lambda x, y: (y - x) / hyper.sigma, *gradients), None
 
     return weighted if sizes.estimator == "weighted" else two_rollouts
+
+
+def effective_share(log_products: Array, powers: Array) -> Array:
+    """(Σ_b c_b)² / (B Σ_b c_b²) of c_b = Σ_t γ^t W_bt, []: 1 where all B rollouts count alike, 1/B where one alone counts.
+
+    Args:
+        log_products: log W_bt [B, T], the ratio of two policies' probabilities of all actions up to step t.
+        powers: γ^t [T], 1 at t = 0.
+    """
+    # In logarithms: the square of a weight overflows where the weight itself does not.
+    log_counts = jax.nn.logsumexp(log_products + jnp.log(powers), axis=-1)
+    log_ess = 2 * jax.nn.logsumexp(log_counts) - jax.nn.logsumexp(2 * log_counts)
+    return jnp.exp(log_ess) / len(log_products)
 
 
 def follow_ups(

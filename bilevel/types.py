@@ -182,7 +182,9 @@ class Gradients(NamedTuple):
         preference_in_policy: (pairs, policy_params, reward_params) -> ∇_λ G.
         preference_in_reward: (pairs, policy, reward_params) -> (G, ∇_φ G), at the policy (observation -> distribution).
         return_in_policy: (key, critic_state, policy_params, reward_params) -> (∇_λ J, critic_state, critic loss).
-        return_difference: (key, reward_params, policy_params, proxy_params) -> (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ.
+        return_difference: (key, reward_params, policy_params, proxy_params) -> ((∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, share);
+            `share` in (0, 1] is the part of the rollouts that counts where importance weights make some count for more than
+            others ([]), and None where nothing is weighted.
         preference_through_policy: (key, pairs, policy_params, reward_params) -> E[ℓ Σ_i Σ_h ∂_φ log π*(a_h^i|s_h^i)] with
             ∂_φ log π* = (∂_φ Q − ∂_φ V)/w at the policy, as if it were π*(φ); needs w > 0.
         collect_cost, return_cost, difference_cost, through_policy_cost: of one call each.
@@ -196,7 +198,7 @@ class Gradients(NamedTuple):
     preference_in_policy: Callable[[Any, Params, Params], Params]
     preference_in_reward: Callable[[Any, Behaviour, Params], tuple[Array, Params]]
     return_in_policy: Callable[[Key, Any, Params, Params], tuple[Params, Any, Array]]
-    return_difference: Callable[[Key, Params, Params, Params], Params]
+    return_difference: Callable[[Key, Params, Params, Params], tuple[Params, Array | None]]
     preference_through_policy: Callable[[Key, Any, Params, Params], Params]
     collect_cost: Cost = Cost()
     return_cost: Cost = Cost()
@@ -213,12 +215,15 @@ class UpperGradient(NamedTuple):
         direct: ∇_φ G at a fixed policy.
         implicit: what the policy's dependence on φ adds; NaN where it needs a solve that did not converge.
         residual: [] what that solve left, relative to its right-hand side; 0 where nothing is solved.
+        weight_ess: [] effective sample size of the importance weights in it, as a share of the rollouts in (0, 1]; None
+            where nothing is weighted.
     """
 
     value: Array
     direct: Params
     implicit: Params
     residual: Array
+    weight_ess: Array | None = None
 
 
 class Hypergradient(NamedTuple):

@@ -80,6 +80,21 @@ class Original(NamedTuple):
     act: Callable[[Action], Action] | None = None
 
 
+class Score(NamedTuple):
+    """What a world's players call its undiscounted return over the horizon, such as "steps survived", in steps, 0 to 500.
+
+    Attributes:
+        name: in lower case.
+        unit: of one point.
+        low, high: the least and the most that is possible; None where there is no bound, or none is known.
+    """
+
+    name: str
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
 class World(NamedTuple):
     """An `Env` beside its true reward. A learner gets `env` alone; annotators and measurements get the rest.
 
@@ -92,6 +107,7 @@ class World(NamedTuple):
         features: observation -> [D], what neural models see; None: one-hot on a finite world, else the observation.
         action_features: (observation, action) -> [D], what reward models see; None: features and action side by side.
         original: the environment that it restates, such as gymnasium's; None: there is no other.
+        score: how the undiscounted return over `env.horizon` steps is told to people; None: as a "true score".
     """
 
     env: Env
@@ -100,3 +116,4 @@ class World(NamedTuple):
     features: Callable[[Observation], Array] | None = None
     action_features: Callable[[Observation, Action], Array] | None = None
     original: Original | None = None
+    score: Score | None = None

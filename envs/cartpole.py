@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from envs.base import Array, Env, Original, World
+from envs.base import Array, Env, Original, Score, World
 
 GRAVITY = 9.8  # m/s²
 CART_MASS = 1.0  # kg
@@ -19,6 +19,7 @@ TIME_STEP = 0.02  # s
 POSITION_LIMIT = 2.4  # m
 ANGLE_LIMIT = 12 * 2 * math.pi / 360  # rad
 HORIZON = 500
+SCORE = Score("steps survived", "steps", 0, HORIZON)
 SPANS = (POSITION_LIMIT, 1.5, ANGLE_LIMIT, 1.5)  # m, m/s, rad, rad/s: cells divide ± these, and the outer ones go on
 MOST_CELLS = 2**20
 
@@ -42,18 +43,20 @@ def cartpole(cells: tuple[int, ...] = ()) -> World:
         ValueError: there are not four counts, one is below 1, or their product is above 2^20.
     """
     if not cells:
-        return World(Env(init, step, observe, num_actions=2, horizon=HORIZON), reward, original=original(observe))
+        env = Env(init, step, observe, num_actions=2, horizon=HORIZON)
+        return World(env, reward, original=original(observe), score=SCORE)
     if len(cells) != len(SPANS) or min(cells) < 1 or math.prod(cells) > MOST_CELLS:
         raise ValueError(
             f"cells is {' '.join(map(str, cells))}; required: four counts of at least 1 (position, velocity, angle, "
             f"angular velocity), at most {MOST_CELLS} in all, such as 3 3 8 6; or none: a continuous observation"
         )
     num_states, see = math.prod(cells) + 1, partial(cell, cells)
-    return World(Env(init, step, see, num_states, num_actions=2, horizon=HORIZON), reward, original=original(see))
+    env = Env(init, step, see, num_states, num_actions=2, horizon=HORIZON)
+    return World(env, reward, original=original(see), score=SCORE)
 
 
 def original(see: Callable[[Array], Array]) -> Original:
-    """gymnasium's CartPole-v1, whose observation [4] is a state that has not fallen; `see` is the world's view of a state."""
+    """gymnasium's CartPole-v1, whose observation [4] is a state not fallen; `see` is the world's view of a state."""
     return Original((4,), lambda obs: see(jnp.append(obs, 0)))
 
 

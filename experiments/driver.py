@@ -11,6 +11,7 @@ import jax
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.types import Learned
+from envs.base import World
 from experiments.alike import refuse_differences
 from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
@@ -32,7 +33,7 @@ from experiments.run_folder import (
     owner_of,
     run_name,
 )
-from experiments.summary import format_table, summarise
+from experiments.summary import Baselines, format_table, summarise
 
 EXTENDABLE = ("steps", "seeds")  # a run may be asked for more of these
 PLACEMENT = ("chunk", "devices")  # options that change where and when, not what is computed
@@ -74,7 +75,7 @@ def train(
                 say(f"note: {note}")
             announce(config, folder, devices, say)
             studies = prepare(folder, manifest["groups"], config, setup, devices, say)
-            agree(lambda: describe(folder, config, manifest))
+            agree(lambda: describe(folder, config, setup.world, manifest))
             learned, more = run_groups(folder, config, studies, requests, say)
             agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
             return folder
@@ -160,8 +161,10 @@ def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool)
     return notes + [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
 
 
-def describe(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
+def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:
     """Writes what the run is."""
+    if world.score is not None:
+        write_json(folder, "score.json", world.score._asdict())
     names, points = sweep(config)
     write_json(folder, "sweep.json", {"names": names, "values": [[point[n] for n in names] for point in points]})
     write_json(folder, "config.json", as_dict(config))
@@ -204,7 +207,7 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
     """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
     dataset = load_run(folder)
     timing = read_json(folder, "timing.json", dict[str, float], {})
-    summary = summarise(dataset, timing)
+    summary = summarise(dataset, timing, read_json(folder, "baselines.json", Baselines, {}))
     write_json(folder, "summary.json", summary)
     page = write_report(folder, dataset, summary)
     say(format_table(summary))

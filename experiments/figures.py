@@ -1,7 +1,8 @@
 """The figures of a run: curves with intervals over seeds, cost, sweeps, and rewards and policies of a finite world.
 
 Every curve is the interquartile mean over all seeds with its 95 % bootstrap interval; a diverged seed counts with its
-last finite values. The colours are ones that colour-blind readers tell apart.
+last finite values, and every seed's last value is a dot of its own. The colours are ones that colour-blind readers tell
+apart.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.files import write_figure
 from experiments.summary import (
+    Baselines,
+    Estimate,
     counts,
     describe,
     estimate,
@@ -29,18 +32,18 @@ from experiments.summary import (
     point_label,
 )
 
-Baselines = Mapping[str, Mapping[str, float | None]]
 Tables = Mapping[str, np.ndarray]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
-DIAGNOSTICS = ("_norm", "_loss", "_change")  # endings of what tells how the optimisation went, not what it reached
+DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how it went, not what it reached
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
 COSTS = ("transitions", "labels", "gradient_evaluations")
 MAX_POINTS = 2400  # drawn over all curves of a figure
 MAX_BANDS = 12  # hyperparameter points up to which intervals can be told apart
 MAX_MAPS = 3  # hyperparameter points whose reward and policy are drawn
+MAX_DOTS = 300  # in a panel, up to which each is a shape of its own; more are one picture
 
 
 @matplotlib.rc_context(STYLE)
@@ -53,17 +56,21 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
         tables: of a finite world: `learned_reward` and `policy` [hyper, seed, S, A], `true_reward` [S, A], and `grid`
             [rows, columns] of a grid world.
     """
-    baselines, names = baselines or {}, metric_names(dataset)
+    names = metric_names(dataset)
+    baselines = _with_bounds(dataset, names, baselines or {})
     diagnostics = [name for name in names if name.endswith(DIAGNOSTICS)]
     figures = {
         "outcomes": _curves(dataset, [name for name in names if name not in diagnostics], baselines),
-        "optimisation": _curves(dataset, diagnostics, baselines),
+        "optimisation": _curves(dataset, distinct(dataset, diagnostics), baselines),
         "cost": _curves_against_cost(dataset, key_metrics(names)[:1], baselines),
+        "seeds": _every_seed(dataset, key_metrics(names), baselines),
         "sweep": _sweep(dataset, key_metrics(names), baselines),
     }
     figures |= _tables(tables, [point_label(point) for point in hyper_points(dataset)]) if tables else {}
     figures = {name: figure for name, figure in figures.items() if figure is not None}
     for figure in figures.values():  # once, and not each time that it is saved
+        for axes in figure.axes:  # as a number: a relative size is another when it is saved, and with it the ticks
+            axes.tick_params(which="both", labelsize=STYLE["font.size"])
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figures
@@ -76,6 +83,23 @@ def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return [folder / "figures" / f"{name}.png" for name in figures]
 
 
+def distinct(dataset: xr.Dataset, names: list[str]) -> list[str]:
+    """Those of `names` that are not the same numbers as a later one, which has the more exact name: where the reward rests,
+    the gradient norm is the policy's."""
+    values = [dataset[name].values for name in names]
+    return [
+        name
+        for i, name in enumerate(names)
+        if not any(np.array_equal(values[i], other, equal_nan=True) for other in values[i + 1 :])
+    ]
+
+
+def _with_bounds(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Baselines:
+    """The baselines, and of a metric that tells the most that is possible, that."""
+    most = {name: dataset[name].attrs["valid_max"] for name in names if "valid_max" in dataset[name].attrs}
+    return {**baselines, **{name: {**baselines.get(name, {}), "most possible": x} for name, x in most.items()}}
+
+
 def _curves(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
     if not names:
         return None
@@ -84,13 +108,13 @@ def _curves(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figu
     steps = dataset["step"].values[kept]
     for axes, name in zip(panels, names, strict=True):
         _draw_metric(axes, dataset, name, kept, lambda _: steps)
-        _finish_panel(axes, name, "outer step", baselines)
-    _legend(figure, dataset)
+        _finish_panel(axes, dataset, name, "outer step", baselines)
+    _legend(figure, dataset, _point_colors(dataset))
     return figure
 
 
 def _curves_against_cost(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
-    costs = [name for name in COSTS if name in dataset and np.any(dataset[name].values > 0)]
+    costs = [name for name in COSTS if name in dataset and _is_spent_over_time(dataset, name)]
     if not names or not costs:
         return None
     figure, panels = _panels(len(costs))
@@ -98,10 +122,15 @@ def _curves_against_cost(dataset: xr.Dataset, names: list[str], baselines: Basel
     for axes, cost in zip(panels, costs, strict=True):
         spent = [counts(dataset, cost, i).cumsum(axis=1).mean(axis=0)[kept] for i in range(dataset.sizes["hyper"])]
         _draw_metric(axes, dataset, names[0], kept, spent.__getitem__)
-        _finish_panel(axes, names[0], f"{cost.replace('_', ' ')} so far, mean per seed", baselines)
+        _finish_panel(axes, dataset, names[0], f"{cost.replace('_', ' ')} so far, mean per seed", baselines)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend(figure, dataset)
+    _legend(figure, dataset, _point_colors(dataset))
     return figure
+
+
+def _is_spent_over_time(dataset: xr.Dataset, cost: str) -> bool:
+    """Whether it is spent after the first step too: what is spent at once, before it, explains no curve."""
+    return any(np.any(counts(dataset, cost, i)[:, 1:] > 0) for i in range(dataset.sizes["hyper"]))
 
 
 def _draw_metric(axes: Axes, dataset: xr.Dataset, name: str, kept: np.ndarray, x_of: Callable[[int], np.ndarray]):
@@ -113,8 +142,8 @@ def _draw_metric(axes: Axes, dataset: xr.Dataset, name: str, kept: np.ndarray, x
         axes.plot(x, y.center, color=color, linewidth=1.3, marker="o" if len(x) == 1 else "", markersize=3)
 
 
-def _finish_panel(axes: Axes, name: str, x_label: str, baselines: Baselines) -> None:
-    label, unit = describe(name)
+def _finish_panel(axes: Axes, dataset: xr.Dataset, name: str, x_label: str, baselines: Baselines) -> None:
+    label, unit = describe(name, dataset[name].attrs)
     axes.set(title=label, ylabel=unit, xlabel=x_label)
     axes.locator_params(axis="x", integer=True)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
@@ -129,8 +158,6 @@ def _draw_baselines(axes: Axes, values: Mapping[str, float | None]) -> None:
     for i, (label, value) in enumerate(known.items()):
         style = BASELINE_STYLES[i % len(BASELINE_STYLES)]
         axes.axhline(value, color="#444444", linestyle=style, linewidth=1, label=f"{label}: {value:.4g}")
-    if known:
-        axes.legend(fontsize=7, loc="best", framealpha=0.85, handlelength=2.6)
 
 
 def _sweep(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
@@ -139,31 +166,71 @@ def _sweep(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figur
     if not swept or not names:
         return None
     figure, panels = _panels(len(names) * len(swept), columns=len(names))
+    lines = {hyper: _lines(points, hyper) for hyper in swept}
+    labels = list(dict.fromkeys(label for found in lines.values() for label in found))
+    colors = dict(zip(labels, _colors(len(labels)), strict=True))
     for axes, (hyper, name) in zip(panels, [(h, n) for h in swept for n in names], strict=True):
-        _draw_final_values(axes, dataset, name, hyper)
-        axes.set(title=f"{describe(name).label} at the end", ylabel=describe(name).unit, xlabel=hyper)
+        _draw_final_values(axes, dataset, name, hyper, lines[hyper], colors)
+        label, unit = describe(name, dataset[name].attrs)
+        axes.set(title=f"{label} at the end", ylabel=unit, xlabel=hyper)
         _draw_baselines(axes, baselines.get(name, {}))
-    _legend(figure, dataset)
+    _legend(figure, dataset, colors)
     return figure
 
 
-def _draw_final_values(axes: Axes, dataset: xr.Dataset, name: str, hyper: str) -> None:
+def _lines(points: list[dict], hyper: str) -> dict[str, list[int]]:
+    """The points that differ in `hyper` alone, by what they have in common ("" where nothing else is swept)."""
+    found: dict[str, list[int]] = {}
+    for i, point in enumerate(points):
+        found.setdefault(point_label({name: x for name, x in point.items() if name != hyper}), []).append(i)
+    return found
+
+
+def _draw_final_values(
+    axes: Axes, dataset: xr.Dataset, name: str, hyper: str, lines: dict[str, list[int]], colors: Mapping
+) -> None:
     points = hyper_points(dataset)
     x = dataset[hyper].values if dataset[hyper].dtype.kind in "iuf" else np.array([str(p[hyper]) for p in points])
-    y = [estimate(last_finite(metric(dataset, name, i))) for i in range(len(points))]
-    others = [point_label({k: v for k, v in point.items() if k != hyper}) for point in points]
-    for other in dict.fromkeys(others):
-        line = [i for i, label in enumerate(others) if label == other]
-        axes.plot(x[line], [y[i].center for i in line], color="#bbbbbb", linewidth=1, zorder=1)
-    for i, color in enumerate(_colors(len(points))):
-        bar = [[y[i].center - y[i].low], [y[i].high - y[i].center]] if y[i].num > 1 else None
-        axes.errorbar(x[i : i + 1], y[i].center, bar, color=color, marker="o", markersize=4, capsize=3, linewidth=1.3)
+    for label, line in lines.items():
+        line = sorted(line, key=lambda i: x[i]) if x.dtype.kind in "iuf" else line
+        y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
+        style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
+        axes.errorbar(x[line], y.center, _bars(y), color=colors[label], **style)
     numeric = x.dtype.kind in "iuf"
     if numeric and x.min() > 0 and x.max() > 10 * x.min():
         axes.set_xscale("log")
     if numeric and len(np.unique(x)) <= 8:
         axes.minorticks_off()
         axes.set_xticks(np.unique(x), [f"{value:.3g}" for value in np.unique(x)])
+
+
+def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    """A column of dots for each point, a dot a seed, with the interval over them beside it."""
+    if not names:
+        return None
+    points, colors = hyper_points(dataset), _point_colors(dataset)
+    columns = min(len(names), 3 if len(points) <= 6 else 2 if len(points) <= 12 else 1)
+    figure, panels = _panels(len(names), columns, 3.5 if len(points) <= 6 else 10.5 / columns)
+    for axes, name in zip(panels, names, strict=True):
+        for i, color in enumerate(colors.values()):
+            values = np.sort(last_finite(metric(dataset, name, i)))
+            x = i - 0.1 + 0.4 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # apart, though neighbours in rank
+            many = len(values) * len(points) > MAX_DOTS
+            style = {"markersize": 2.5, "alpha": 0.4} if many else {"markersize": 4, "alpha": 0.7}
+            axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
+            y = estimate(values[:, None])
+            style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
+            axes.errorbar([i + 0.3], y.center, _bars(y), color="black", **style)
+        _draw_baselines(axes, baselines.get(name, {}))
+        label, unit = describe(name, dataset[name].attrs)
+        axes.set(title=f"{label} at the end", ylabel=unit, xlim=(-0.6, len(points) - 0.4), xticks=[])
+    _legend(figure, dataset, colors, every_seed=True)
+    return figure
+
+
+def _bars(y: Estimate) -> np.ndarray:
+    """Lengths of the interval's two parts, [2, ...]; equal seeds have none, but for rounding."""
+    return np.maximum([y.center - y.low, y.high - y.center], 0)
 
 
 def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:
@@ -255,10 +322,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _panels(num: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
+def _panels(num: int, columns: int = 3, width: float = 3.5) -> tuple[Figure, list[Axes]]:
     columns = min(columns, num)
     rows = -(-num // columns)
-    figure = _figure(3.5 * columns, 2.5 * rows + 0.5)
+    figure = _figure(width * columns, 2.5 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.grid()
@@ -279,15 +346,30 @@ def _colors(num: int) -> list:
     )
 
 
-def _legend(figure: Figure, dataset: xr.Dataset) -> None:
+def _point_colors(dataset: xr.Dataset) -> dict:
+    """The colour of each point, by its label."""
     labels = [point_label(point) for point in hyper_points(dataset)]
-    handles = [Line2D([], [], color=color) for color in _colors(len(labels))]
+    return dict(zip(labels, _colors(len(labels)), strict=True))
+
+
+def _legend(figure: Figure, dataset: xr.Dataset, colors: Mapping, every_seed: bool = False) -> None:
+    """One legend above all panels: what each colour is, the interval, and the baselines, each once."""
     num_seeds = dataset.sizes["seed"]
-    what = f"interquartile mean over {num_seeds} seeds" if num_seeds > 1 else "the only seed"
-    title, labels = (None, [what]) if len(labels) == 1 else (what, labels)
-    if num_seeds > 1 and len(handles) <= MAX_BANDS:
-        handles.append(Patch(color="#888888", alpha=0.3, linewidth=0))
-        labels.append("95 % bootstrap interval")
-    columns = max(1, int(12.5 * figure.get_figwidth() / (8 + max(map(len, labels)))))
-    figure.set_figheight(figure.get_figheight() + 0.17 * (len(labels) // columns))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, title=title, frameon=False)
+    what = f"interquartile mean over {num_seeds:,} seeds" if num_seeds > 1 else "the only seed"
+    interval = "95 % bootstrap interval"
+    marks = {"marker": "o", "linestyle": ""} if every_seed else {}
+    single = "a seed" if every_seed else what
+    entries = {label or single: Line2D([], [], color=color, **marks) for label, color in colors.items()}
+    if every_seed and num_seeds > 1:
+        entries["interquartile mean"] = Line2D([], [], color="black", marker="D", linestyle="", markersize=4)
+        entries[interval] = Line2D([], [], color="black")
+    elif num_seeds > 1 and len(colors) <= MAX_BANDS:
+        entries[interval] = Patch(color="#888888", alpha=0.3, linewidth=0)
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    title = None if len(colors) == 1 else f"a dot for each of {num_seeds:,} seeds" if every_seed else what
+    columns = max(1, int(12.5 * figure.get_figwidth() / (8 + max(map(len, entries)))))
+    figure.set_figheight(figure.get_figheight() + 0.17 * (len(entries) // columns))
+    style = {"loc": "outside upper center", "ncols": columns, "title": title, "frameon": False, "handlelength": 2.6}
+    figure.legend(entries.values(), entries.keys(), **style)

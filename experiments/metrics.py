@@ -38,6 +38,15 @@ class Sweep(TypedDict):
     values: list[list[float | str]]
 
 
+class NamedScore(TypedDict, total=False):
+    """What `score.json` holds of a world that names its score: the fields of `envs.base.Score`."""
+
+    name: str
+    unit: str
+    low: float | None
+    high: float | None
+
+
 class Damaged(Exception):
     """A file of metrics cannot be used; the message is one line without advice."""
 
@@ -301,7 +310,8 @@ def _advising() -> Iterator[None]:
 def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The metrics of a run: dimensions (hyper, seed, step), a coordinate along `hyper` for every swept hyperparameter.
 
-    Attribute `config` holds the configuration as JSON. A run that goes on may be read.
+    Attribute `config` holds the configuration as JSON. Where the world names its score, `true_score` has the attributes
+    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be read.
 
     Args:
         path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
@@ -316,8 +326,9 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     metrics, seeds = read_metrics(folder)
     swept = _read_sweep(folder, metrics)
     steps = ("step", np.arange(_shape(metrics)[2]), {"long_name": "outer step"})
+    about = {"true_score": _about_score(folder)}
     return xarray.Dataset(
-        {name: (("hyper", "seed", "step"), array) for name, array in metrics.items()},
+        {name: (("hyper", "seed", "step"), array, about.get(name)) for name, array in metrics.items()},
         {"seed": seeds, "step": steps, **swept},
         {"config": canonical_json(config)},
     )
@@ -337,3 +348,9 @@ def _read_sweep(folder: Path, metrics: dict[str, np.ndarray]) -> dict[str, tuple
             "are required: restore the file"
         )
     return {name: ("hyper", [row[i] for row in values]) for i, name in enumerate(names)}
+
+
+def _about_score(folder: Path) -> dict[str, str | float]:
+    score = read_json(folder, "score.json", NamedScore, {})
+    about = {"long_name": "name", "units": "unit", "valid_min": "low", "valid_max": "high"}
+    return {attribute: score[name] for attribute, name in about.items() if score.get(name) is not None}

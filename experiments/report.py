@@ -13,37 +13,26 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments.figures import MOVES, Baselines, draw, save_pngs
+from experiments.figures import MOVES, draw, save_pngs
 from experiments.files import RunFolderError, read_arrays, read_json, write_atomically
+from experiments.signs import LOOKED_FOR
 from experiments.summary import (
-    DIVERGED,
+    Baselines,
     bracket,
-    describe,
-    estimate,
-    final_status,
     format_table,
-    hyper_points,
-    key_metrics,
-    last_finite,
-    metric,
-    metric_names,
+    headline_metric,
     number,
     point_label,
-    seed_counts,
+    sign_sentences,
     time_words,
 )
-
-GROWTH = 10.0  # from the first half of the steps to the last tenth; losses start near zero, so the first tenth misleads
-STILL = 1e-6  # below it, nothing moves
-DETERMINISTIC = 0.01  # nats of entropy, below which a policy over finitely many actions explores no more
-FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
 
 CAPTIONS = {
     "outcomes": "What was reached, after each outer step. Dashed lines: what is known of the world.",
     "optimisation": "How the optimisation went, after each outer step.",
     "cost": "What was reached, against what it cost.",
-    "sweep": "What was reached at the end, for each value of what was swept; grey lines join points that differ in "
-    "nothing else.",
+    "seeds": "Every seed: its last value, a dot, beside the interquartile mean of all with its 95 % interval.",
+    "sweep": "What was reached at the end, for each value of what was swept; lines join points that differ in nothing else.",
     "rewards": "The learned reward beside the true one, in one colour scale. Arrows, on a map: from each cell, each "
     "move, as long as it is probable.",
 }
@@ -51,7 +40,7 @@ STYLE = """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 .headline { font-size: 1.1rem } .note { background: #fff4d6; padding: .5rem 1rem; border-left: 4px solid #e69f00 }
-figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem } svg { width: 100%; height: auto }
+figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .9rem } pre { font-size: .75rem; line-height: 1.35; overflow-x: auto }
 td, th { text-align: left; padding: .1rem 1.2rem .1rem 0; vertical-align: top; border-bottom: 1px solid #eee }
 .facts { columns: 2 22rem } .facts td:last-child { overflow-wrap: anywhere } .facts tr { break-inside: avoid }
@@ -97,17 +86,16 @@ def write_report(
         RunFolderError: one of these files is damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    baselines = read_json(folder, "baselines.json", dict[str, dict[str, float | None]], {})
+    baselines = read_json(folder, "baselines.json", Baselines, {})
     figures = draw(dataset, baselines, _read_tables(folder, dataset.sizes["hyper"]))
     save_pngs(figures, folder)
-    page = _page(folder, dataset, summary, baselines, figures, notes)
+    page = _page(folder, summary, baselines, figures, notes)
     write_atomically(folder, "report.html", page.encode(errors="replace"))  # names of files may be no text
     return folder / "report.html"
 
 
 def _page(
     folder: Path,
-    dataset: xr.Dataset,
     summary: dict[str, Any],
     baselines: Baselines,
     figures: Mapping[str, Figure],
@@ -125,7 +113,7 @@ def _page(
             f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>",
             f'<p class="headline">{html.escape(headline(summary, baselines))}</p>',
             *(f'<p class="note">{html.escape(note)}</p>' for note in [*told.get("notes", []), *notes]),
-            _section("Signs of failure", _items(failure_signs(dataset))),
+            _section("Signs of failure", _items(sign_items(summary))),
             _section("Results", f"<pre>{html.escape(format_table(summary))}</pre>"),
             _section("Figures", "".join(_figure(name, figure) for name, figure in figures.items())),
             _section("Cost", _cost_table(summary)),
@@ -138,106 +126,40 @@ def _page(
 
 def headline(summary: dict[str, Any], baselines: Baselines) -> str:
     """The run in one or two sentences: where the metric that matters most began and ended, and who is alive."""
-    names, points = key_metrics(list(summary["units"])), summary["points"]
-    if not names:
+    name, points = headline_metric(list(summary["units"])), summary["points"]
+    if name is None:
         return "Nothing was measured."
 
     def last(point):
-        value = point["metrics"][names[0]]["last"]["all"]["interquartile_mean"]
+        value = point["metrics"][name]["last"]["all"]["interquartile_mean"]
         return -np.inf if value is None else value
 
     best = max(points, key=last)
-    ends, seeds = best["metrics"][names[0]], best["seeds"]
+    ends, seeds = best["metrics"][name], best["seeds"]
     first, final = ends["first"]["all"]["interquartile_mean"], ends["last"]["all"]
-    label = describe(names[0]).label
-    known = ", ".join(f"{who} {number(value)}" for who, value in baselines.get(names[0], {}).items())
+    label = summary["labels"][name]
+    known = ", ".join(f"{who} {number(value)}" for who, value in baselines.get(name, {}).items())
     interval = bracket(final["interquartile_mean_interval"])
     where = (
         f"At {point_label(best['hyper'])}, the best of {len(points)} points by this number: {label}"
         if len(points) > 1
         else label
     )
+    low, high = summary["ranges"].get(name, (None, None))
+    possible = f" of {number(high)}" if high is not None and low == 0 else ""
+    total, failing = (sum(x) for x in zip(*((p["seeds"]["total"], p["seeds_with_signs"]) for p in points), strict=True))
+    runs = "seeds" if len(points) == 1 else f"runs (seeds of all {len(points)} points)"
     return (
-        f"{where[0].upper()}{where[1:]} from {number(first)} to {number(final['interquartile_mean'])} {interval} in "
-        f"{summary['steps']:,} outer steps (interquartile mean and 95 % interval over {seeds['total']} seeds)"
+        f"{where[0].upper()}{where[1:]} from {number(first)} to {number(final['interquartile_mean'])} {interval}{possible} "
+        f"in {summary['steps']:,} outer steps (interquartile mean and 95 % interval over {seeds['total']} seeds)"
         f"{'; ' + known if known else ''}. {seeds['alive']} of {seeds['total']} seeds alive, "
-        f"{seeds['converged']} converged."
+        f"{seeds['converged']} converged. Signs of failure: in {failing or 'none'} of {total} {runs}."
     )
 
 
-def failure_signs(dataset: xr.Dataset) -> list[str]:
-    """What looks wrong in a run, one sentence each, computed from its metrics; or one that says that nothing does.
-
-    A sign is a reason to look, not a proof: a true return may be high in spite of it.
-    """
-    points = hyper_points(dataset)
-    signs = []
-    for i, point in enumerate(points):
-        where = f"At {point_label(point)}: " if len(points) > 1 else ""
-        signs += [where + sign for sign in _signs_at(dataset, i)]
-    return signs or [
-        "None found. Looked for: seeds that diverged or measured nothing, an exploding gradient or critic loss, a "
-        "deterministic policy, a reward that does not move, a falling true return."
-    ]
-
-
-def _signs_at(dataset: xr.Dataset, hyper: int) -> Iterator[str]:
-    values = {name: metric(dataset, name, hyper) for name in metric_names(dataset)}
-    seeds = seed_counts(dataset, hyper)
-    if seeds["diverged"]:
-        step = min(death["step"] for death in seeds["deaths"])
-        yield f"{seeds['diverged']} of {seeds['total']} seeds diverged, the first at outer step {step}."
-    alive = final_status(dataset, hyper) != DIVERGED
-    for name, x in values.items():
-        if missing := int(np.sum(np.isnan(x[alive]).all(axis=1))):
-            yield f"The {describe(name).label} was never finite in {missing} of the {seeds['alive']} living seeds."
-    values = {name: x for name, x in values.items() if np.isfinite(x).any()}
-    for name in [name for name in ("gradient_norm", "critic_loss") if name in values]:
-        yield from _growth(describe(name).label, values[name])
-    yield from _collapse(values)
-    yield from _stillness(values)
-    yield from _fall(values)
-
-
-def _growth(label: str, values: np.ndarray) -> Iterator[str]:
-    half, tenth = (max(1, values.shape[1] // n) for n in (2, 10))
-    (low, before, high), (late_low, after, late_high) = (
-        np.nanquantile(x, (0.25, 0.5, 0.75)) for x in (values[:, :half], values[:, -tenth:])
-    )
-    when = "from the first half to the last tenth of the steps"
-    if after > GROWTH * max(before, STILL):
-        yield f"The {label} grew {when}: median {before:.4g} → {after:.4g}."
-    elif late_high - late_low > GROWTH * max(high - low, 0.1 * before, STILL):
-        yield f"The {label} spread out {when}: interquartile range {high - low:.4g} → {late_high - late_low:.4g}."
-
-
-def _collapse(values: Mapping[str, np.ndarray]) -> Iterator[str]:
-    if "policy_entropy" not in values:
-        return
-    entropy = last_finite(values["policy_entropy"])
-    # A density, unlike a distribution over actions, may have negative entropy and still explore.
-    collapsed = np.mean((entropy > -STILL) & (entropy < DETERMINISTIC))
-    kl = np.nanmedian(last_finite(values.get("kl_to_reference", np.full((1, 1), np.inf))))
-    if collapsed > 0.5 and kl > FAR:
-        yield (
-            f"The policy became deterministic in {collapsed:.0%} of the seeds, with entropy below {DETERMINISTIC} nats"
-            + (f" at {kl:.3g} nats from the reference." if np.isfinite(kl) else ".")
-        )
-
-
-def _stillness(values: Mapping[str, np.ndarray]) -> Iterator[str]:
-    name = "reward_change" if "reward_change" in values else "gradient_norm"
-    if name in values and (largest := np.nanmax(np.abs(values[name]))) < STILL:
-        yield f"The reward does not move: the {describe(name).label} never exceeded {largest:.2g}."
-
-
-def _fall(values: Mapping[str, np.ndarray]) -> Iterator[str]:
-    if "true_return" not in values:
-        return
-    change = estimate(last_finite(values["true_return"]) - values["true_return"][:, 0])
-    if change.high < 0:
-        interval = bracket([float(change.low), float(change.high)], 3)
-        yield f"The true return fell from the first to the last step, by {change.center:.3g} {interval}."
+def sign_items(summary: dict[str, Any]) -> list[str]:
+    """The signs of failure, one sentence each, or one that says that no seed shows any and what was looked for."""
+    return sign_sentences(summary) or [f"None found in any seed. Looked for: {LOOKED_FOR}."]
 
 
 def to_svg(figure: Figure, title: str) -> str:

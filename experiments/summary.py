@@ -8,11 +8,14 @@ import functools
 import math
 import textwrap
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
+
+from experiments.signs import Goal, find_signs
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
 COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
@@ -22,6 +25,9 @@ TRIM = 0.25  # of the interquartile mean, on each side
 LEVELS = (0.025, 0.975)
 RESAMPLES = 2000
 WIDTH = 100
+MOST_NAMED = 8  # seeds, in a sentence
+
+Baselines = dict[str, dict[str, float | None]]  # metric -> label -> what is known of the world beforehand
 
 
 class Metric(NamedTuple):
@@ -32,7 +38,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "true_score": Metric("true score", "true reward, undiscounted"),
+    "true_score": Metric("true score", "true reward"),
     "true_return": Metric("true return", "true reward"),
     "upper_objective": Metric("upper objective", "nats"),
     "kl_to_reference": Metric("KL to the reference", "nats"),
@@ -43,13 +49,17 @@ METRICS = {
     "policy_gradient_norm": Metric("policy gradient norm", "learned reward / unit of λ"),
     "proxy_gradient_norm": Metric("proxy gradient norm", "learned reward / unit of λ′"),
     "critic_loss": Metric("critic loss", "squared learned reward"),
+    "weight_ess": Metric("rollouts that count in line 7", "share"),
 }
+SURVIVORS = "survivors: last, 95 % interval"  # the column of a table
 KEY_METRICS = ("true_score", "true_return", "upper_objective", "kl_to_reference")
 
 
-def describe(name: str) -> Metric:
-    """The label and unit of a variable; of an unknown one, its name in words and no unit."""
-    return METRICS.get(name, Metric(name.replace("_", " "), ""))
+def describe(name: str, attributes: Mapping[str, Any] | None = None) -> Metric:
+    """The label and unit of a variable: its own attributes `long_name` and `units`, where it has them, before `METRICS`; of
+    an unknown one, its name in words and no unit."""
+    known, own = METRICS.get(name, Metric(name.replace("_", " "), "")), attributes or {}
+    return Metric(own.get("long_name", known.label), own.get("units", known.unit))
 
 
 def metric_names(dataset: xr.Dataset) -> list[str]:
@@ -191,31 +201,55 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> 
     return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
 
 
-def summarise(dataset: xr.Dataset, timing: dict[str, Any] | None = None) -> dict[str, Any]:
+def summarise(
+    dataset: xr.Dataset,
+    timing: dict[str, Any] | None = None,
+    baselines: Baselines | None = None,
+) -> dict[str, Any]:
     """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
 
     Args:
         dataset: dims (hyper, seed, step); see `metric_names`.
         timing: seconds and speeds of the run, copied.
+        baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
 
     Returns:
         `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
-        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts. Beside them `cost`, summed
-        over the points, `steps`, `seconds` and `units`.
+        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts; `signs` of failure, each with
+        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any. Beside them `cost`, summed
+        over the points, `steps`, `seconds`, and by metric `labels`, `units`, and `ranges` where what is possible is known.
     """
-    points = [_summarise_point(dataset, i, point) for i, point in enumerate(hyper_points(dataset))]
+    goal = _goal(dataset, baselines or {})
+    points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
+    about = {name: dataset[name].attrs for name in metric_names(dataset)}
     names = [name for name in COUNTS if name in dataset]
     return {
         "steps": dataset.sizes["step"],
         "points": points,
         "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
         "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
-        "units": {name: describe(name).unit for name in metric_names(dataset)},
+        "labels": {name: describe(name, own).label for name, own in about.items()},
+        "units": {name: describe(name, own).unit for name, own in about.items()},
+        "ranges": {n: [x.get("valid_min"), x.get("valid_max")] for n, x in about.items() if "valid_max" in x},
     }
 
 
-def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any]) -> dict[str, Any]:
+def _goal(dataset: xr.Dataset, baselines: Baselines) -> Goal | None:
+    name = headline_metric([name for name in ("true_score", "true_return") if name in metric_names(dataset)])
+    if name is None:
+        return None
+    known = {label: value for label, value in baselines.get(name, {}).items() if value is not None}
+    own = dataset[name].attrs
+    bounds = [*known.values(), *([own["valid_max"]] if "valid_max" in own else [])]
+    # The reference alone does not tell what is possible.
+    best = max(bounds) if set(known) - {"reference policy"} or "valid_max" in own else None
+    return Goal(name, describe(name, own).label, known.get("reference policy"), best)
+
+
+def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goal: Goal | None) -> dict[str, Any]:
     alive = final_status(dataset, hyper) != DIVERGED
+    signs = find_signs({name: metric(dataset, name, hyper) for name in metric_names(dataset)}, ~alive, goal)
+    some = np.any([sign.seeds for sign in signs], axis=0) if signs else np.zeros(len(alive), bool)
     metrics = {}
     for name in metric_names(dataset):
         values = metric(dataset, name, hyper)
@@ -227,7 +261,29 @@ def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any]) -> 
         "seeds": seed_counts(dataset, hyper),
         "metrics": metrics,
         "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
+        "signs": [
+            {"sign": sign.what, "seeds": dataset["seed"].values[sign.seeds].tolist(), "helps": sign.helps}
+            for sign in signs
+        ],
+        "seeds_with_signs": int(some.sum()),
     }
+
+
+def sign_sentences(summary: dict[str, Any]) -> list[str]:
+    """Each sign of failure in one sentence: what, which seeds at which points of a sweep, and what usually helps."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for point in summary["points"]:
+        where = f" at {point_label(point['hyper'])}" if point["hyper"] else ""
+        for sign in point["signs"]:
+            who = f"{_seed_words(sign['seeds'], point['seeds']['total'])}{where}"
+            found.setdefault((sign["sign"], sign["helps"]), []).append(who)
+    return [f"{what}: {'; '.join(who)}. What usually helps: {helps}." for (what, helps), who in found.items()]
+
+
+def _seed_words(seeds: Sequence[int], total: int) -> str:
+    shown = ", ".join(map(str, seeds[:MOST_NAMED]))
+    more = f" and {len(seeds) - MOST_NAMED:,} more" if len(seeds) > MOST_NAMED else ""
+    return f"{len(seeds):,} of {total:,} seeds ({shown}{more})"
 
 
 def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
@@ -267,22 +323,23 @@ def format_table(summary: dict[str, Any]) -> str:
     """
     points = summary["points"]
     names = list(summary["units"])
-    died = any(point["seeds"]["diverged"] for point in points)
+    labels = summary["labels"]
     if len(points) == 1:
-        blocks = {"metric": [(describe(name).label, points[0]["seeds"], points[0]["metrics"][name]) for name in names]}
+        blocks = {"metric": [(labels[name], points[0], name) for name in names]}
     else:
-        blocks = {
-            describe(name).label: [(point_label(p["hyper"]), p["seeds"], p["metrics"][name]) for p in points]
-            for name in key_metrics(names)
-        }
-    lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, died), ""]]
+        blocks = {labels[name]: [(point_label(p["hyper"]), p, name) for p in points] for name in key_metrics(names)}
+    more = [
+        *(["signs"] if any(point["seeds_with_signs"] for point in points) else []),
+        *([SURVIVORS] if any(point["seeds"]["diverged"] for point in points) else []),
+    ]
+    lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, more), ""]]
     return "\n".join([*lines, *_format_notes(summary, names if len(points) == 1 else key_metrics(names))])
 
 
-def _format_block(title: str, rows: list[tuple[str, dict, dict]], died: bool) -> list[str]:
+def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]) -> list[str]:
     for digits in (4, 3):
-        head = ["first", "last", "95 % interval", "alive", *(["survivors: last, 95 % interval"] if died else [])]
-        cells = [head, *(_format_row(seeds, metrics, died, digits) for _, seeds, metrics in rows)]
+        head = ["first", "last", "95 % interval", "alive", *more]
+        cells = [head, *(_format_row(point, name, more, digits) for _, point, name in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         room = WIDTH - sum(widths) - 2 * len(widths)
         if room >= max(len(label) for label, _, _ in rows):
@@ -296,29 +353,34 @@ def _format_block(title: str, rows: list[tuple[str, dict, dict]], died: bool) ->
     return [lines[0], "─" * len(lines[0]), *lines[1:]]
 
 
-def _format_row(seeds: dict, metrics: dict, died: bool, digits: int) -> list[str]:
+def _format_row(point: dict, name: str, more: list[str], digits: int) -> list[str]:
+    seeds, metrics = point["seeds"], point["metrics"][name]
     first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
     center, interval = "interquartile_mean", "interquartile_mean_interval"
     row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
-    beside = f"{number(survivors[center], digits)} {bracket(survivors[interval], digits)}"
-    return [*row, f"{seeds['alive']}/{seeds['total']}", *([beside] if died else [])]
+    beside = {
+        "signs": f"{point['seeds_with_signs']}/{seeds['total']}",
+        SURVIVORS: f"{number(survivors[center], digits)} {bracket(survivors[interval], digits)}",
+    }
+    return [*row, f"{seeds['alive']}/{seeds['total']}", *(beside[column] for column in more)]
 
 
 def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
     units: dict[str, list[str]] = {}
-    for label, unit in map(describe, names):
-        units.setdefault(unit or "no unit known", []).append(label)
+    for name in names:
+        units.setdefault(summary["units"][name] or "no unit known", []).append(summary["labels"][name])
     deaths = [
         f"seed {death['seed']} at step {death['step']}" + (f" ({point_label(p['hyper'])})" if p["hyper"] else "")
         for p in summary["points"]
         for death in p["seeds"]["deaths"]
     ]
-    more = [f"and {len(deaths) - 8} more"] if len(deaths) > 8 else []
+    more = [f"and {len(deaths) - MOST_NAMED} more"] if len(deaths) > MOST_NAMED else []
     notes = [
         f"Interquartile mean over all seeds after the first and the last of {summary['steps']:,} outer steps, 95 % "
         "bootstrap interval over seeds. A diverged seed counts with its last finite values, if it ever had any.",
         _sentence("Units", [f"{unit} for {', '.join(labels)}" for unit, labels in units.items()], "; "),
-        _sentence("Diverged", deaths[:8] + more),
+        _sentence("Diverged", deaths[:MOST_NAMED] + more),
+        *(f"Sign of failure. {sentence}" for sentence in sign_sentences(summary)),
         _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
         _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
     ]

@@ -9,10 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.figures import centred_rewards, draw, save_pngs
-from experiments.report import failure_signs, headline, to_svg, write_report
-from experiments.summary import COUNTS, summarise
+from experiments.report import headline, sign_items, to_svg, write_report
+from experiments.summary import COUNTS, format_table, summarise
 
 BASELINES = {"true_return": {"optimal policy": 7.1, "reference policy": 0.9}}
 GRID = np.array([[0, 1, 2], [3, -1, 4]], np.int32)
@@ -53,8 +54,11 @@ def grid_tables(num_hyper=1):
     }
 
 
-def labels(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def labels(figure):
+    """Of the only legend of a figure."""
+    assert not any(axes.get_legend() for axes in figure.axes)
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -72,10 +76,10 @@ def swept():
 
 
 def test_a_run_has_the_figures_that_it_has_data_for(single, swept):
-    assert set(single) == {"outcomes", "optimisation", "cost", "rewards"}
-    assert set(swept) == {"outcomes", "optimisation", "cost", "sweep", "rewards_0", "rewards_1"}
+    assert set(single) == {"outcomes", "optimisation", "cost", "seeds", "rewards"}
+    assert set(swept) == {"outcomes", "optimisation", "cost", "seeds", "sweep", "rewards_0", "rewards_1"}
     free = dataset().drop_vars([*COUNTS, "gradient_norm", "critic_loss"])
-    assert set(draw(free)) == {"outcomes"}
+    assert set(draw(free)) == {"outcomes", "seeds"}
 
 
 def test_each_metric_has_a_panel_with_its_unit(single):
@@ -90,7 +94,7 @@ def test_each_metric_has_a_panel_with_its_unit(single):
 
 
 def test_baselines_are_labelled_horizontal_lines(single):
-    assert labels(single["outcomes"].axes[0]) == ["optimal policy: 7.1", "reference policy: 0.9"]
+    assert labels(single["outcomes"])[-2:] == ["optimal policy: 7.1", "reference policy: 0.9"]
     assert list(single["outcomes"].axes[0].lines[1].get_ydata()) == [7.1, 7.1]
 
 
@@ -114,8 +118,59 @@ def test_a_sweep_is_drawn_on_a_logarithmic_axis_if_it_spans_decades(swept):
 
 
 def test_the_legend_names_every_point_of_a_sweep(swept):
-    text = [text.get_text() for text in swept["outcomes"].legends[0].get_texts()]
-    assert text == ["sigma = 0.01, kind = a", "sigma = 1, kind = b", "95 % bootstrap interval"]
+    points = ["sigma = 0.01, kind = a", "sigma = 1, kind = b", "95 % bootstrap interval"]
+    assert labels(swept["outcomes"]) == [*points, "optimal policy: 7.1", "reference policy: 0.9"]
+
+
+def test_lines_of_a_sweep_join_points_that_differ_in_one_hyperparameter_alone_in_a_colour_of_its_own():
+    grid = {"sigma": [0.1, 0.1, 1.0, 1.0, 10.0, 10.0], "kl_weight": [0.2, 0.5] * 3}
+    level = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[:, None, None]
+    figure = draw(dataset(sweep=grid, true_return=level), BASELINES)["sweep"]
+    by_sigma, by_weight = (figure.axes[i].lines for i in (0, 3))
+    drawn = {tuple(line.get_ydata()): line.get_color() for line in (*by_sigma, *by_weight) if line.get_marker() == "o"}
+    assert set(drawn) == {(1.0, 3.0, 5.0), (2.0, 4.0, 6.0), (1.0, 2.0), (3.0, 4.0), (5.0, 6.0)}
+    assert len(set(drawn.values())) == 5
+    first = ["kl_weight = 0.2", "kl_weight = 0.5", "sigma = 0.1", "sigma = 1", "sigma = 10"]
+    assert labels(figure)[:5] == first and labels(figure).count("optimal policy: 7.1") == 1
+
+
+@pytest.mark.parametrize("num_seeds", [4, 1000])
+def test_every_seed_is_a_dot_beside_the_interval(num_seeds):
+    run = dataset(num_seeds=num_seeds, sweep={"sigma": [0.1, 1.0]})
+    figure = draw(run, BASELINES)["seeds"]
+    for i in range(2):
+        dots = next(
+            line
+            for line in figure.axes[0].lines
+            if len(line.get_ydata()) == num_seeds and line.get_xdata()[0] > i - 0.5
+        )
+        np.testing.assert_array_equal(dots.get_ydata(), np.sort(run.true_return.values[i, :, -1]))
+        assert i - 0.5 < dots.get_xdata().min() and dots.get_xdata().max() < i + 0.25
+    assert len(to_svg(figure, "seeds")) < 150_000
+
+
+def test_curves_of_the_same_numbers_are_drawn_once():
+    norm = dataset().gradient_norm.values
+    figure = draw(dataset(policy_gradient_norm=norm))["optimisation"]
+    assert [axes.get_title() for axes in figure.axes] == ["policy gradient norm", "critic loss"]
+
+
+def test_what_was_spent_before_the_first_step_explains_no_curve():
+    labels_first = np.where(np.arange(30) == 0, 320, 0)
+    figure = draw(dataset(labels=labels_first))["cost"]
+    assert [axes.get_xlabel().split()[0] for axes in figure.axes] == ["transitions", "gradient"]
+
+
+def test_no_label_is_cut_at_the_edge_or_runs_into_its_neighbour(tmp_path):
+    run = dataset(true_score=np.linspace(20, 480, 30), kl_to_reference=np.linspace(0, 0.13, 30))
+    run.true_score.attrs.update(long_name="steps survived", units="steps", valid_max=500)
+    for figure in draw(run, BASELINES).values():
+        figure.savefig(tmp_path / "figure.png")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for axes in figure.axes:
+            box = axes.get_tightbbox(canvas.get_renderer())
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_a_policy_that_goes_right_has_arrows_to_the_right(single):
@@ -169,69 +224,124 @@ def test_long_runs_and_wide_sweeps_stay_below_the_size_limit():
 # Signs of failure -----------------------------------------------------------------------------------------------------
 
 
-def one_sign(run):
-    (sign,) = failure_signs(run)
+def one_sign(run, baselines=None):
+    (sign,) = sign_items(summarise(run, baselines=baselines))
     return sign
 
 
+def only(seed, strange, usual, num_seeds=4):
+    """[seed, step]: one seed is strange, the others are as usual."""
+    return np.stack([strange if i == seed else usual for i in range(num_seeds)])
+
+
+def healthy(name):
+    return dataset()[name].values[0, 0]
+
+
 def test_a_healthy_run_has_no_sign_and_says_what_was_looked_for():
-    assert one_sign(dataset()).startswith("None found. Looked for")
+    assert one_sign(dataset()).startswith("None found in any seed. Looked for")
+    assert one_sign(dataset(), BASELINES).startswith("None found in any seed. Looked for")
 
 
-def test_diverged_seeds_are_counted():
+def test_a_thousand_healthy_seeds_have_no_sign():
+    noise = np.random.default_rng(1).normal(size=(1000, 30))
+    run = dataset(num_seeds=1000, true_return=1 + 0.3 * noise, critic_loss=np.exp(noise), gradient_norm=np.exp(noise))
+    assert one_sign(run).startswith("None found in any seed")
+
+
+def test_diverged_seeds_are_counted_and_named():
     status = np.zeros((4, 30), np.int32)
     status[1, 12:] = status[3, 20:] = 2
-    assert one_sign(dataset(status=status)) == "2 of 4 seeds diverged, the first at outer step 12."
+    assert one_sign(dataset(status=status)).startswith(
+        "Diverged: 2 of 4 seeds (1, 3). What usually helps: smaller step"
+    )
 
 
 def test_a_seed_that_died_at_once_is_told_once():
     values = np.ones((4, 30))
     values[0] = np.nan
     run = dataset(true_return=values, status=2 * np.isnan(values).astype(np.int32))
-    assert one_sign(run) == "1 of 4 seeds diverged, the first at outer step 0."
+    assert one_sign(run).startswith("Diverged: 1 of 4 seeds (0).")
 
 
 def test_a_metric_that_a_living_seed_never_has_is_told():
     values = np.ones((4, 30))
     values[0] = np.nan
-    assert "true score was never finite in 1 of the 4" in one_sign(dataset(true_score=values))
+    assert one_sign(dataset(true_score=values)).startswith("Never measured: true score: 1 of 4 seeds (0).")
 
 
-@pytest.mark.parametrize("name", ["gradient_norm", "critic_loss"])
-def test_growth_by_more_than_ten_is_told_but_not_a_rise_at_the_start(name):
-    growth = np.geomspace(1, 100, 30)
-    assert f"The {name.replace('_', ' ')} grew" in one_sign(dataset(**{name: growth}))
-    assert one_sign(dataset(**{name: growth**0.5})).startswith("None found")
-    assert one_sign(dataset(**{name: np.minimum(growth**4, 100)})).startswith("None found")
+@pytest.mark.parametrize(("name", "most"), [("gradient_norm", 10), ("critic_loss", 100)])
+def test_growth_in_one_seed_is_told_but_not_a_rise_at_the_start(name, most):
+    growth = np.geomspace(1, most**2, 30)
+    sign = one_sign(dataset(**{name: only(2, growth, np.ones(30))}))
+    assert sign.startswith(f"The {name.replace('_', ' ')} grew more than {most} times")
+    assert "1 of 4 seeds (2)" in sign
+    assert one_sign(dataset(**{name: only(2, growth**0.5, np.ones(30))})).startswith("None found")
+    assert one_sign(dataset(**{name: np.minimum(growth**4, most**2)})).startswith("None found")
 
 
-def test_a_spread_that_explodes_around_the_same_median_is_told():
-    sides = np.array([-1, -1, 0, 1, 1])[:, None] * np.geomspace(0.01, 5, 30)
-    assert "The gradient norm spread out" in one_sign(dataset(num_seeds=5, gradient_norm=np.exp(sides)))
-
-
-def test_a_deterministic_policy_far_from_its_reference_is_told():
-    entropy = np.geomspace(1, 1e-4, 30)
-    assert "The policy became deterministic in 100%" in one_sign(dataset(policy_entropy=entropy))
-    assert one_sign(dataset(policy_entropy=entropy, kl_to_reference=0.0)).startswith("None found")
+def test_a_seed_that_collapsed_onto_one_action_a_state_is_told_unless_that_is_what_is_best():
+    entropy = only(1, np.geomspace(1, 1e-3, 30), healthy("policy_entropy"))
+    poor = {"true_return": only(1, np.full(30, 2.0), healthy("true_return")), "policy_entropy": entropy}
+    assert "1 of 4 seeds (1)" in one_sign(dataset(**poor), BASELINES)
+    assert one_sign(dataset(**poor), BASELINES).startswith("Collapsed onto nearly one action a state")
+    assert one_sign(dataset(policy_entropy=entropy), BASELINES).startswith("None found")
+    assert one_sign(dataset(**poor, kl_to_reference=0.01), BASELINES).startswith("None found")
 
 
 def test_negative_entropy_of_a_density_is_no_sign():
-    assert one_sign(dataset(policy_entropy=-2.0)).startswith("None found")
+    assert one_sign(dataset(policy_entropy=-2.0, true_return=np.full(30, 2.0)), BASELINES).startswith("None found")
 
 
-def test_a_reward_that_does_not_move_is_told():
-    assert "The reward does not move: the gradient norm" in one_sign(dataset(gradient_norm=1e-9))
-    assert "The reward does not move: the reward change" in one_sign(dataset(reward_change=0.0))
+def test_a_seed_that_never_moves_is_told():
+    assert one_sign(dataset(gradient_norm=only(3, np.full(30, 1e-9), np.ones(30)))).startswith(
+        "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (3)."
+    )
+    assert "Never moved: the reward change" in one_sign(dataset(reward_change=0.0))
+    assert "Never moved: the KL to the reference" in one_sign(dataset(kl_to_reference=1e-9))
 
 
-def test_a_falling_true_return_is_told():
-    assert "The true return fell" in one_sign(dataset(true_return=np.linspace(2, 1, 30)))
+def test_a_seed_that_ends_below_the_reference_policy_is_told_and_one_just_around_it_is_not():
+    values = only(1, np.linspace(1, 0.5, 30), healthy("true_return"))
+    sign = one_sign(dataset(true_return=values), BASELINES)
+    assert sign.startswith("Ended below the reference policy, 0.9 (by the true return): 1 of 4 seeds (1).")
+    assert "larger --kl-weight" in sign
+    around = 0.9 + 0.01 * np.random.default_rng(0).normal(size=(4, 30))
+    assert one_sign(dataset(true_return=around), BASELINES).startswith("None found")
 
 
-def test_signs_of_a_sweep_name_their_point():
-    norm = np.stack([np.ones(30), np.geomspace(1, 100, 30)])[:, None]
-    assert one_sign(dataset(sweep={"sigma": [0.1, 1.0]}, gradient_norm=norm)).startswith("At sigma = 1: The gradient")
+def test_where_no_reference_is_known_a_seed_is_compared_with_its_start_and_by_the_score_if_there_is_one():
+    falls = only(0, np.linspace(2, 1, 30), healthy("true_return"))
+    assert one_sign(dataset(true_return=falls)).startswith("Ended below where it began (by the true return): 1 of 4")
+    assert one_sign(dataset(true_return=falls, true_score=healthy("true_return"))).startswith("None found")
+
+
+def test_importance_weights_that_leave_few_rollouts_are_told():
+    share = only(2, np.linspace(1, 0.02, 30), np.full(30, 0.9))
+    assert "1 of 4 seeds (2). What usually helps: a shorter --rollout-length" in one_sign(dataset(weight_ess=share))
+
+
+def test_signs_of_a_sweep_are_told_once_with_the_points_where_they_are_seen():
+    norm = np.stack([np.ones((4, 30)), *(only(i, np.geomspace(1, 100, 30), np.ones(30)) for i in (1, 3))])
+    sign = one_sign(dataset(sweep={"sigma": [0.1, 1.0, 2.0]}, gradient_norm=norm))
+    assert "steps: 1 of 4 seeds (1) at sigma = 1; 1 of 4 seeds (3) at sigma = 2. What usually helps" in sign
+
+
+def test_of_many_seeds_the_first_are_named_and_all_are_kept():
+    run = dataset(num_seeds=40, true_return=np.linspace(2, 1, 30))
+    summary = summarise(run)
+    assert "40 of 40 seeds (0, 1, 2, 3, 4, 5, 6, 7 and 32 more)" in sign_items(summary)[0]
+    assert summary["points"][0]["signs"][0]["seeds"] == list(range(40))
+    assert summary["points"][0]["seeds_with_signs"] == 40
+
+
+def test_the_table_and_the_headline_count_the_seeds_with_signs():
+    run = dataset(true_return=only(1, np.linspace(2, 1, 30), healthy("true_return")))
+    table, text = format_table(summarise(run)), headline(summarise(run), {})
+    row = next(line for line in table.splitlines() if line.startswith("true return"))
+    assert row.split()[-2:] == ["4/4", "1/4"] and "Sign of failure. Ended below where it began" in table
+    assert "Signs of failure: in 1 of 4 seeds." in text
+    assert "signs" not in format_table(summarise(dataset()))
 
 
 # The report -----------------------------------------------------------------------------------------------------------
@@ -242,6 +352,17 @@ def test_the_headline_tells_from_where_to_where_and_between_what():
     text = headline(summarise(dataset(true_return=values)), BASELINES)
     assert text.startswith("True return from 1 to 6 [6, 6] in 30 outer steps")
     assert "optimal policy 7.1, reference policy 0.9. 4 of 4 seeds alive" in text
+
+
+def test_the_headline_of_a_world_with_a_score_is_in_its_unit_and_range():
+    run = dataset(true_score=np.linspace(20, 173, 30))
+    assert headline(summarise(run), {}).startswith("True score from 20 to 173 [173, 173] in 30")
+    run.true_score.attrs.update(long_name="steps survived", units="steps", valid_min=0, valid_max=500)
+    assert headline(summarise(run), {}).startswith("Steps survived from 20 to 173 [173, 173] of 500 in 30 outer steps")
+    assert "steps for steps survived" in format_table(summarise(run))
+    figure = draw(run)["outcomes"]
+    assert (figure.axes[0].get_title(), figure.axes[0].get_ylabel()) == ("steps survived", "steps")
+    assert labels(figure)[-1] == "most possible: 500"
 
 
 def test_the_headline_of_a_sweep_says_that_it_is_the_best_point():
@@ -261,7 +382,7 @@ def test_a_report_is_one_page_complete_in_itself(tmp_path):
     path = write_report(tmp_path, run, summarise(run, {"run_seconds": 2.5}), ["bits may differ & so on"])
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
-    assert page.count("<svg ") == 4 == len(list((tmp_path / "figures").glob("*.png")))
+    assert page.count("<svg ") == 5 == len(list((tmp_path / "figures").glob("*.png")))
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert not re.findall(r'(?:src|href)="(?!#|data:)', page) and "url(http" not in page
     for text in (

@@ -67,7 +67,7 @@ class Setting(NamedTuple):
         key_labels, key_difference = jax.random.split(key)
         pairs = gradients.collect(key_labels, bind(self.problem.policy, self.proxy))
         points = (self.reward, self.optimal, self.proxy)
-        differences = [ours.return_difference(key_difference, *points) for ours in (gradients, *others)]
+        differences = [ours.return_difference(key_difference, *points)[0] for ours in (gradients, *others)]
         return [self.preference(gradients, pairs, self.proxy)["reward"], *differences]
 
     def exact_line_7(self) -> Params:
@@ -240,7 +240,7 @@ def test_a_gaussian_bandit_has_the_gradients_computed_by_hand(x64):
         return sampled_gradients.sampled_gradients(problem, monte_carlo_critic(problem, hyper), sizes, hyper)
 
     def estimates(key):
-        ours = {name: gradients(name).return_difference(key, jnp.float64(1.5), mean, proxy) for name in ESTIMATORS}
+        ours = {name: gradients(name).return_difference(key, jnp.float64(1.5), mean, proxy)[0] for name in ESTIMATORS}
         in_policy, _, _ = gradients("weighted").return_in_policy(key, (), mean, jnp.float64(1.5))
         return {"policy": in_policy, **ours}
 
@@ -317,7 +317,8 @@ def differences():
     def estimates(key):
         def difference(sigma, proxy):
             ours = {name: setting.sampled(SampleSizes(64, 30, 3, name), sigma=sigma) for name in ESTIMATORS}
-            return {name: g.return_difference(key, setting.reward, setting.optimal, proxy) for name, g in ours.items()}
+            points = setting.reward, setting.optimal, proxy
+            return {name: g.return_difference(key, *points)[0] for name, g in ours.items()}
 
         return jax.vmap(difference)(jnp.array([*SIGMAS, 1.0]), proxies)
 
@@ -335,6 +336,31 @@ def test_equal_policies_differ_in_nothing_unless_their_rollouts_are_independent(
     coupled, weighted, independent = (differences()[name][:, -1] for name in ("coupled", "weighted", "independent"))
     assert max(jnp.max(jnp.abs(coupled)), jnp.max(jnp.abs(weighted))) < 1e-12
     assert jnp.min(jnp.linalg.norm(independent, axis=-1)) > 0.01
+
+
+def test_the_effective_share_is_one_for_equal_weights_and_of_one_rollout_where_one_outweighs_all():
+    share, powers = sampled_gradients.effective_share, jnp.array([1.0, 0.5, 0.25])
+    np.testing.assert_allclose(share(jnp.full((8, 3), -2.0), powers), 1.0, rtol=1e-6)
+    one = jnp.zeros((8, 3)).at[5].set(60.0)  # exp(60)² is above all float32
+    np.testing.assert_allclose(share(one, powers), 1 / 8, rtol=1e-6)
+    weights = np.array([[1.0, 2.0], [3.0, 0.5], [1.0, 1.0]])
+    counts = weights @ [1.0, 0.9]
+    expected = counts.sum() ** 2 / (3 * (counts**2).sum())
+    np.testing.assert_allclose(share(jnp.log(weights), jnp.array([1.0, 0.9])), expected, rtol=1e-6)
+    late = jnp.zeros((8, 3)).at[0, 1:].set(9.0)  # a bandit's discount of 0 counts the first step alone
+    np.testing.assert_allclose(share(late, jnp.array([1.0, 0.0, 0.0])), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_only_weighted_rollouts_have_an_effective_share(estimator, x64):
+    setting = setting_of(1)
+    gradients = setting.sampled(SampleSizes(64, 30, 3, estimator))
+    _, same = gradients.return_difference(jax.random.key(0), setting.reward, setting.optimal, setting.optimal)
+    _, apart = gradients.return_difference(jax.random.key(0), setting.reward, setting.optimal, setting.proxy)
+    if estimator == "weighted":
+        assert same == pytest.approx(1.0) and 1 / 64 < apart < 1
+    else:
+        assert same is None and apart is None
 
 
 # Counts and refusals --------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_nothing_swept_is_one_point_without_values():
 def test_the_table_has_a_row_a_metric_and_leads_with_all_seeds():
     table = format_table(summarise(one_dead(), TIMING))
     row = next(line for line in table.splitlines() if line.startswith("true return"))
-    assert row.split() == ["true", "return", "2", "5", "[3,", "7]", "2/3", "6", "[5,", "7]"]
+    assert row.split() == ["true", "return", "2", "5", "[3,", "7]", "2/3", "1/3", "6", "[5,", "7]"]
     assert "seed 2 at step 1" in table and "21 labels" in table and "compile 4.25 s" in table
 
 

@@ -102,6 +102,7 @@ def bilevel_rlhf(problem: Problem, gradients: Gradients, config: BilevelConfig, 
             "proxy_gradient_norm": norms[-1, 1],
             "critic_loss": losses[-1],
             "labels": jnp.sum(labels, dtype=jnp.int32) + gradients.labels(pairs),
+            **({} if upper.weight_ess is None else {"weight_ess": upper.weight_ess}),
             **cost.as_info(),
         }
         return BilevelState(reward, lower), info

@@ -73,7 +73,7 @@ def estimates(mdp: MDP, reward: Array, sigma: Array, estimator: str, sizes: Size
         problem, SampleSizes(sizes.batch_size, sizes.rollout_length, LENGTH, estimator), hyper
     )
     keys = jax.random.split(jax.random.key(0), sizes.num_batches)
-    return jax.lax.map(lambda key: difference(key, reward, actor, proxy).ravel(), keys, batch_size=16)
+    return jax.lax.map(lambda key: difference(key, reward, actor, proxy)[0].ravel(), keys, batch_size=16)
 
 
 def study(sizes: Sizes = Sizes()) -> Result:  # noqa: B008

@@ -43,7 +43,7 @@ def derivatives(key: Array, many: dict[str, Gradients], points) -> dict[str, Arr
     pairs = ours.collect(key_line, bind(policy, proxy))
     direct = ours.preference_in_reward(pairs, bind(policy, proxy), reward)[1]
     for name, gradients in many.items():
-        found[f"line 7, {name}"] = direct + gradients.return_difference(key_difference, reward, optimal, proxy)
+        found[f"line 7, {name}"] = direct + gradients.return_difference(key_difference, reward, optimal, proxy)[0]
     return found
 
 

@@ -1,0 +1,175 @@
+"""Signs of failure, looked for in every seed of a run: which seeds show one, and what usually helps.
+
+A sign is a reason to look, not a proof. Each is looked for in one seed alone and asks for several times what noise does,
+so that a thousand healthy seeds show none. Arrays are [seed, step], with NaN where nothing was measured.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# From the first half of the steps to the last tenth, since losses start near zero, where the first tenth misleads. Of a
+# critic's loss, whose unit is squared, the square: 20 times is what a reward that grows evenly does to it.
+GROWTH = 10.0
+STILL = 1e-6  # below it, nothing moves
+DETERMINISTIC = 0.05  # nats of entropy, below which a policy over finitely many actions explores hardly any more
+FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
+FEW = 0.1  # share of the rollouts, below which importance weights leave too few
+NOISE = 5.0  # standard errors that a fall must exceed
+FALL = 0.01  # and this share of what can be gained
+
+
+class Goal(NamedTuple):
+    """What the seeds of a run are judged by.
+
+    Attributes:
+        name: of the metric, in `values`.
+        label: of the metric, for people.
+        reference: its value under the reference policy; None where it is unknown: each seed's first value then.
+        best: the most that is possible; None where it is unknown: the most that was measured then.
+    """
+
+    name: str
+    label: str
+    reference: float | None = None
+    best: float | None = None
+
+
+class Sign(NamedTuple):
+    """One way to fail.
+
+    Attributes:
+        what: in words, without numbers of a seed's own.
+        seeds: [seed] bool, who shows it.
+        helps: what usually does.
+    """
+
+    what: str
+    seeds: np.ndarray
+    helps: str
+
+
+def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goal | None) -> list[Sign]:
+    """The signs that at least one seed shows.
+
+    Args:
+        values: metric -> [seed, step].
+        diverged: [seed] bool.
+        goal: None where nothing tells how good a seed is under the true reward.
+    """
+    seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
+    found = [
+        Sign("Diverged", diverged, "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"),
+        *_never_finite(values, diverged),
+        *_collapse(seen, goal),
+        *_fall(seen, goal),
+        *_stillness(seen),
+        *_growth(seen),
+        *_few(seen),
+    ]
+    return [sign for sign in found if sign.seeds.any()]
+
+
+LOOKED_FOR = (
+    "a seed that diverged or measured nothing; a policy that collapsed onto nearly one action a state; an end below the "
+    "reference policy or the start; a reward or a policy that never moves; an exploding gradient or critic loss; "
+    "importance weights that leave few rollouts"
+)
+
+
+def _never_finite(values, diverged) -> Iterator[Sign]:
+    for name, x in values.items():
+        yield Sign(f"Never measured: {_words(name)}", ~np.isfinite(x).any(axis=1) & ~diverged, "smaller step sizes")
+
+
+def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
+    if "policy_entropy" not in values:
+        return
+    entropy = late(values["policy_entropy"])
+    # A density, unlike a distribution over actions, may have negative entropy and still explore.
+    seeds = (entropy > -STILL) & (entropy < DETERMINISTIC)
+    if "kl_to_reference" in values:
+        seeds &= late(values["kl_to_reference"]) > FAR
+    if goal is not None and goal.name in values:  # where rewards differ much, the best policy is nearly deterministic
+        x = values[goal.name]
+        reference, best = bars(x, goal)
+        seeds &= late(x) < (reference + best) / 2
+    what = f"Collapsed onto nearly one action a state (entropy below {DETERMINISTIC} nats), far from what is possible"
+    yield Sign(what, seeds, "a larger --kl-weight, a smaller --policy-step-size")
+
+
+def _fall(values, goal: Goal | None) -> Iterator[Sign]:
+    if goal is None or goal.name not in values:
+        return
+    x = values[goal.name]
+    reference, best = bars(x, goal)
+    window = last_tenth(x)
+    # Successive differences tell noise from a trend; the start, where it is the bar, has noise of its own.
+    square = _quietly(np.nanmean, np.diff(x, axis=1) ** 2) / 2 if x.shape[1] > 1 else np.zeros(len(x))
+    error = np.sqrt(square * (1 / window + (goal.reference is None)))
+    seeds = late(x) < reference - np.maximum(NOISE * error, FALL * np.maximum(best - reference, 0))
+    than = "where it began" if goal.reference is None else f"the reference policy, {goal.reference:.4g}"
+    yield Sign(f"Ended below {than} (by the {goal.label})", seeds, "a larger --kl-weight, more labels (--batch-size)")
+
+
+def _stillness(values) -> Iterator[Sign]:
+    helps = {
+        "gradient_norm": "a longer --segment-length, so that segments differ",
+        "reward_change": "a larger --reward-step-size",
+        "kl_to_reference": "a larger --policy-step-size, a smaller --kl-weight",
+    }
+    for name in [name for name in helps if name in values]:
+        seeds = np.nanmax(np.abs(values[name]), axis=1, initial=0) < STILL
+        seeds &= np.isfinite(values[name]).any(axis=1)
+        yield Sign(f"Never moved: the {_words(name)} stayed below {STILL:g}", seeds, helps[name])
+
+
+def _growth(values) -> Iterator[Sign]:
+    sigma = ", a larger --sigma" if "implicit_gradient_norm" in values else ""
+    helps = {
+        "gradient_norm": f"smaller step sizes (--reward-step-size, --policy-step-size){sigma}",
+        "critic_loss": "a smaller --critic-step-size, a smaller --reward-bound",
+    }
+    for name, most in zip(helps, (GROWTH, GROWTH**2), strict=True):
+        if name not in values:
+            continue
+        before = _quietly(np.nanmedian, values[name][:, : max(1, values[name].shape[1] // 2)])
+        # The lower quartile of three steps at least: one large value is noise.
+        after = _quietly(np.nanquantile, values[name][:, -max(3, last_tenth(values[name])) :], q=0.25)
+        seeds = after > most * np.maximum(before, STILL)
+        what = f"The {_words(name)} grew more than {most:g} times from the first half to the last tenth of the steps"
+        yield Sign(what, seeds, helps[name])
+
+
+def _few(values) -> Iterator[Sign]:
+    if "weight_ess" in values:
+        what = f"Importance weights of line 7 left less than {FEW:.0%} of the rollouts that count"
+        yield Sign(what, late(values["weight_ess"]) < FEW, "a shorter --rollout-length, --estimator coupled")
+
+
+def bars(x: np.ndarray, goal: Goal) -> tuple[np.ndarray, float]:
+    """The reference's value for each seed [seed], and the most that can be reached, of a metric [seed, step]."""
+    reference = x[:, 0] if goal.reference is None else np.full(len(x), goal.reference)
+    return reference, float(np.nanmax(x)) if goal.best is None else goal.best
+
+
+def last_tenth(x: np.ndarray) -> int:
+    """How many steps the last tenth of [seed, step] has, at least one."""
+    return max(1, x.shape[1] // 10)
+
+
+def late(x: np.ndarray) -> np.ndarray:
+    """The median over the last tenth of the steps, [seed, step] -> [seed]; NaN where nothing was measured there."""
+    return _quietly(np.nanmedian, x[:, -last_tenth(x) :])
+
+
+def _quietly(statistic, x: np.ndarray, **options) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a seed without a finite value
+        return statistic(x, axis=1, **options)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("kl to", "KL to the")
