@@ -135,10 +135,10 @@ def power_law(
 
         p = 0.266; a floor met at the fifth level, p = 0.66; p from 0.6 to 0.2 at the fifth or sixth, from 0.66 to 0 at
         the sixth, from 0.8 to 0.2 evenly, 0.9 twice and then 0.2; 0.2, 0.2, 0.6, 0.6, 0.6, 0.2     at most 0.3 %
-        a floor met at the last level, p = 0.5 and 0.6 (0.25 and 0.30 there)            [0, 0.3] 0 to 3.3 %
-        the same, p = 0.8 (0.40 there: a law inside the margin, as far as it goes)      [0] 9 to 19 %
-        p = 0.4; 0.66; 1                                                      [81, 98, 98] 7 to 11, 47 to 92, 94 to 96 %
-        p = 0.1, 0.3, 0.5, and then 0.66                                                [86] 57 to 87 %
+        a floor met at the last level, p = 0.5, 0.6 and 0.66 (0.25, 0.30 and 0.33 there)            [0] 0 to 4 %
+        the same, p = 0.8 (0.40 there: a law inside the margin, as far as it goes)                  [0] 10 to 18 %
+        p = 0.4; 0.5; 0.66; 0.8; 1             [81, 98, 98, 98, 98] 7 to 11, 18 to 46, 47 to 92, 78 to 96, 94 to 96 %
+        p = 0.1, 0.3, 0.5, and then 0.66                                                            [86] 57 to 87 %
 
     Args:
         budgets: [levels] n > 0, increasing: at least 4, to see a burn-in 5 and better 8, over several decades; 1/σ for
