@@ -134,7 +134,7 @@ def verdict_of_rate(folder, monkeypatch, exponents, num_seeds=64, noise=0.5, flo
 @pytest.mark.parametrize(
     ("exponents", "expected"),
     [
-        ({"independent": 0.45, "weighted": 0.8}, "holds"),
+        ({"independent": 0.6, "weighted": 0.8}, "holds"),
         ({"independent": 0.15, "weighted": 0.8}, "fails"),
         ({"independent": 0.45, "weighted": 0.15}, "fails"),
     ],
@@ -147,6 +147,12 @@ def test_a_gap_that_stalls_at_a_floor_fails(tmp_path, monkeypatch):
     fast = dict.fromkeys(ESTIMATORS, 0.66)
     floor = (SAMPLES[2] / SAMPLES[0]) ** -0.66  # what the power law is at the third level of seven
     assert verdict_of_rate(tmp_path, monkeypatch, fast, floor=floor) == "fails"
+
+
+def test_a_gap_that_meets_its_floor_at_the_last_level_does_not_hold(tmp_path, monkeypatch):
+    fast = dict.fromkeys(ESTIMATORS, 0.6)
+    floor = (SAMPLES[-1] / SAMPLES[0]) ** -0.6
+    assert verdict_of_rate(tmp_path, monkeypatch, fast, noise=1.0, floor=floor) == "not decided"
 
 
 def test_a_run_without_a_gap_is_counted_and_decides_nothing(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.critics import TDSizes, td_critic
 from bilevel.exact_gradients import exact_gradients
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import Fit, power_law
+from bilevel.rates import Fit, power_law, unfitted
 from bilevel.run import run, start
 from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
@@ -336,8 +336,7 @@ def law(budgets: np.ndarray, gap: np.ndarray) -> Fit:
         return power_law(budgets, gap, floor=False)
     level, seeds = np.argmin(np.isfinite(gap).all(axis=1)), (~np.isfinite(gap)).sum(axis=1)
     why = f"{seeds[level]} of {gap.shape[1]} runs at level {level + 1} of {len(gap)} ended with a gap that is no number"
-    nan, none = np.nan, np.array([])
-    return Fit(nan, (nan, nan), 0.95, why, nan, nan, 0, none, none, nan, nan)
+    return unfitted(why)
 
 
 def fits(result: Rate) -> dict[str, Fit]:

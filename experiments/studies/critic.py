@@ -10,10 +10,10 @@ has n/C ∝ √n steps. With C fixed the bias stays: that curve is drawn beside.
 ‖∇_θ Q‖² and λ ≤ R² on the largest eigenvalue of E ∇Q ∇Qᵀ. Narrow networks end above the floor of their class: from random
 starts gradient descent finds local minima, with exact targets and full gradients too.
 
-Exact target updates contract by γ in the sup norm, and by √γ in L²(dπ) where d is the discounted occupancy. A pass of n
-transitions is no exact update at a pair that it seldom visits: its averaged iterate keeps a share (1 − e^(−x))/x of the
-error, x = β′ n d(s) π(a|s)/C, so that the factor is up to γ + (1 − γ) times that share. So the sup norm is taken over the
-pairs where a pass keeps at most `KEPT` of the error, and beside it over all of them.
+Exact target updates contract by γ in the sup norm over all pairs, and by √γ in L²(dπ) where d is the discounted occupancy. A
+pass of SGD is no exact update: its averaged iterate keeps a share (1 − e^(−x))/x of the error, x = β′ n d(s) π(a|s)/C, so
+that pairs which are rarely visited hardly move. They weigh little in L²(dπ), and all in the sup norm, whose factor is up to
+γ + (1 − γ) times the largest share (`critic_sup`).
 """
 
 import math
@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.critics import TDSizes, td_critic
 from bilevel.lookup import bind, pair_table
-from bilevel.rates import interval, undecided
+from bilevel.rates import Fit, interval, power_law, undecided, unfitted
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
@@ -43,9 +43,7 @@ from experiments.summary import estimate
 DISCOUNT, KL_WEIGHT = 0.8, 0.3
 POLICIES = ("random", "optimised")
 TABLE, FIXED = "table", "table, C fixed"
-KEPT = 0.08  # (1 − γ) times it is 2 % of γ
 MIN_UPDATES = 4  # that show a factor
-MIN_OCCUPANCY = 0.5  # of the pairs in the sup norm
 
 
 class Sizes(NamedTuple):
@@ -109,15 +107,12 @@ class Result(NamedTuple):
         setting: what was to be learned.
         learners: by name, of networks their hidden sizes.
         errors: [n, policy, seed, L] of each learner.
-        largest: [2, policy, seed, L] error of the table at its largest n in the sup norm, in units of reward: over the pairs
-            where a pass keeps at most `KEPT` of it (0 if there are none), and over all pairs.
         floors: [policy, restart] of each network: the direct fit to the exact Q.
     """
 
     setting: Setting
     learners: dict[str, Learner]
     errors: dict[str, np.ndarray]
-    largest: np.ndarray
     floors: dict[str, np.ndarray]
 
 
@@ -187,40 +182,32 @@ def learners(known: Setting, sizes: Sizes) -> dict[str, Learner]:
     return found
 
 
-def remaining(known: Setting, learner: Learner, run: int) -> Array:
-    """Share of its error at each pair that the averaged iterate of a pass keeps, about, [policy, S, A]."""
-    steps = learner.step_size * known.weights * learner.transitions[run] / learner.chains[run]
-    return -jnp.expm1(-steps) / steps
-
-
 def learn(known: Setting, learner: Learner, run: int, sizes: Sizes) -> np.ndarray:
-    """Errors at the learner's n of that number after each target update, [3, policy, seed, L].
-
-    RMS, and the two of `Result.largest`.
-    """
+    """Q_l − Q at every pair after each target update, at the learner's n of that number, [policy, seed, L, S, A]."""
     world, model = known.world, learner.model
     tables = models.table(*known.values.shape[1:]), models.table_policy(*known.values.shape[1:])
     problem = Problem(world.env, None, *tables, models.uniform_reference(world.env))
     hyper = Hyper(kl_weight=KL_WEIGHT, discount=DISCOUNT, critic_step_size=learner.step_size)
     critic = td_critic(problem, model, TDSizes(1, learner.transitions[run], learner.chains[run]), hyper)
 
-    shown = remaining(known, learner, run) <= KEPT
-
     def single(key):
         key_init, key_fits = jax.random.split(key)
 
-        def errors(logits, values, weights, shown):
+        def errors(logits, values):
             def body(state, key):
                 state, _ = critic.fit(key, state, logits, world.mdp.reward)
-                size = jnp.abs(pair_table(world.env, bind(model, state.params)) - values)
-                largest = jnp.max(shown * size), jnp.max(size)
-                return state, jnp.stack([error(known, model, state.params, values, weights), *largest])
+                return state, pair_table(world.env, bind(model, state.params)) - values
 
             return jax.lax.scan(body, critic.init(key_init), jax.random.split(key_fits, sizes.num_targets))[1]
 
-        return jax.vmap(errors)(known.logits, known.values, known.weights, shown)
+        return jax.vmap(errors)(known.logits, known.values)
 
-    return np.transpose(for_each_seed(single, sizes.num_seeds, jax.random.key(1)), (3, 1, 0, 2))
+    return np.swapaxes(for_each_seed(single, sizes.num_seeds, jax.random.key(1)), 0, 1)
+
+
+def occupancy_rms(known: Setting, errors: np.ndarray) -> np.ndarray:
+    """√ Σ d(s) π(a|s) (Q_θ − Q)² of errors [policy, seed, L, S, A], [policy, seed, L]."""
+    return np.sqrt(np.einsum("psa,pklsa->pkl", np.asarray(known.weights, float), np.square(errors, dtype=float)))
 
 
 def error(known: Setting, model: Model, params, values: Array, weights: Array) -> Array:
@@ -250,19 +237,18 @@ def direct_fit(known: Setting, model: Model, sizes: Sizes) -> np.ndarray:
 
 
 class Measured(NamedTuple):
-    """Of one learner: errors [n, policy, seed, L], largest as in `Result` at its last n, floors [policy, restart or 0]."""
+    """Of one learner: errors [n, policy, seed, L] and floors [policy, restart or 0]."""
 
     errors: np.ndarray
-    largest: np.ndarray
     floors: np.ndarray
 
 
 def measure(known: Setting, name: str, learner: Learner, sizes: Sizes) -> Measured:
     """Every n of one learner, and its direct fit; a table needs none."""
-    norms = [learn(known, learner, run, sizes) for run in range(len(learner.transitions))]
+    errors = [occupancy_rms(known, learn(known, learner, run, sizes)) for run in range(len(learner.transitions))]
     exact_fit = np.zeros((len(POLICIES), 0))
     floors = exact_fit if name in (TABLE, FIXED) else direct_fit(known, learner.model, sizes)
-    return Measured(np.stack([rms for rms, *_ in norms]), norms[-1][1:], floors)
+    return Measured(np.stack(errors), floors)
 
 
 def study(
@@ -284,7 +270,7 @@ def study(
         say(f"{name}: run at n = {', '.join(map(str, learner.transitions))}")
     errors = {name: part.errors for name, part in parts.items()}
     floors = {name: part.floors for name, part in parts.items() if part.floors.size}
-    return Result(known, found, errors, parts[TABLE].largest, floors)
+    return Result(known, found, errors, floors)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -296,45 +282,57 @@ def over_seeds(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(mean.center), np.sqrt([mean.low, mean.high])
 
 
-def slope(x, errors: np.ndarray, floor: float = 0.0, num_resamples: int = 2000) -> list[float]:
-    """Least-squares slope of log √(RMS² − floor²) in x and its 95 % interval, refitted for each resample of the seeds."""
+def law(n: tuple[int, ...], errors: np.ndarray, floor: float = 0.0) -> Fit:
+    """The power law in n of √(RMS² − floor²) over seeds, of errors [n, seed].
+
+    No level is dropped as burn-in, and no other floor fitted: what exceeds the floor is noise, whose order is claimed at
+    every n. Where errors reach the floor it decides nothing.
+    """
+
+    def above(values, axis):
+        return np.sqrt(np.maximum(np.mean(values**2, axis=axis) - floor**2, 0.0))
+
+    try:
+        return power_law(n, errors, above, burn_in=False, floor=False)
+    except ValueError as error:
+        return unfitted(str(error))
+
+
+def per_update(errors: np.ndarray) -> np.ndarray:
+    """What errors [L, …] are multiplied by at each target update, […], by least squares on logs."""
+    return np.exp(np.polyfit(np.arange(len(errors)), np.log(errors), 1)[0])
+
+
+def factor(errors: np.ndarray, num_resamples: int = 2000) -> list[float]:
+    """`per_update` of the RMS over seeds of errors [L, seed], and its 95 % interval."""
 
     def fit(picks):
-        squares = np.mean(errors[:, picks] ** 2, axis=-1)  # [x, resamples]
-        return np.polyfit(x, 0.5 * np.log(np.maximum(squares - floor**2, np.finfo(float).tiny)), 1)[0]
+        return per_update(np.sqrt(np.mean(errors[:, picks] ** 2, axis=-1)))
 
     seeds = np.arange(errors.shape[1])
     picks = np.random.default_rng(0).choice(seeds, size=(num_resamples, len(seeds)))
     return [float(fit(seeds[None])[0]), *interval(fit(picks), len(seeds))]
 
 
-def contraction(result: Result, policy: int) -> dict:
-    """The error's factor for each target update at the table's largest n, while without noise it is 10 × the noise.
+def visible(known: Setting, policy: int, n: int) -> tuple[int, str]:
+    """Target updates at which the error without noise is 10 × the noise, and why their factor decides nothing, if so."""
+    last = int(np.sum(known.bias[policy] > 10 * known.limit[policy] / np.sqrt(n)))
+    few = f"noise hides all but {last} target updates; {MIN_UPDATES} are needed"
+    return max(2, last), few if last < MIN_UPDATES else ""
 
-    In the RMS, and in the sup norms of `Result.largest`; why they decide nothing, if they do; how many of the pairs the
-    first of the sup norms is over, and their occupancy.
-    """
+
+def contraction(result: Result, policy: int) -> dict:
+    """The RMS error's factor a target update at the table's largest n, and the exact targets', while noise is small."""
     known, errors = result.setting, result.errors[TABLE][-1, policy].T  # [L, seed]
-    noise = known.limit[policy] / np.sqrt(result.learners[TABLE].transitions[-1])
-    last = int(np.sum(known.bias[policy] > 10 * noise))
-    shown = np.asarray(remaining(known, result.learners[TABLE], -1)[policy] <= KEPT)
-    occupancy = float(np.sum(known.weights[policy], where=shown))
-    why = undecided(errors.shape[1])
-    if last < MIN_UPDATES:
-        why = f"noise hides all but {last} target updates; {MIN_UPDATES} are needed"
-    seldom = f"a pass renews pairs of occupancy {occupancy:.2g} alone; {MIN_OCCUPANCY:g} is needed"
-    last = max(2, last)
-    updates = np.arange(1, last + 1)
-    exact_factor = np.exp(np.polyfit(updates, np.log(known.bias[policy, :last]), 1)[0])
-    found = {"policy": POLICIES[policy], "last": last, "undecided": why, "without_noise": float(exact_factor)}
-    found |= {"sup_pairs": int(shown.sum()), "sup_occupancy": occupancy}
-    found |= {"sup_undecided": why or (seldom if occupancy < MIN_OCCUPANCY else "")}
-    norms = {
-        "factor": errors,
-        "sup_factor": result.largest[0, policy].T,
-        "sup_factor_of_all": result.largest[1, policy].T,
-    }
-    return found | {name: np.exp(slope(updates, x[:last])).tolist() for name, x in norms.items()}
+    last, why = visible(known, policy, result.learners[TABLE].transitions[-1])
+    found = {"policy": POLICIES[policy], "last": last, "undecided": why or undecided(errors.shape[1])}
+    found |= {"without_noise": float(per_update(known.bias[policy, :last]))}
+    return found | {"factor": factor(errors[:last])}
+
+
+def described(fit: Fit) -> dict:
+    """An exponent, as JSON values."""
+    return {"center": fit.exponent, "interval": fit.interval, "last levels": fit.tail, "undecided": fit.undecided}
 
 
 def summarise(result: Result) -> dict:
@@ -343,14 +341,13 @@ def summarise(result: Result) -> dict:
     for name, p in ((name, p) for name in result.learners for p in range(len(POLICIES))):
         learner, errors = result.learners[name], result.errors[name][:, p, :, -1]
         rms, interval = over_seeds(errors)
-        log_n = np.log(learner.transitions)
         row = {"policy": POLICIES[p], "learner": name, "n": learner.transitions, "chains": learner.chains}
         row |= {"step_size": learner.step_size, "error": rms.tolist(), "interval": interval.T.tolist()}
-        row |= {"slope": slope(log_n, errors)}
+        row |= {"exponent": described(law(learner.transitions, errors))}
         if name in result.floors:
             floors = result.floors[name][p]
             row |= {"floor": float(floors.min()), "median_floor": float(np.median(floors))}
-            row |= {"slope_above_floor": slope(log_n, errors, floors.min())}
+            row |= {"exponent_above_floor": described(law(learner.transitions, errors, floors.min()))}
         else:
             row |= {"over_limit": (rms * np.sqrt(learner.transitions) / result.setting.limit[p]).tolist()}
         rows.append(row)
@@ -380,16 +377,21 @@ def draw(result: Result) -> Figure:
     return figure
 
 
+def said(fit: Fit) -> str:
+    """The exponent with its interval."""
+    return f"n^−{fit.exponent:.2f} [{fit.interval[0]:.2f}, {fit.interval[1]:.2f}]"
+
+
 def draw_transitions(panel, result: Result, p: int, names: tuple[str, ...]) -> None:
     """Errors against n with their intervals, and the floors of networks where they are in sight."""
     lowest = min(result.errors[name][:, p, :, -1].min() for name in names) / 2
     for name, color in zip(names, ("#0072B2", "#D55E00", "#E69F00", "#56B4E9", "#009E73", "#CC79A7"), strict=False):
         n, errors = result.learners[name].transitions, result.errors[name][:, p, :, -1]
         rms, (low, high) = over_seeds(errors)
-        about = "slope {:.2f} [{:.2f}, {:.2f}]".format(*slope(np.log(n), errors))
+        about = said(law(n, errors))
         if name in result.floors:
             floor = result.floors[name][p].min()
-            about = f"floor {floor:.2g}"
+            about = f"floor {floor:.2g}, above it {said(law(n, errors, floor))}"
             if floor > lowest:
                 panel.axhline(floor, color=color, linestyle="--", linewidth=1)
         bars, style = np.maximum([rms - low, high - rms], 0), dict(marker="o", markersize=3.5, linewidth=1.2)
@@ -408,10 +410,8 @@ def draw_targets(panel, result: Result, p: int) -> None:
         panel.fill_between(updates, low, high, color=color, alpha=0.25, linewidth=0)
     panel.plot(updates, result.setting.bias[p], "k--", label=f"exact targets: × {rate['without_noise']:.3f} an update")
     panel.set(xlabel="L, target updates", ylim=(errors[-1].min() / 2, None))
-    factor = "× {:.3f} [{:.3f}, {:.3f}] an update".format(*rate["factor"])
-    sup = "sup norm × {:.3f} [{:.3f}, {:.3f}]".format(*rate["sup_factor"])
-    title = f"{POLICIES[p]} policy, largest n: {factor} up to L = {rate['last']};\n{sup}; γ = {DISCOUNT}"
-    panel.set_title(title, fontsize=9)
+    shown = "× {:.3f} [{:.3f}, {:.3f}] an update".format(*rate["factor"])
+    panel.set_title(f"{POLICIES[p]} policy, largest n: {shown} up to L = {rate['last']}; γ = {DISCOUNT}", fontsize=9)
 
 
 def main(out: Path, say=print) -> None:
@@ -421,13 +421,13 @@ def main(out: Path, say=print) -> None:
     write_json(out, "critic.json", summary)
     write_figure(out, "critic.png", draw(result), dpi=120)
     for row in summary["rates"]:
-        factor = "{:.3f} [{:.3f}, {:.3f}]".format(*row["factor"])
-        say(f"{row['policy']:10s} table: × {factor} a target update, without noise × {row['without_noise']:.3f}")
-        pair = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[name]) for name in ("sup_factor", "sup_factor_of_all"))
-        say("{:10s} in the sup norm × {}, over seldom visited pairs too × {}".format("", *pair))
+        shown = "{:.3f} [{:.3f}, {:.3f}]".format(*row["factor"])
+        say(f"{row['policy']:10s} table: × {shown} a target update, without noise × {row['without_noise']:.3f}")
     for row in summary["learners"]:
         error = "{:.4f} [{:.4f}, {:.4f}]".format(row["error"][-1], *row["interval"][-1])
         line = f"{row['policy']:10s} {row['learner']:15s} error at the last n {error}"
-        line += "; slope in n {:.3f} [{:.3f}, {:.3f}]".format(*row["slope"])
+        line += "; exponent in n {:.3f} [{:.3f}, {:.3f}]".format(
+            row["exponent"]["center"], *row["exponent"]["interval"]
+        )
         say(line + (f"; floor {row['floor']:.4f} ({row['median_floor']:.4f})" if "floor" in row else ""))
     say(f"figure: {out / 'critic.png'}")

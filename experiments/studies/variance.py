@@ -1,6 +1,9 @@
 """Line 7's estimators: total variance of (∇_φ J(λ′) − ∇_φ J(λ))/σ against σ, at the exact λ*(φ) and λ*_σ(φ).
 
-Expected slopes of log variance against log σ: −2 with independent rollouts, −1 with coupled ones, 0 with weighted ones.
+Expected slopes of log variance against log σ, as σ → 0: −2 with independent rollouts, −1 with coupled ones, 0 with weighted
+ones. Estimates at different σ have keys of their own: with the same ones their noise would cancel in the slope, and any
+power of higher order in σ would be seen as none. Coupled rollouts part seldom, and the more so the smaller σ is, so that
+their variance is that of rare events: it is measured from many more of them.
 """
 
 from pathlib import Path
@@ -13,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bilevel import exact, models
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import interval
+from bilevel.rates import Fit, interval, power_law
 from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, return_difference
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
@@ -21,15 +24,16 @@ from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
-SIGMAS = (0.3, 0.1, 0.03, 0.01, 0.003)
+SIGMAS = tuple(0.3 / 2**k for k in range(7))  # to 0.0047
 EXPECTED = {"independent": -2.0, "coupled": -1.0, "weighted": 0.0}
+SHARE = {"independent": 1, "coupled": 16, "weighted": 1}  # of the number of estimates
 
 
 class Sizes(NamedTuple):
     """How much the study computes.
 
     Attributes:
-        num_batches: independent estimates; the variance is over them.
+        num_batches: independent estimates, of coupled rollouts 16 times as many; the variance is over them.
         batch_size: trajectories an estimate; variances are reported for one trajectory.
         rollout_length: T, steps of a rollout.
     """
@@ -45,16 +49,16 @@ class Result(NamedTuple):
     Attributes:
         variance: [σ] total variance of one trajectory's estimate.
         interval: [2, σ] its 95 % bootstrap interval.
-        slope: of log variance against log σ, and its 95 % bootstrap interval, refitted for each resample.
+        law: of the variance in 1/σ: its exponent is the slope of log variance against log σ, its range one of σ.
     """
 
     variance: dict[str, np.ndarray]
     interval: dict[str, np.ndarray]
-    slope: dict[str, tuple[float, float, float]]
+    law: dict[str, Fit]
 
 
-def estimates(mdp: MDP, reward: Array, sigma: Array, estimator: str, sizes: Sizes) -> Array:
-    """Independent estimates of the difference at exact λ*(φ), λ*_σ(φ), [num_batches, S·A]."""
+def estimates(mdp: MDP, reward: Array, sigma: Array, key: Array, estimator: str, sizes: Sizes) -> Array:
+    """Independent estimates of the difference at exact λ*(φ), λ*_σ(φ), [`SHARE` · num_batches, S·A]."""
     world = tabular(mdp)
     hyper = Hyper(sigma, KL_WEIGHT, DISCOUNT)
     uniform = models.uniform_reference(world.env)
@@ -72,34 +76,41 @@ def estimates(mdp: MDP, reward: Array, sigma: Array, estimator: str, sizes: Size
     difference = return_difference(
         problem, SampleSizes(sizes.batch_size, sizes.rollout_length, LENGTH, estimator), hyper
     )
-    keys = jax.random.split(jax.random.key(0), sizes.num_batches)
+    keys = jax.random.split(key, SHARE[estimator] * sizes.num_batches)
     return jax.lax.map(lambda key: difference(key, reward, actor, proxy)[0].ravel(), keys, batch_size=16)
 
 
 def study(sizes: Sizes = Sizes()) -> Result:  # noqa: B008
     """Runs the study on a random MDP of three states and two actions, in float64."""
-    variance, interval, slope = {}, {}, {}
+    variance, interval, law = {}, {}, {}
     with jax.enable_x64(True):
         mdp = garnet(jax.random.key(1), 3, 2)
         reward = jax.random.normal(jax.random.key(2), mdp.reward.shape)
         for name in ESTIMATORS:
-            run = jax.jit(lambda sigma, name=name: estimates(mdp, reward, sigma, name, sizes))
-            samples = np.stack([run(jnp.asarray(sigma)) for sigma in SIGMAS])
-            variance[name], interval[name], slope[name] = analyse(samples * np.sqrt(sizes.batch_size))
-    return Result(variance, interval, slope)
+            run = jax.jit(lambda sigma, key, name=name: estimates(mdp, reward, sigma, key, name, sizes))
+            keys = jax.random.split(jax.random.key(0), len(SIGMAS))
+            samples = np.stack([run(jnp.asarray(sigma), key) for sigma, key in zip(SIGMAS, keys, strict=True)])
+            variance[name], interval[name], law[name] = analyse(samples * np.sqrt(sizes.batch_size))
+    return Result(variance, interval, law)
 
 
 def analyse(samples: np.ndarray, num_resamples: int = 500):
-    """Variance [σ], its interval [2, σ], and the slope with its interval, from samples [σ, N, dimension]."""
-    rng = np.random.default_rng(0)
+    """Variance [σ], its interval [2, σ], and its power law, from samples [σ, N, dimension]."""
     squares = np.sum((samples - samples.mean(axis=1, keepdims=True)) ** 2, axis=-1)  # [σ, N]
-    picks = rng.integers(squares.shape[1], size=(num_resamples, squares.shape[1]))
-    resampled = squares[:, picks].mean(axis=-1)  # [σ, resamples]
-    slopes = np.polyfit(np.log(SIGMAS), np.log(resampled), 1)[0]
     num = squares.shape[1]
     variance = squares.sum(axis=1) / (num - 1)
-    slope = float(np.polyfit(np.log(SIGMAS), np.log(variance), 1)[0])
-    return variance, np.transpose([interval(x, num) for x in resampled]), (slope, *interval(slopes, num))
+    rng = np.random.default_rng(0)
+    picks = [rng.integers(num, size=num) for _ in range(num_resamples)]
+    resampled = np.stack([squares[:, pick].mean(axis=1) for pick in picks], axis=1)  # [σ, resamples]
+    ends = np.transpose([interval(x, num) for x in resampled])
+    positive = np.maximum(squares, np.finfo(float).tiny)  # an estimate may be the mean
+    law = power_law(1 / np.array(SIGMAS), positive, floor=False, num_resamples=num_resamples)
+    return variance, ends, law._replace(range=tuple(1 / x for x in law.range))
+
+
+def said(law: Fit) -> str:
+    """The slope with its interval."""
+    return f"slope {law.exponent:.2f} [{law.interval[0]:.2f}, {law.interval[1]:.2f}]"
 
 
 def draw(result: Result) -> Figure:
@@ -107,8 +118,7 @@ def draw(result: Result) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for name, color in zip(ESTIMATORS, ("#D55E00", "#0072B2", "#009E73"), strict=True):
-        slope, low, high = result.slope[name]
-        label = f"{name}: slope {slope:.2f} [{low:.2f}, {high:.2f}]"
+        label = f"{name}: {said(result.law[name])}"
         below = result.variance[name] - result.interval[name][0]
         above = result.interval[name][1] - result.variance[name]
         bars = np.maximum([below, above], 0)
@@ -127,11 +137,15 @@ def main(out: Path, say=print) -> None:
     """Runs the study and writes `variance.png` and `variance.json`."""
     result = study()
     numbers = {
-        name: {"variance": dict(zip(map(str, SIGMAS), result.variance[name].tolist(), strict=True)), "slope": slope}
-        for name, slope in result.slope.items()
+        name: {
+            "variance": dict(zip(map(str, SIGMAS), result.variance[name].tolist(), strict=True)),
+            "slope": [law.exponent, *law.interval],
+            "last levels": law.tail,
+        }
+        for name, law in result.law.items()
     }
     write_json(out, "variance.json", numbers)
     write_figure(out, "variance.png", draw(result), dpi=120)
-    for name, (slope, low, high) in result.slope.items():
-        say(f"{name:12s} slope {slope:6.3f}  95 % interval [{low:.3f}, {high:.3f}]  expected {EXPECTED[name]:g}")
+    for name, law in result.law.items():
+        say(f"{name:12s} {said(law)}, expected {EXPECTED[name]:g}")
     say(f"figure: {out / 'variance.png'}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from bilevel.rates import Verdict, verdict
+from bilevel.rates import Fit, Slope, Verdict, verdict
 
 INF = float("inf")
 
@@ -18,12 +18,23 @@ class Interval(NamedTuple):
     Attributes:
         center, low, high: in the quantity's units.
         undecided: why nothing may be concluded from it, in words; "" if it may.
+        over: the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none.
+        tail: of an exponent, the interval of the slope of its last levels, which must clear the margin too.
     """
 
     center: float
     low: float
     high: float
     undecided: str = ""
+    over: str = ""
+    tail: tuple[float, float] | None = None
+
+
+def exponent(found: Fit | Slope, unit: str) -> Interval:
+    """The exponent of a power law as a number of a claim, over its range in that unit."""
+    first, last = found.range
+    over = f"from {first:.2g} to {last:.2g} {unit}" if math.isfinite(first) else ""
+    return Interval(found.exponent, *found.interval, found.undecided, over, found.tail)
 
 
 class Margin(NamedTuple):
@@ -86,12 +97,17 @@ class Claim(NamedTuple):
 
 
 def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, Verdict]:
-    """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside."""
+    """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
+
+    An exponent's tail must clear the margin too, for it to hold (`bilevel.rates.verdict`).
+    """
     found = {}
     for name, margin in claim.margins.items():
         ours = numbers[name]
         sound = math.isfinite(ours.center) and ours.low <= ours.high  # false for NaN
-        found[name] = verdict((ours.low, ours.high), *margin) if sound and not ours.undecided else "not decided"
+        found[name] = "not decided"
+        if sound and not ours.undecided:
+            found[name] = verdict((ours.low, ours.high), *margin, ours.tail)
     return found
 
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from experiments.studies import actor_critic
 from experiments.summary import estimate
-from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
-from experiments.verify.p1_rate import LEFT_OUT, MARGIN, exponent
+from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent
+from experiments.verify.p1_rate import LEFT_OUT, MARGIN
 
 NUMBER = "exponent of J* − J in samples"
 
@@ -15,7 +15,8 @@ def measure(budget: Budget) -> Measurement:
     sizes = actor_critic.QUICK if budget.quick else actor_critic.Sizes()
     result = actor_critic.study(sizes, budget.folder, budget.say)
     cost = {"transitions": sizes.num_seeds * float(np.sum(result.samples))}
-    numbers = {NUMBER: exponent(actor_critic.fit(result)), "J* − J at the start": Interval(*[actor_critic.start()] * 3)}
+    numbers = {NUMBER: exponent(actor_critic.fit(result), "samples")}
+    numbers["J* − J at the start"] = Interval(*[actor_critic.start()] * 3)
     for name, gap in (("first ε", result.gap[0]), ("last ε", result.gap[-1])):
         why = "" if np.isfinite(gap).all() else LEFT_OUT
         numbers[f"J* − J at the {name}"] = Interval(*map(float, estimate(gap, trim=0.0)[:3]), why)

@@ -14,7 +14,7 @@ from bilevel.preferences import annotator, log_likelihood
 from bilevel.rates import Slope, slope
 from bilevel.types import Array
 from envs.tabular import garnet, tabular
-from experiments.verify.claims import Budget, Claim, Interval, Margin, Measurement
+from experiments.verify.claims import Budget, Claim, Margin, Measurement, exponent
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
 SIGMAS = (0.016, 0.008, 0.004, 0.002, 0.001)
@@ -94,11 +94,6 @@ def instance(key: Array, power: Array) -> tuple[Array, Array]:
     return jax.lax.map(proxy, jnp.array(SIGMAS))
 
 
-def slope_interval(found: Slope) -> Interval:
-    """The slope as a number of a claim."""
-    return Interval(found.slope, *found.interval, found.undecided)
-
-
 def draw(y: np.ndarray, label: str, found: Slope) -> Figure:
     """Errors against σ, a line an instance, with a guide of slope 1."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
@@ -110,7 +105,7 @@ def draw(y: np.ndarray, label: str, found: Slope) -> Figure:
     axes.plot(SIGMAS, middle[-1] * np.array(SIGMAS) / SIGMAS[-1], "k:", linewidth=1, label="slope 1")
     axes.set(xscale="log", yscale="log", xlabel="σ, weight of G in the penalised lower level", ylabel=label)
     low, high = found.interval
-    axes.set_title(f"{y.shape[1]} random MDPs: slope {found.slope:.3f} [{low:.3f}, {high:.3f}]", fontsize=10)
+    axes.set_title(f"{y.shape[1]} random MDPs: slope {found.exponent:.3f} [{low:.3f}, {high:.3f}]", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -121,7 +116,7 @@ def measure(budget: Budget, power: float = 1.0) -> Measurement:
     gradient = errors(10 if budget.quick else 64, power).gradient
     found = slope(np.array(SIGMAS), gradient)
     figure = draw(gradient, "‖∇Φ_σ − ∇Φ‖, nats a unit of φ", found)
-    return Measurement({"slope of ‖∇Φ_σ − ∇Φ‖ in σ": slope_interval(found)}, {}, figure)
+    return Measurement({"slope of ‖∇Φ_σ − ∇Φ‖ in σ": exponent(found, "in σ")}, {}, figure)
 
 
 CLAIM = Claim(

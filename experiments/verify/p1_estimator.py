@@ -11,12 +11,11 @@ from bilevel.critics import exact_critic
 from bilevel.exact_gradients import exact_gradients
 from bilevel.lookup import bind
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import undecided
 from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.tabular import garnet, tabular
 from experiments.studies import variance
-from experiments.verify.claims import Budget, Claim, Interval, Margin, Measurement
+from experiments.verify.claims import Budget, Claim, Interval, Margin, Measurement, exponent
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
 SIGMA = 1.0  # large, for the independent estimator, whose variance is 1/σ²; the slopes are taken at small ones
@@ -100,9 +99,9 @@ def samples_and_truth(keys: Array, wrong: Array) -> tuple[dict[str, Array], dict
     return samples, derivatives(keys[0], truth, points)
 
 
-def slopes(found: variance.Result, num_batches: int) -> dict[str, Interval]:
-    """Of the variance in σ, from that many estimates at each."""
-    return {f"slope of variance in σ, {x}": Interval(*found.slope[x], undecided(num_batches)) for x in ESTIMATORS}
+def slopes(found: variance.Result) -> dict[str, Interval]:
+    """Of the variance in σ."""
+    return {f"slope of variance in σ, {x}": exponent(found.law[x], "in σ") for x in ESTIMATORS}
 
 
 def measure(budget: Budget) -> Measurement:
@@ -112,9 +111,10 @@ def measure(budget: Budget) -> Measurement:
     found = variance.study(sizes)
     # One rollout for J, one or two for each of line 7's estimators, and two batches of pairs.
     transitions = num_batches * (6 * SIZES.batch_size * SIZES.rollout_length + 4 * SIZES.num_pairs * LENGTH)
-    transitions += 5 * sizes.num_batches * sizes.batch_size * sizes.rollout_length * len(variance.SIGMAS)
+    of_slopes = sizes.num_batches * sizes.batch_size * sizes.rollout_length * len(variance.SIGMAS)
+    transitions += sum((1 if x == "weighted" else 2) * variance.SHARE[x] for x in ESTIMATORS) * of_slopes
     notes = (f"{num_batches} estimates from {SIZES.batch_size} trajectories or pairs each; the critic is exact",)
-    numbers = deviations(num_batches) | slopes(found, num_batches)
+    numbers = deviations(num_batches) | slopes(found)
     return Measurement(numbers, {"transitions": transitions}, variance.draw(found), notes)
 
 

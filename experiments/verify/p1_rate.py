@@ -2,20 +2,14 @@
 
 import numpy as np
 
-from bilevel.rates import Fit
 from experiments.files import make_folder
 from experiments.studies import complexity
-from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
+from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent
 
 MARGIN = 0.02
 INSIDE = 0.95  # of the runs at every ε, at least
 LEFT_OUT = "runs without a gap are left out"
 NUMBERS = {name: f"exponent, {name} line 7, one maximum" for name in complexity.ESTIMATORS}
-
-
-def exponent(fit: Fit) -> Interval:
-    """p in gap ∝ samples^(−p)."""
-    return Interval(fit.exponent, *fit.interval, fit.undecided)
 
 
 def measure(budget: Budget) -> Measurement:
@@ -30,12 +24,12 @@ def measure(budget: Budget) -> Measurement:
     for name, result in results.items():
         epsilons, assumed = np.array([level.epsilon for level in result.levels]), result.assumed
         for arm, fit in complexity.fits(result).items():
-            numbers[f"exponent, {arm} line 7, {name}"] = exponent(fit)._replace(
+            numbers[f"exponent, {arm} line 7, {name}"] = exponent(fit, "samples")._replace(
                 undecided=fit.undecided or premise(result, arm)
             )
             growth = -np.polyfit(np.log(epsilons), np.log(result.samples[arm]), 1)[0]
             numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Interval(growth, growth, growth)
-            numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(complexity.law(1 / epsilons, result.gap[arm]))
+            numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(complexity.law(1 / epsilons, result.gap[arm]), "1/ε")
             transitions += sizes.num_seeds * float(np.sum(result.samples[arm]))
         numbers[f"Φ outside the square less Φ*, at least, {name}"] = Interval(*[float(assumed.beyond)] * 3)
         numbers[f"gap at the start, {name}"] = Interval(*map(float, assumed.start))

@@ -1,8 +1,7 @@
 """P1.tuned: how many samples a gap takes when everything is tuned at each budget, beside the theorem's schedule."""
 
 from experiments.studies import tuned
-from experiments.verify.claims import Budget, Claim, Interval, Measurement
-from experiments.verify.p1_rate import exponent
+from experiments.verify.claims import Budget, Claim, Interval, Measurement, exponent
 
 QUICK = tuned.Sizes(
     budgets=tuple(10 ** (4 + x / 3) for x in range(5)),
@@ -23,7 +22,7 @@ def measure(budget: Budget, sizes: tuned.Sizes | None = None) -> Measurement:
     found = tuned.study(sizes, budget.folder, budget.say)
     numbers, notes, runs = {}, [], sizes.num_seeds * len(sizes.counts) * len(sizes.lanes) * len(found)
     for name, about in tuned.summarise(found, sizes).items():
-        numbers[f"exponent, {name} line 7, tuned"] = exponent(tuned.fit(found[name], sizes))
+        numbers[f"exponent, {name} line 7, tuned"] = exponent(tuned.fit(found[name], sizes), "samples")
         last = about["choices"][-1]
         numbers[f"gap at {last['budget']:.2g} transitions, {name}"] = Interval(last["gap"], *last["interval"])
         said = ", ".join(

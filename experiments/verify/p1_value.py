@@ -3,8 +3,8 @@
 import numpy as np
 
 from bilevel.rates import slope
-from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
-from experiments.verify.p1_bias import SIGMAS, draw, errors, slope_interval
+from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent
+from experiments.verify.p1_bias import SIGMAS, draw, errors
 
 
 def measure(budget: Budget, power: float = 1.0) -> Measurement:
@@ -12,7 +12,7 @@ def measure(budget: Budget, power: float = 1.0) -> Measurement:
     value = errors(10 if budget.quick else 64, power).value
     found = slope(np.array(SIGMAS), np.abs(value))
     least = float(value.min())
-    numbers = {"slope of Φ_σ − Φ in σ": slope_interval(found), "least Φ_σ − Φ": Interval(least, least, least)}
+    numbers = {"slope of Φ_σ − Φ in σ": exponent(found, "in σ"), "least Φ_σ − Φ": Interval(least, least, least)}
     return Measurement(numbers, {}, draw(value, "Φ_σ − Φ, nats", found))
 
 

@@ -25,7 +25,8 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
     rule = (
         "A claim <em>holds</em> when the 95 % interval of each of its numbers lies inside a margin that was stated "
         "beforehand, <em>fails</em> when one lies outside, and is otherwise <em>not decided</em>. An exponent's interval "
-        "has no end (inf) on the side to which its curve bends up to the last levels."
+        "has no end (inf) on the side to which its curve bends up to the last levels. It holds over the range that is named "
+        "beside it, and only if the slope of the last levels, with an interval of its own, clears the margin too."
     )
     sections = "".join(_section(name, result, folder / name / "figure.png") for name, result in results.items())
     quick = " (quick run: small budgets)" if any(r["quick"] for r in results.values()) else ""
@@ -42,11 +43,18 @@ def short(x: float | str) -> str:
     return x if isinstance(x, str) else f"{x:.4g}"
 
 
+def about(number: dict[str, Any]) -> list[str]:
+    """What is to be said beside a number's verdict, in one line or none: why it is open, its range, and its last levels."""
+    ends = "" if number["tail"] is None else "at the last levels [{}, {}]".format(*map(short, number["tail"]))
+    said = [x for x in (number["undecided"], number["over"], ends) if x]
+    return ["; ".join(said)] if said else []
+
+
 def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>[{', '.join(map(short, x['interval']))}]</td>"
         f"<td>{'' if x['margin'] is None else '[' + ', '.join(map(short, x['margin'])) + ']'}</td>"
-        f"<td class='{x['verdict']}'>{x['verdict']} {html.escape(x['undecided'])}</td></tr>"
+        f"<td class='{x['verdict']}'>{html.escape(': '.join([x['verdict'], *about(x)]))}</td></tr>"
         for number, x in result["numbers"].items()
     )
     head = "<tr><th>number</th><th>measured</th><th>95 % interval</th><th>must lie in</th><th></th></tr>"

@@ -25,7 +25,7 @@ from experiments.output import silent
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import MOST_FIGURE, short, write_page
+from experiments.verify.page import MOST_FIGURE, about, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
 REPORTED = 6  # numbers without a margin that the table shows
@@ -301,6 +301,8 @@ def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
             "margin": [_json(end) for end in claim.margins[name]] if name in claim.margins else None,
             "verdict": verdicts.get(name, "reported"),
             "undecided": x.undecided,
+            "over": x.over,
+            "tail": None if x.tail is None else [_json(end) for end in x.tail],
         }
         for name, x in intervals.items()
     }
@@ -329,9 +331,8 @@ def _format(name: str, result: dict[str, Any]) -> str:
     lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
     for number, x in shown.items():
         margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
-        why = f": {x['undecided']}" if x["undecided"] else ""
         interval = "[{}, {}]".format(*map(short, x["interval"]))
-        lines.append(layout.format(number, short(x["center"]), interval, margin, x["verdict"] + why))
+        lines.append(layout.format(number, short(x["center"]), interval, margin, ": ".join([x["verdict"], *about(x)])))
     if len(others) > REPORTED:
         lines.append(f"… and {len(others) - REPORTED} more in summary.json")
     if result["verdict"] in ("fails", "not decided"):
