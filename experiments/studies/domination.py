@@ -264,7 +264,8 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
     weights = np.array(sizes.kl_weights)
     for name, measured in found.items():
         place, numbers = list(CLASSES).index(name), estimates(measured)
-        beside = weights * 1.035 ** (place - (len(CLASSES) - 1) / 2)  # so that bars do not hide each other
+        aside = list(found).index(name) - (len(found) - 1) / 2
+        beside = weights * 1.035**aside  # so that bars do not hide each other
         style = dict(color=COLORS[place], linewidth=1.2, markersize=4, elinewidth=0.8, marker="o", label=name)
         for panels, key in zip(axes, ("domination", "lower_maximum", "stationary_below"), strict=True):
             center, low, high, _ = numbers[key]
@@ -281,7 +282,7 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel("median μ̂₁ ≥ μ₁ over random φ,\n1/(unit of φ)²")
     axes[1, 0].set_ylabel("share where gradient ascent ends\nin a maximum below the best")
-    axes[2, 0].set_ylabel("share with a stationary point below\nthe best (but φ = 0): μ₁ = 0")
+    axes[2, 0].set_ylabel("share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0")
     for panel in axes[1:, 0]:
         panel.set_ylim(-0.05, 1.05)
     handles = axes[0, 0].get_legend_handles_labels()

@@ -22,10 +22,10 @@ from experiments.options import OptionError, choose
 from experiments.run_folder import RunFolderError, open_run, read_json, write_json
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import short, write_page
+from experiments.verify.page import in_words, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
-REPORTED = 6  # numbers without a margin that the table shows
+REPORTED, SHARES = 6, 24  # numbers without a margin that the table shows, and of an assumption
 # What a measurement and its verdict depend on.
 OURS = (
     "bilevel",
@@ -277,21 +277,24 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _format(name: str, result: dict[str, Any]) -> str:
-    lines = [f"{name}  {result['verdict'].upper()}", result["statement"], f"({result['source']}; {result['kind']})"]
+    verdict = result["verdict"]
+    lines = [f"{name}  {in_words(result).replace(verdict, verdict.upper(), 1)}", result["statement"]]
+    lines.append(f"({result['source']}; {result['kind']})")
     lines.append(f"Predicted: {result['prediction']}")
     deciding = {name: x for name, x in result["numbers"].items() if x["margin"] is not None}
     others = {name: x for name, x in result["numbers"].items() if x["margin"] is None}
-    shown = deciding | dict(list(others.items())[:REPORTED])
-    layout = "{:46s}{:>11s}  {:25s}{:19s}{}"
+    room = SHARES if verdict.endswith("refuted") else REPORTED
+    shown = deciding | dict(list(others.items())[:room])
+    layout = f"{{:{max(map(len, shown))}s}}{{:>11s}}  {{:25s}}{{:19s}}{{}}"
     lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
     for number, x in shown.items():
         margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
         why = f": {x['undecided']}" if x["undecided"] else ""
         interval = "[{}, {}]".format(*map(short, x["interval"]))
         lines.append(layout.format(number, short(x["center"]), interval, margin, x["verdict"] + why))
-    if len(others) > REPORTED:
-        lines.append(f"… and {len(others) - REPORTED} more in summary.json")
-    if result["verdict"] in ("fails", "not decided"):
+    if len(others) > room:
+        lines.append(f"… and {len(others) - room} more in summary.json")
+    if verdict not in ("holds", "reported"):
         lines += [f"Note: {note}" for note in result["notes"]]
     cost = ", ".join(f"{value:,.0f} {what}" for what, value in result["cost"].items())
     return "\n  ".join([*lines, f"Cost: {cost or 'no samples'}; {result['seconds']:,.0f} s"])
