@@ -79,7 +79,7 @@ def test_no_number_or_no_interval_decides_nothing(vague):
 def test_a_number_that_was_not_measured_is_not_decided_and_what_was_is_kept():
     found = describe(claim(x=(0, 1)), Measurement({"y": Interval(0, 0, 0)}, {}))
     assert found["verdict"] == found["numbers"]["x"]["verdict"] == "not decided"
-    assert found["numbers"]["x"]["undecided"] == "not measured; what was: y" and found["numbers"]["y"]["center"] == 0
+    assert found["numbers"]["x"]["undecided"] == "not measured" and found["numbers"]["y"]["center"] == 0
 
 
 # The runner -----------------------------------------------------------------------------------------------------------

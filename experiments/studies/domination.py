@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from bilevel import exact, landscape, meters, models
 from bilevel.landscape import Stationary
@@ -30,7 +29,7 @@ from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.tabular import garnet, tabular
 from experiments.run_folder import kept
-from experiments.summary import Estimate, estimate
+from experiments.summary import Estimate, estimate, share
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 3
 OBJECTIVES = {
@@ -200,14 +199,6 @@ def median(values: np.ndarray) -> Estimate:
     """Median over instances of positive numbers [..., instance] with its 95 % bootstrap interval, each [...]."""
     *numbers, count = estimate(np.log(np.moveaxis(values, -1, 0)), trim=0.49)
     return Estimate(*map(np.exp, numbers), count)
-
-
-def share(events: np.ndarray) -> Estimate:
-    """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
-    count, num = events.sum(axis=-1), events.shape[-1]
-    low = np.where(count > 0, stats.beta.ppf(0.025, np.maximum(count, 1), num - count + 1), 0.0)
-    high = np.where(count < num, stats.beta.ppf(0.975, count + 1, np.maximum(num - count, 1)), 1.0)
-    return Estimate(count / num, low, high, np.full(count.shape, num))
 
 
 def certificate(found: Measured) -> dict | None:

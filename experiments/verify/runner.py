@@ -248,8 +248,7 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
 
 def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
     """Claim, numbers and verdicts as JSON values."""
-    missing = f"not measured; what was: {', '.join(measured.numbers)}"
-    intervals = dict.fromkeys(claim.margins, Interval(np.nan, np.nan, np.nan, missing)) | measured.numbers
+    intervals = dict.fromkeys(claim.margins, Interval(np.nan, np.nan, np.nan, "not measured")) | measured.numbers
     verdicts = judge(claim, intervals)
     numbers = {
         name: {
