@@ -160,6 +160,11 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
     return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
 
 
+def bars(of: Estimate) -> np.ndarray:
+    """Lengths of error bars, below and above, [2, ...]; none where there is no interval."""
+    return np.nan_to_num(np.maximum([of.center - of.low, of.high - of.center], 0))
+
+
 def share(events: np.ndarray) -> Estimate:
     """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
     count, num = events.sum(axis=-1), events.shape[-1]

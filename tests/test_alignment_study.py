@@ -169,7 +169,7 @@ def test_the_figure_names_every_method_inside_its_edges_and_cuts_no_run_off(num_
     sizes = SMALL._replace(num_seeds=4)
     drawn = {(k, m): ends for k in list(alignment.CLASSES)[:num_classes] for m in alignment.METHODS}
     figure = alignment.draw(drawn, sizes)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert {*alignment.METHODS, "one MDP"} < {text.get_text() for text in legend.get_texts()}
     box, whole = legend.get_window_extent(), figure.bbox

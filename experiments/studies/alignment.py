@@ -36,7 +36,7 @@ from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
 from experiments.run_folder import kept
-from experiments.summary import TRIM, Estimate, estimate, share
+from experiments.summary import TRIM, Estimate, bars, estimate, share
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
 SIGMA, REWARD_STEP = 0.02, 0.3
@@ -373,11 +373,6 @@ MARKS = {
     "mean": dict(marker="o", markersize=5, linestyle="-"),
     "interquartile mean": dict(marker="D", markersize=5, markerfacecolor="white", linestyle="none"),
 }
-
-
-def bars(of: Estimate) -> np.ndarray:
-    """Lengths of error bars, below and above, [2, ...]; none where there is no interval."""
-    return np.nan_to_num(np.maximum([of.center - of.low, of.high - of.center], 0))
 
 
 def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:

@@ -29,7 +29,7 @@ from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.tabular import garnet, tabular
 from experiments.run_folder import kept
-from experiments.summary import Estimate, estimate, share
+from experiments.summary import Estimate, bars, estimate, share
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 3
 OBJECTIVES = {
@@ -259,10 +259,10 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         beside = weights * 1.035**aside  # so that bars do not hide each other
         style = dict(color=COLORS[place], linewidth=1.2, markersize=4, elinewidth=0.8, marker="o", label=name)
         for panels, key in zip(axes, ("domination", "lower_maximum", "stationary_below"), strict=True):
-            center, low, high, _ = numbers[key]
-            bars = np.nan_to_num(np.maximum([center - low, high - center], 0))
-            for i, panel in enumerate(panels):
-                panel.errorbar(beside, center[i], bars[:, i], **style)
+            for panel, center, lengths in zip(
+                panels, numbers[key].center, bars(numbers[key]).swapaxes(0, 1), strict=True
+            ):
+                panel.errorbar(beside, center, lengths, **style)
     for panel, objective in zip(axes[0], OBJECTIVES, strict=True):
         panel.set(title=objective, xscale="log", yscale="log")
     for panel in axes[2]:
