@@ -310,11 +310,12 @@ def study_command(arguments: list[str], voice: Voice) -> int:
 VERIFY_HELP = """usage: bilevel verify [CLAIM …] [--quick] [--out FOLDER]
 
 Measure claims of the papers and judge each: it holds when the 95 % interval lies inside a margin that was stated beforehand,
-fails when it lies outside, and is otherwise not decided. Prints a table; writes summary.json, a figure a claim and
-report.html to FOLDER/full, or with --quick (smaller budgets) to FOLDER/quick; FOLDER is runs/verify by default. What is
-there already is not measured again, unless the code that it depends on has changed; interrupted by Ctrl-C or SIGTERM, the
-same command goes on. Exit code: 3 if a claim is stopped by an error, 1 if one fails, 2 for a mistake in what was asked, 130
-when interrupted, otherwise 0.
+fails when it lies outside, and is otherwise not decided. An assumption of a theorem is refuted where an instance refutes it,
+with the share of such instances, or not refuted. Prints a table; writes summary.json, a figure a claim and report.html to
+FOLDER/full, or with --quick (smaller budgets) to FOLDER/quick; FOLDER is runs/verify by default. What is there already is
+not measured again, unless the code that it depends on has changed; interrupted by Ctrl-C or SIGTERM, the same command goes
+on. Exit code: 3 if a claim is stopped by an error, 1 if one fails, 2 for a mistake in what was asked, 130 when interrupted,
+otherwise 0, also with an assumption refuted, which is no failure of the code.
 
   claim              minutes (quick, full)
 """

@@ -178,6 +178,19 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
     return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
 
 
+def bars(of: Estimate) -> np.ndarray:
+    """Lengths of error bars, below and above, [2, ...]; none where there is no interval."""
+    return np.nan_to_num(np.maximum([of.center - of.low, of.high - of.center], 0))
+
+
+def share(events: np.ndarray) -> Estimate:
+    """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
+    count, num = events.sum(axis=-1), events.shape[-1]
+    low = np.where(count > 0, stats.beta.ppf(0.025, np.maximum(count, 1), num - count + 1), 0.0)
+    high = np.where(count < num, stats.beta.ppf(0.975, count + 1, np.maximum(num - count, 1)), 1.0)
+    return Estimate(count / num, low, high, np.full(count.shape, num))
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> dict[str, list[float]]:
     """Spearman's ρ of x and y [class, instance] and its 95 % bootstrap interval over instances.
 

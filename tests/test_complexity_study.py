@@ -166,9 +166,30 @@ def test_a_run_without_a_gap_is_counted_and_decides_nothing(tmp_path, monkeypatc
     fit = complexity.law(10.0 ** np.arange(5), gap)
     assert fit.undecided == "2 of 8 runs at level 4 of 5 ended with a gap that is no number"
     gap[:, 0] = np.nan  # and is drawn all the same
-    actor_critic.draw(actor_critic.ActorCritic(10.0 ** np.arange(5), gap)).savefig(tmp_path / "drawn.png")
+    result = actor_critic.ActorCritic(10.0 ** np.arange(5), gap)
+    actor_critic.draw(result, actor_critic.QUICK.epsilons).savefig(tmp_path / "drawn.png")
     about = json.dumps(complexity.finite(complexity.describe(complexity.law(10.0 ** np.arange(5), gap))))
     assert "NaN" not in about and '"exponent": null' in about
+
+
+def test_error_bars_are_the_bootstraps_and_epsilon_and_the_start_are_in_the_figure():
+    gap = np.random.default_rng(0).lognormal(-12, 2.5, (5, 24))  # whose standard error is about the mean
+    epsilons = actor_critic.QUICK.epsilons
+    figure = actor_critic.draw(actor_critic.ActorCritic(10.0 ** np.arange(3, 8), gap), epsilons)
+    (panel,) = figure.axes
+    (bars,) = (x for x in panel.containers if "actor" in x.get_label())
+    drawn = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
+    mean, low, high, _ = complexity.means(gap)
+    np.testing.assert_allclose(drawn, np.stack([low, high], axis=-1))
+    assert (low > 0).all() and np.sum(high - mean) > 1.05 * np.sum(mean - low)
+    texts = {text.get_text() for text in panel.texts}
+    assert texts == {f"{epsilon:.2g}" for epsilon in epsilons}
+    assert any("gap at the start, 0.13" in text.get_text() for text in panel.get_legend().get_texts())
+    figure.draw_without_rendering()
+    legend = panel.get_legend().get_window_extent()
+    assert (
+        legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0 and legend.y1 <= panel.get_window_extent().y0
+    )
 
 
 def test_where_the_assumption_is_refuted_or_left_behind_the_theorem_is_not_judged(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from envs.tabular import garnet, tabular
 from experiments.studies import domination
 from experiments.verify import p1_domination
 from experiments.verify.claims import Budget
+from experiments.verify.runner import describe
 
 PAPER = "log-likelihood (the paper's)"
 SMALL = domination.Sizes(num_instances=4, kl_weights=(0.5, 20.0), num_points=8, num_starts=3)
@@ -354,6 +355,21 @@ def test_numbers_and_figure_are_written_and_the_claim_names_them(found, tmp_path
 
     monkeypatch.setattr(domination, "study", lambda *args: found)
     numbers = p1_domination.measure(Budget(True, tmp_path), SMALL).numbers
-    ours = numbers[f"share with a lower maximum, table, {PAPER}, w = 0.5"]
+    ours = numbers[f"share with a lower maximum, {PAPER}, table, w = 0.5"]
     assert (ours.center, ours.low, ours.high) == tuple(rows[0]["lower_maximum"])
     assert ours.low <= ours.center <= ours.high
+
+
+@pytest.mark.parametrize(("at", "expected"), [(0, "refuted"), (1, "not refuted")])  # w = 0.5, and one maximum
+def test_the_assumption_is_refuted_where_stationary_points_lie_below_and_not_where_phi_has_one_maximum(
+    found, at, expected, tmp_path, monkeypatch
+):
+    sizes = SMALL._replace(kl_weights=SMALL.kl_weights[at : at + 1])
+    ours = jax.tree.map(lambda x: x[:, at : at + 1], found)
+    monkeypatch.setattr(domination, "study", lambda *args: ours)
+    measured = p1_domination.measure(Budget(True, tmp_path), sizes)
+    about = describe(p1_domination.CLAIM, measured)
+    assert about["verdict"] == expected
+    name = f"{p1_domination.REFUTING}, {PAPER}, table, w = {sizes.kl_weights[0]:g}"
+    assert about["numbers"][name]["verdict"] == expected
+    assert measured.notes[0].startswith(f"{PAPER}: refuted at {1 - at} of 1 pairs of class and w, on ")

@@ -10,6 +10,7 @@ from experiments.studies import complexity, tuned
 from experiments.studies.complexity import ESTIMATORS
 from experiments.verify import p1_tuned
 from experiments.verify.claims import Budget, judge, together
+from experiments.verify.runner import describe
 
 SMALL = tuned.Sizes(
     budgets=(5e2, 2e4, 4e4, 8e4),
@@ -40,11 +41,70 @@ def test_half_of_the_seeds_choose_and_the_others_judge():
 
 def test_samples_for_a_gap_are_read_off_between_the_budgets():
     budgets, gap = (1e2, 1e4, 1e6), np.array([1.0, 0.1, 0.01])[:, None] * np.ones(4)
-    assert tuned.samples_for(0.1, budgets, gap) == pytest.approx(1e4)
-    assert tuned.samples_for(np.sqrt(0.001), budgets, gap) == pytest.approx(1e5)
-    assert tuned.samples_for(0.001, budgets, gap) is tuned.samples_for(2.0, budgets, gap) is None
+    assert tuned.samples_for(0.1, budgets, gap) == pytest.approx((1e4, 1e4))
+    assert tuned.samples_for(np.sqrt(0.001), budgets, gap) == pytest.approx((1e5, 1e5))
+    assert tuned.samples_for(0.001, budgets, gap) == (1e6, np.inf)  # and outside of the range what is known
+    assert tuned.samples_for(2.0, budgets, gap) == (0.0, 1e2)
     gap[0] = np.inf  # no step yet
-    assert tuned.samples_for(0.5, budgets, gap[:1]) is None
+    assert tuned.samples_for(0.5, budgets[:1], gap[:1]) == (1e2, np.inf)
+    assert tuned.samples_for(0.5, budgets, gap) == (0.0, 1e4)
+    assert tuned.samples_for(0.1, budgets, gap) == pytest.approx((1e4, 1e4))
+
+
+def compared(monkeypatch, factor, num_seeds=32, key=0, top=0.03):
+    """The claim's numbers where gaps fall from that as samples^(−½), of which the schedule takes a factor more."""
+    rng, sizes = np.random.default_rng(key), tuned.Sizes(num_seeds=2 * num_seeds, num_schedule_seeds=num_seeds)
+
+    def gaps(samples):
+        spread = rng.lognormal(-0.125, 0.5, (len(samples), num_seeds))  # 1 in the mean
+        return top * (np.array(samples) / 1e4)[:, None] ** -0.5 * spread
+
+    chosen, schedule = np.zeros((len(sizes.budgets), 2), int), 1e4 * 4.0 ** np.arange(5)
+    found = {
+        name: tuned.Tuned(np.empty(0), chosen, gaps(sizes.budgets), (factor * schedule, gaps(schedule)))
+        for name in ESTIMATORS
+    }
+    monkeypatch.setattr(tuned, "study", lambda *args: found)
+    return describe(p1_tuned.CLAIM, p1_tuned.measure(Budget(False, None), sizes))["numbers"]
+
+
+RATIOS = [*p1_tuned.CLAIM.margins]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(4.0, "holds"), (0.25, "fails")])
+def test_a_schedule_that_takes_fewer_samples_fails_and_one_that_takes_more_holds(factor, expected, monkeypatch):
+    numbers = compared(monkeypatch, factor)
+    assert len(RATIOS) == len(ESTIMATORS)
+    for name in RATIOS:
+        assert numbers[name]["verdict"] == expected
+        assert numbers[name]["interval"][0] < factor < numbers[name]["interval"][1]
+        assert numbers[name]["center"] == pytest.approx(factor, rel=0.5)
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_a_tenth_of_the_seeds_decides_nothing_about_samples_and_a_quarter_nothing_wrongly(key, monkeypatch):
+    for factor, wrong in ((0.8, "holds"), (1.25, "fails")):
+        assert {compared(monkeypatch, factor, 3, key)[name]["verdict"] for name in RATIOS} == {"not decided"}
+        assert wrong not in {compared(monkeypatch, factor, 8, key)[name]["verdict"] for name in RATIOS}
+
+
+@pytest.mark.parametrize("top", [1.0, 0.005])
+def test_a_gap_outside_of_the_range_of_the_runs_decides_nothing(top, monkeypatch):
+    numbers = compared(monkeypatch, 4.0, top=top)
+    assert {numbers[name]["verdict"] for name in RATIOS} == {"not decided"}
+    assert "a mean gap of 0.01 lies outside of the range of " in numbers[RATIOS[0]]["undecided"]
+
+
+def test_an_interval_reaches_as_far_as_seeds_leave_the_range():
+    # At the last budget half of the seeds are far above: many resamples never get there, or only at the end.
+    far = np.where(np.arange(16) % 2, 0.001, 0.018)
+    far, near = np.stack([0.1 * np.ones(16)] * 2 + [far]), np.array([0.1, 0.001, 0.001])[:, None] * np.ones(16)
+    sizes, none = tuned.Sizes(budgets=(1e4, 1e5, 1e6)), np.empty(0)
+    budgets = np.array(sizes.budgets)
+    _, low, high = tuned.saved(0.01, tuned.Tuned(none, none, far, (budgets, near)), sizes).ratio
+    assert low == 0 and 0 < high < 1
+    _, low, high = tuned.saved(0.01, tuned.Tuned(none, none, near, (budgets, far)), sizes).ratio
+    assert low > 1 and high == np.inf
 
 
 def test_runs_are_looked_at_when_they_have_used_each_budget():
@@ -78,7 +138,8 @@ def test_numbers_notes_and_figure_from_what_was_kept(tmp_path, monkeypatch):
     measured = p1_tuned.measure(Budget(False, tmp_path), SMALL)
     exponent = measured.numbers["exponent, weighted line 7, tuned"]
     assert exponent.center == pytest.approx(0.5, abs=0.05) and exponent.low < 0.5 < exponent.high
-    assert together(judge(p1_tuned.CLAIM, measured.numbers)) == "reported"
+    assert measured.numbers[RATIOS[0]].undecided.endswith("the range of the schedule's runs")  # which are at one ε
+    assert together(judge(p1_tuned.CLAIM, measured.numbers)) == "not decided"
     results = tuned.study(SMALL, tmp_path)
     assert all((x.chosen == [0, 1]).all() for x in results.values())
     json.dumps(tuned.summarise(results, SMALL))

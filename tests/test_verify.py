@@ -69,6 +69,24 @@ def test_a_claim_holds_if_all_its_numbers_do():
     assert together({"x": "not decided", "y": "fails", "z": "holds"}) == "fails"
 
 
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        ((0.05, 0.001, 0.25), "refuted"),
+        ((1.0, 0.83, 1.0), "refuted"),
+        ((0.0, 0.0, 0.17), "not refuted"),
+        ((float("nan"), float("nan"), float("nan")), "not refuted"),
+        ((1.0, 0.83, 1.0, "by hand"), "not refuted"),
+    ],
+)
+def test_an_assumption_is_refuted_where_the_share_of_instances_that_do_lies_above_0(share, expected):
+    ours = claim()._replace(refuting="share")
+    numbers = {"share at w = 1": Interval(*share), "share at w = 2": Interval(0, 0, 0.1), "other": Interval(1, 1, 1)}
+    verdicts = judge(ours, numbers)
+    assert verdicts == {"share at w = 1": expected, "share at w = 2": "not refuted"}
+    assert together(verdicts) == expected
+
+
 @pytest.mark.parametrize("vague", [(float("nan"), 0.2, 0.4), (0.5, 0.6, 0.4), (INF, 0.2, 0.4)])
 def test_no_number_or_no_interval_decides_nothing(vague):
     assert judge(claim(x=(0, 1)), {"x": Interval(*vague)}) == {"x": "not decided"}
@@ -77,7 +95,7 @@ def test_no_number_or_no_interval_decides_nothing(vague):
 def test_a_number_that_was_not_measured_is_not_decided_and_what_was_is_kept():
     found = describe(claim(x=(0, 1)), Measurement({"y": Interval(0, 0, 0)}, {}))
     assert found["verdict"] == found["numbers"]["x"]["verdict"] == "not decided"
-    assert found["numbers"]["x"]["undecided"] == "not measured; what was: y" and found["numbers"]["y"]["center"] == 0
+    assert found["numbers"]["x"]["undecided"] == "not measured" and found["numbers"]["y"]["center"] == 0
 
 
 # The runner -----------------------------------------------------------------------------------------------------------
@@ -354,6 +372,30 @@ def test_the_command_prints_a_table_and_writes_a_page(claims, tmp_path, capsys):
     assert "class='fails'>fails" in page and "12,345 transitions" in page and "http" not in page
     main(["verify", "P0.one", "--quick", "--out", str(tmp_path)])  # the page goes on showing both
     assert (folder / "report.html").read_text() == page
+
+
+def test_a_refuted_assumption_is_told_with_its_share_and_is_no_failure_of_the_code(
+    claims, tmp_path, monkeypatch, capsys
+):
+    shares = {"y, w = 1": Interval(0.0, 0.0, 0.17), "y, w = 2": Interval(1.0, 0.83, 1.0)}
+    for i in range(2):  # of the second nothing refutes
+        module, numbers = sys.modules[f"experiments.verify.fake{i}"], dict([*shares.items()][: 2 - i])
+        measured = Measurement(numbers, {}, None, ("a note",))
+        assumed = module.CLAIM._replace(measure=lambda budget, x=measured: x, margins={}, refuting="y")
+        monkeypatch.setattr(module, "CLAIM", assumed)
+    assert main(["verify", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "P0.one  REFUTED, on up to 100 % [83, 100] of instances" in said and "P0.two  NOT REFUTED\n" in said
+    assert "1 refuted, 1 not refuted" in said and "Note: a note" in said
+    summary = json.loads((tmp_path / "full" / "summary.json").read_text())
+    assert [x["verdict"] for x in summary.values()] == ["refuted", "not refuted"]
+    assert {name: x["verdict"] for name, x in summary["P0.one"]["numbers"].items()} == {
+        "y, w = 1": "not refuted",
+        "y, w = 2": "refuted",
+    }
+    page = (tmp_path / "full" / "report.html").read_text()
+    assert page.count("class='refuted'>refuted, on up to 100 % [83, 100] of instances<") == 2
+    assert "class='not-refuted'>not refuted<" in page and "class='not refuted'" not in page
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,13 @@ def fit(result: ActorCritic) -> Fit:
     return complexity.law(result.samples, result.gap)
 
 
-def draw(result: ActorCritic) -> Figure:
-    """The gap against samples with its fit."""
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+def draw(result: ActorCritic, epsilons) -> Figure:
+    """The gap against samples with its fit, ε of each level, and the gap of the policy from which runs start."""
+    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
     panel = figure.subplots()
-    complexity.curve(panel, "#CC79A7", "actor–critic", result.samples, result.gap)
+    label = f"actor–critic: {complexity.shown(fit(result))}"
+    complexity.curve(panel, "#CC79A7", label, result.samples, result.gap)
+    complexity.ladder(panel, result.samples, epsilons, start())
     complexity.guide(panel, result.samples, result.gap.mean(axis=1)[0], EXPONENT, "1/3")
     complexity.finish(panel, "J* − J(λ), units of reward")
     panel.set_title("The policy alone, at the true reward", fontsize=10)
@@ -139,5 +141,5 @@ def main(out: Path, say=print) -> None:
     result = study(sizes, say=say)
     about = {"epsilon": sizes.epsilons, "samples": result.samples.tolist(), "gap": result.gap.mean(axis=1).tolist()}
     write_json(out, "actor_critic.json", complexity.finite(about | complexity.describe(fit(result))))
-    write_figure(out, "actor_critic.png", draw(result), dpi=120)
+    write_figure(out, "actor_critic.png", draw(result, sizes.epsilons), dpi=120)
     say(f"figure: {out / 'actor_critic.png'}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bilevel import exact, models
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
@@ -35,10 +36,12 @@ from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
-from experiments.summary import estimate
+from experiments.summary import TRIM, Estimate, bars, estimate, share
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
-SIGMA, POLICY_STEP, REWARD_STEP = 0.02, 0.2, 0.3
+SIGMA, REWARD_STEP = 0.02, 0.3
+# τ, and at most τ w: J's curvature is up to w/(2 (1 − γ)) = 5 w, and ascent needs τ below 2/(5 w).
+POLICY_STEP, CURVED_STEP = 0.2, 0.32
 MOMENTUM = 0.9  # of the reward
 FALL = 100  # outer steps after which a sampled reward step is half its first
 WORSE_WEIGHT = 1.0  # w of the worse policy, which is KL-optimal for minus the true reward
@@ -152,7 +155,8 @@ def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) ->
     key_mdp, key_run = jax.random.split(key)
     mdp = garnet(key_mdp, NUM_STATES, NUM_ACTIONS)
     world = tabular(mdp)
-    hyper = Hyper(SIGMA, kl_weight, DISCOUNT, policy_step_size=POLICY_STEP, reward_step_size=REWARD_STEP)
+    step_size = jnp.minimum(POLICY_STEP, CURVED_STEP / kl_weight)
+    hyper = Hyper(SIGMA, kl_weight, DISCOUNT, policy_step_size=step_size, reward_step_size=REWARD_STEP)
     policy, uniform = models.table_policy(NUM_STATES, NUM_ACTIONS), models.uniform_reference(world.env)
     problem = Problem(world.env, annotator(world.reward, DISCOUNT), reward_model(kind), policy, uniform)
     objective = excess_log_likelihood if method == EXCESS else log_likelihood
@@ -270,57 +274,115 @@ def measures(ends: Ends) -> dict[str, np.ndarray]:
     }
 
 
+def statistics(values: np.ndarray) -> dict[str, Estimate]:
+    """Of numbers [w, seed], over seeds, each [w]: the mean, which a few failures move, and one that they do not."""
+    return {f"{name}mean": estimate(values.T, trim) for name, trim in (("", 0.0), ("interquartile_", TRIM))}
+
+
+def shares(ends: Ends) -> dict[str, Estimate]:
+    """Of the runs, each [w]: what ended below the reference policy's return, or with none, and what converged."""
+    return {"below_reference": share(~(relative(ends) >= 0)), "converged": share(converged(ends))}
+
+
 def summarise(found: dict[tuple[str, str], Ends], sizes: Sizes) -> list[dict]:
-    """A row for each class, method and w: interquartile means over seeds with 95 % intervals, as JSON values."""
+    """A row for each class, method and w, as JSON values: means, interquartile means and shares with 95 % intervals."""
     rows = []
     for (kind, method), ends in found.items():
-        numbers = {name: estimate(np.moveaxis(x, -1, 0)) for name, x in measures(ends).items()}
+        numbers = {f"{name}_{key}": x for name, of in measures(ends).items() for key, x in statistics(of).items()}
         for i, kl_weight in enumerate(sizes.weights(kind)):
             row = {"class": kind, "method": method, "kl_weight": kl_weight}
-            row |= {name: [float(x[i]) for x in estimated[:3]] for name, estimated in numbers.items()}
-            row |= {"converged": float(converged(ends)[i].mean()), "diverged": float(ends.diverged[i].mean())}
+            row |= {name: [float(x[i]) for x in of[:3]] for name, of in (numbers | shares(ends)).items()}
+            row |= {
+                "diverged": float(ends.diverged[i].mean()),
+                "without_return": int(np.isnan(relative(ends)[i]).sum()),
+            }
             row |= {"labels": float(ends.labels[i].mean()), "transitions": float(ends.transitions[i].mean())}
             row |= {"worst_gradient": float(np.maximum(ends.upper_gradient, ends.lower_gradient)[i].max())}
             rows.append(row)
     return rows
 
 
+GAIN, ABOVE = "relative_regularised_return", "upper_objective_above_truth"
+PANELS = {
+    GAIN: "return under the true reward with its\nKL term (0: reference, 1: KL-optimal)",
+    ABOVE: "what the paper maximises:\nΦ(φ) − Φ(r*), nats",
+    "below_reference": "share of runs below\nthe reference's return",
+    "converged": "share of runs\nconverged",
+}
+
+
+LINEAR = {GAIN: 1.0, ABOVE: 0.1}  # up to where the axis is linear
+
+
 def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
-    """A column for each class: return under the true reward, and below it the objective that the paper maximises."""
+    """A column for each class: return under the true reward, the objective that the paper maximises, and shares of runs."""
     kinds = list(dict.fromkeys(kind for kind, _ in found))
-    figure = Figure(figsize=(5.6 * len(kinds), 7.6), layout="constrained")
-    axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
-    all_weights = np.array(sizes.kl_weights)
+    methods = [method for method in METHODS if any(method == other for _, other in found)]
+    figure = Figure(figsize=(1.5 + 5.2 * len(kinds), 13), layout="constrained")
+    axes = figure.subplots(4, len(kinds), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 4, 2, 2))
     for (kind, method), ends in found.items():
-        numbers, weights = measures(ends), np.array(sizes.weights(kind))
-        column = axes[:, kinds.index(kind)]
-        beside = weights * 1.025 ** (list(METHODS).index(method) - 2)  # so that bars do not hide each other
-        for panel, name in zip(column, ("relative_regularised_return", "upper_objective_above_truth"), strict=True):
-            center, low, high, _ = estimate(np.moveaxis(numbers[name], -1, 0))
-            bars = np.nan_to_num(np.maximum([center - low, high - center], 0))
-            panel.errorbar(beside, center, bars, color=METHODS[method], marker="o", markersize=4, label=method)
-    for i, kind in enumerate(kinds):
-        axes[0, i].set(title=CLASSES[kind], xscale="log")
-        axes[0, i].axhline(1, color="gray", linestyle="--", linewidth=1)
-        axes[0, i].annotate("KL-optimal policy of the true reward", (all_weights[0], 1.015), fontsize=8, color="gray")
-        axes[0, i].axhline(0, color="gray", linestyle="--", linewidth=1)
-        axes[0, i].annotate("reference policy", (all_weights[0], 0.015), fontsize=8, color="gray")
-        axes[1, i].axhline(0, color="gray", linestyle="--", linewidth=1)
-        axes[1, i].annotate("the true reward", (all_weights[0], 0.002), fontsize=8, color="gray")
-        axes[1, i].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        axes[1, i].set_xticks(all_weights, [f"{w:g}" for w in all_weights])
-        axes[1, i].minorticks_off()
-    axes[0, 0].set_ylabel("return under the true reward with its\nKL term (0: reference, 1: KL-optimal)")
-    axes[1, 0].set_ylabel("what the paper maximises:\nΦ(φ) − Φ(r*), nats")
-    for panel in axes.ravel():
-        panel.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(
-        f"A higher Φ is not a better policy: {sizes.num_seeds} random MDPs\n"
-        "interquartile means with 95 % intervals over MDPs",
-        fontsize=11,
-    )
+        aside = methods.index(method) - (len(methods) - 1) / 2
+        beside = np.array(sizes.weights(kind)) * 1.07**aside  # so that bars do not hide each other
+        _draw_runs(axes[:, kinds.index(kind)], beside, ends, METHODS[method], kind)
+    for column, kind in zip(axes.T, kinds, strict=True):
+        column[0].set(title=CLASSES[kind], xscale="log")
+        column[-1].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
+        column[-1].set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
+        column[-1].minorticks_off()
+        for panel in column:
+            panel.grid(alpha=0.3)
+        for panel, height in zip(column[[0, 0, 1]], (0, 1, 0), strict=True):
+            panel.axhline(height, color="gray", linestyle="--", linewidth=1)
+    for row, (name, label) in zip(axes, PANELS.items(), strict=True):
+        row[0].set_ylabel(label)
+        if name in LINEAR:
+            _show_tails(row, LINEAR[name])
+        else:
+            row[0].set_ylim(-0.05, 1.05)
+    _legend(figure, methods, 1 if len(kinds) == 1 else 3)
+    title = f"What each method is worth under the true reward, and under Φ: {sizes.num_seeds} random MDPs"
+    figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _show_tails(row, linear: float) -> None:
+    """Makes the common axis of a row of panels linear up to there, and logarithmic beyond; nothing is cut."""
+    ends = np.array([panel.dataLim.intervaly for panel in row])
+    row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
+    row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
+    row[0].yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_runs(panels, beside: np.ndarray, ends: Ends, color: str, kind: str) -> None:
+    """One method's runs in the column of a class."""
+    style = dict(color=color, linewidth=1.2, elinewidth=1)
+    for panel, name in zip(panels, (GAIN, ABOVE), strict=False):
+        values = measures(ends)[name]
+        dots = np.repeat(beside[:, None], values.shape[1], axis=1)
+        panel.plot(0.98 * dots.ravel(), values.ravel(), ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+        for of, mark in zip(statistics(values).values(), MARKS.values(), strict=True):
+            panel.errorbar(beside, of.center, bars(of), **style, **mark)
+    for panel, (name, of) in zip(panels[2:], shares(ends).items(), strict=True):
+        if name == "converged" and kind == SAMPLED:
+            panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
+        else:
+            panel.errorbar(beside, of.center, bars(of), **style, marker="o", markersize=4)
+
+
+MARKS = {
+    "mean": dict(marker="o", markersize=5, linestyle="-"),
+    "interquartile mean": dict(marker="D", markersize=5, markerfacecolor="white", linestyle="none"),
+}
+
+
+def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
+    """Of the methods by color, and of what is drawn of each by mark; below the panels."""
+    shown = [Line2D([], [], color=METHODS[method], linewidth=3, label=method) for method in methods]
+    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
+    shown += [
+        Line2D([], [], color="0.4", label=f"{name}, 95 % interval over MDPs", **mark) for name, mark in MARKS.items()
+    ]
+    figure.legend(handles=shown, loc="outside lower center", ncols=num_columns, fontsize=9)
 
 
 def main(out: Path, say=print) -> None:
@@ -334,10 +396,12 @@ def report(found: dict[tuple[str, str], Ends], sizes: Sizes, out: Path, say=prin
     rows = summarise(found, sizes)
     write_json(out, "alignment.json", rows)
     write_figure(out, "alignment.png", draw(found, sizes), dpi=120)
-    layout = "{:13s}{:40s}{:>5s}{:>26s}{:>26s}{:>11s}"
-    say(layout.format("class", "method", "w", "relative return (KL)", "Φ(φ) − Φ(r*), nats", "converged"))
+    layout = "{:15s}{:40s}{:>5s}{:>26s}{:>9s}{:>26s}{:>8s}{:>11s}"
+    head = "class", "method", "w", "mean share of the gain", "(IQM)", "mean Φ(φ) − Φ(r*), nats", "below", "converged"
+    say(layout.format(*head))
     for row in rows:
-        names = "relative_regularised_return", "upper_objective_above_truth"
-        both = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[name]) for name in names)
-        say(layout.format(row["class"], row["method"], f"{row['kl_weight']:g}", *both, f"{row['converged']:.0%}"))
+        gain, above = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[f"{name}_mean"]) for name in (GAIN, ABOVE))
+        middle = f"{row[f'{GAIN}_interquartile_mean'][0]:.3f}"
+        ends = (f"{row[name][0]:.0%}" for name in ("below_reference", "converged"))
+        say(layout.format(row["class"], row["method"], f"{row['kl_weight']:g}", gain, middle, above, *ends))
     say(f"figure: {out / 'alignment.png'}")

@@ -42,7 +42,7 @@ from envs.tabular import tabular
 from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
 from experiments.studies.seeds import for_each_seed
-from experiments.summary import estimate
+from experiments.summary import Estimate, bars, estimate
 
 DISCOUNT, LENGTH, ROLLOUT = 0.5, 3, 14  # 0.5^14 = 6e-5
 RADIUS, GRID = 4.0, 9  # of the square in which the assumption is looked at, and points a side from which it is searched
@@ -360,8 +360,8 @@ def parts(result: Rate) -> dict[str, list[list[float]]]:
 
 
 def draw(results: dict[str, Rate]) -> Figure:
-    """The gap against samples, a panel for each w: sampled arms with their fits, and the parts of the gap."""
-    figure = Figure(figsize=(5.4 * len(results), 4.6), layout="constrained")
+    """The gap against samples, a panel for each w: sampled arms with their fits, the parts of the gap, ε and the start."""
+    figure = Figure(figsize=(5.6 * len(results), 6.4), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for panel, (name, result) in zip(panels, results.items(), strict=True):
         for arm in result.gap:
@@ -370,12 +370,13 @@ def draw(results: dict[str, Rate]) -> Figure:
                 label = "T and K, without noise"
                 panel.plot(budgets, result.gap[arm].mean(axis=1), "s--", color=COLORS[arm], markersize=3, label=label)
             else:
-                curve(panel, COLORS[arm], arm, budgets, result.gap[arm])
+                curve(panel, COLORS[arm], f"{arm}: {shown(law(budgets, result.gap[arm]))}", budgets, result.gap[arm])
         budgets = result.samples["independent"]
         # Where few starts reach Φ* the bias is only which maxima those of `limits` found.
         if result.assumed.reached > 0.5 and EXACT in result.gap:
             bias = np.maximum(result.bias, 1e-12)
             panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
+        ladder(panel, budgets, [level.epsilon for level in result.levels], float(result.assumed.start[0]))
         guide(panel, budgets, result.gap["independent"].mean(axis=1)[0], EXPONENT, "2/7")
         finish(panel, "Φ* − Φ(φ_T), nats")
         panel.set_title(
@@ -391,15 +392,33 @@ def finish(panel, label: str) -> None:
     panel.set(xscale="log", yscale="log" if np.isfinite(drawn).any() else "linear", ylabel=label)
     panel.set(xlabel="samples (transitions a seed); bars: 95 % intervals of the mean")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8)
+    below = dict(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.0)  # covers no data
+    panel.legend(fontsize=8, title="gap ∝ samples^(−p)", title_fontsize=8, **below)
 
 
-def curve(panel, color: str, name: str, budgets: np.ndarray, gap: np.ndarray) -> None:
-    """Mean over seeds with its 95 % interval, and the exponent in the label."""
-    label = f"{name}: {shown(law(budgets, gap))}"
-    mean, error = gap.mean(axis=1), 1.96 * gap.std(axis=1, ddof=1) / np.sqrt(gap.shape[1])
-    bars = np.minimum(error, 0.9 * mean)
-    panel.errorbar(budgets, mean, bars, color=color, marker="o", markersize=4, label=label)
+def means(gap: np.ndarray) -> Estimate:
+    """Over seeds of a gap [level, seed], each [level]: gaps are positive, and the bootstrap's ends are too.
+
+    Not a number where a seed has no gap: the others alone would flatter.
+    """
+    whole = np.isfinite(gap).all(axis=1)
+    return Estimate(*(np.where(whole, x, np.nan) for x in estimate(gap.T, trim=0.0)))
+
+
+def curve(panel, color: str, label: str, budgets, gap: np.ndarray, marker: str = "o", linestyle: str = "-") -> None:
+    """Mean over seeds with its 95 % interval."""
+    style = dict(color=color, marker=marker, linestyle=linestyle, markersize=4, capsize=2)
+    mean = means(gap)
+    panel.errorbar(budgets, mean.center, bars(mean), label=label, **style)
+
+
+def ladder(panel, budgets: np.ndarray, epsilons, start: float) -> None:
+    """What a level asks for, ε in the gap's unit, at its samples; and the mean gap of the starts."""
+    panel.plot(budgets, epsilons, "o:", color="0.5", markersize=3, linewidth=1, label="ε of the level")
+    for budget, epsilon in zip(budgets, epsilons, strict=True):
+        place = dict(xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="0.4")
+        panel.annotate(f"{epsilon:.2g}", (budget, epsilon), **place)
+    panel.axhline(start, color="0.5", linestyle="--", linewidth=1, label=f"gap at the start, {start:.2g} in the mean")
 
 
 def shown(fit: Fit) -> str:

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from bilevel import exact, landscape, meters, models
 from bilevel.landscape import Stationary
@@ -30,7 +29,7 @@ from envs.base import World
 from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
 from experiments.run_folder import kept
-from experiments.summary import Estimate, estimate
+from experiments.summary import Estimate, bars, estimate, share
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 3
 OBJECTIVES = {
@@ -202,14 +201,6 @@ def median(values: np.ndarray) -> Estimate:
     return Estimate(*map(np.exp, numbers), count)
 
 
-def share(events: np.ndarray) -> Estimate:
-    """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
-    count, num = events.sum(axis=-1), events.shape[-1]
-    low = np.where(count > 0, stats.beta.ppf(0.025, np.maximum(count, 1), num - count + 1), 0.0)
-    high = np.where(count < num, stats.beta.ppf(0.975, count + 1, np.maximum(num - count, 1)), 1.0)
-    return Estimate(count / num, low, high, np.full(count.shape, num))
-
-
 def certificate(found: Measured) -> dict | None:
     """The local maximum with the widest gap to the best among [instance, start], with what verifies it; None: there is
     none."""
@@ -264,13 +255,14 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
     weights = np.array(sizes.kl_weights)
     for name, measured in found.items():
         place, numbers = list(CLASSES).index(name), estimates(measured)
-        beside = weights * 1.035 ** (place - (len(CLASSES) - 1) / 2)  # so that bars do not hide each other
+        aside = list(found).index(name) - (len(found) - 1) / 2
+        beside = weights * 1.035**aside  # so that bars do not hide each other
         style = dict(color=COLORS[place], linewidth=1.2, markersize=4, elinewidth=0.8, marker="o", label=name)
         for panels, key in zip(axes, ("domination", "lower_maximum", "stationary_below"), strict=True):
-            center, low, high, _ = numbers[key]
-            bars = np.nan_to_num(np.maximum([center - low, high - center], 0))
-            for i, panel in enumerate(panels):
-                panel.errorbar(beside, center[i], bars[:, i], **style)
+            for panel, center, lengths in zip(
+                panels, numbers[key].center, bars(numbers[key]).swapaxes(0, 1), strict=True
+            ):
+                panel.errorbar(beside, center, lengths, **style)
     for panel, objective in zip(axes[0], OBJECTIVES, strict=True):
         panel.set(title=objective, xscale="log", yscale="log")
     for panel in axes[2]:
@@ -281,7 +273,7 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel("median μ̂₁ ≥ μ₁ over random φ,\n1/(unit of φ)²")
     axes[1, 0].set_ylabel("share where gradient ascent ends\nin a maximum below the best")
-    axes[2, 0].set_ylabel("share with a stationary point below\nthe best (but φ = 0): μ₁ = 0")
+    axes[2, 0].set_ylabel("share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0")
     for panel in axes[1:, 0]:
         panel.set_ylim(-0.05, 1.05)
     handles = axes[0, 0].get_legend_handles_labels()

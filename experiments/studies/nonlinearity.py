@@ -30,7 +30,7 @@ from experiments.studies.approximation import (
     summarise_critics,
     summarise_policies,
 )
-from experiments.studies.domination import finished, lower_maxima, median, share
+from experiments.studies.domination import finished, lower_maxima, median
 from experiments.studies.reward_classes import (
     Measured,
     Sizes,
@@ -41,7 +41,7 @@ from experiments.studies.reward_classes import (
     losses,
     measure_class,
 )
-from experiments.summary import estimate
+from experiments.summary import estimate, share
 
 
 class Result(NamedTuple):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf, step_cost
 from bilevel.hypergradients import proxy
-from bilevel.rates import Fit
+from bilevel.rates import Fit, interval, undecided
 from bilevel.run import run, start
 from bilevel.types import Hyper
 from experiments.files import write_figure, write_json
@@ -30,6 +30,7 @@ from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learn
 from experiments.studies.seeds import for_each_seed
 
 KL_WEIGHT = complexity.WEIGHTS["one maximum"]
+GAP = 0.01  # nats, at which samples are compared
 HALVED = 100  # outer steps after which a reward step is half its first
 
 
@@ -195,12 +196,56 @@ def fit(result: Tuned, sizes: Sizes) -> Fit:
     return complexity.law(np.array(sizes.budgets), result.judged)
 
 
-def samples_for(epsilon: float, budgets, gap) -> float | None:
-    """Samples at which the mean gap [budget] falls to ε, interpolated on logs; None: outside of the range."""
+def samples_for(epsilon: float, budgets, gap) -> tuple[float, float]:
+    """Between which samples the mean over seeds of a gap [budget, seed] falls to ε, interpolated on logs.
+
+    Both are the same where it does within the range; (0, the first) where it is below ε all along, (the last, ∞) where it
+    never is.
+    """
     mean = np.minimum.accumulate(gap.mean(axis=1))
-    if not mean[-1] <= epsilon <= mean[0]:
-        return None
-    return float(np.exp(np.interp(-np.log(epsilon), -np.log(mean), np.log(budgets))))
+    if not mean[-1] <= epsilon:
+        return float(budgets[-1]), np.inf
+    budgets, mean = (
+        np.array(budgets)[np.isfinite(mean)],
+        mean[np.isfinite(mean)],
+    )  # before the first step there is no gap
+    if mean[0] < epsilon:
+        return 0.0, float(budgets[0])
+    at = float(np.exp(np.interp(-np.log(epsilon), -np.log(mean), np.log(budgets))))
+    return at, at
+
+
+class Saved(NamedTuple):
+    """How many times the samples of the tuned runs the schedule takes for a gap.
+
+    Attributes:
+        ratio: with its 95 % interval by bootstrap over seeds, given the choice; NaN where either is outside of its range.
+        undecided: why it decides nothing, in words; "" if it may.
+    """
+
+    ratio: tuple[float, float, float]
+    undecided: str
+
+
+def saved(epsilon: float, result: Tuned, sizes: Sizes, num_resamples: int = 2000) -> Saved:
+    """For a mean gap of ε. Where resampled curves leave their range, the interval reaches as far as the ratio may."""
+    ways = {"the tuned": (sizes.budgets, result.judged), "the schedule's": result.schedule}
+    (ours, _), (theirs, _) = takes = [samples_for(epsilon, *way) for way in ways.values()]
+    outside = [name for name, (least, most) in zip(ways, takes, strict=True) if least < most]
+    if outside:
+        why = f"a mean gap of {epsilon:g} lies outside of the range of {' and '.join(outside)} runs"
+        return Saved((np.nan,) * 3, why)
+    rng, lows, inverse_highs = np.random.default_rng(0), [], []  # finite, unlike what is above one
+    for _ in range(num_resamples):
+        (least, most), (fewest, last) = (
+            samples_for(epsilon, budgets, gap[:, rng.integers(gap.shape[1], size=gap.shape[1])])
+            for budgets, gap in ways.values()
+        )
+        lows.append(fewest / most)
+        inverse_highs.append(least / last)
+    num = min(gap.shape[1] for _, gap in ways.values())
+    low, inverse_high = interval(lows, num)[0], interval(inverse_highs, num)[0]
+    return Saved((theirs / ours, low, 1 / inverse_high if inverse_high > 0 else np.inf), undecided(num))
 
 
 def choices(result: Tuned, sizes: Sizes) -> list[dict]:
@@ -209,49 +254,54 @@ def choices(result: Tuned, sizes: Sizes) -> list[dict]:
     for budget, (i, j), judged in zip(sizes.budgets, result.chosen, result.judged, strict=True):
         names = dict(zip(("K", "n", "B"), sizes.counts[i], strict=True))
         values = dict(zip(("sigma", "policy_step", "reward_step"), map(float, sizes.lanes[j]), strict=True))
-        error = 1.96 * judged.std(ddof=1) / np.sqrt(len(judged))
-        interval = [float(judged.mean() - error), float(judged.mean() + error)]
-        rows.append({"budget": budget, "gap": float(judged.mean()), "interval": interval} | names | values)
+        gap, *ends = (float(x[0]) for x in complexity.means(judged[None])[:3])
+        rows.append({"budget": budget, "gap": gap, "interval": ends} | names | values)
     return rows
 
 
 def draw(found: dict[str, Tuned], sizes: Sizes) -> Figure:
     """The gap against samples, tuned and under the schedule; and what was chosen at each budget."""
-    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(12.5, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     budgets = np.array(sizes.budgets)
     marks = {"independent": "o", "weighted": "s"}
     for name, result in found.items():
         color = complexity.COLORS[name]
-        complexity.curve(left, color, f"{name}, tuned", budgets, result.judged)
-        samples, gap = result.schedule
-        left.plot(samples, gap.mean(axis=1), "--^", color=color, markersize=4, label=f"{name}, the theorem's schedule")
+        complexity.curve(left, color, f"{name}, tuned: {complexity.shown(fit(result, sizes))}", budgets, result.judged)
+        label = f"{name}, the theorem's schedule: {_factor(saved(GAP, result, sizes))}"
+        complexity.curve(left, color, label, *result.schedule, marker="^", linestyle="--")
         rows = choices(result, sizes)
         for key, line in (("sigma", "-"), ("B", ":"), ("K", "--")):
             values = [row[key] for row in rows]
             label = {"sigma": "σ", "B": "B", "K": "K"}[key]
             right.plot(budgets, values, line, color=color, marker=marks[name], markersize=4, label=f"{label}, {name}")
+    left.axhline(GAP, color="0.6", linewidth=0.8)
     complexity.guide(left, budgets, next(iter(found.values())).judged.mean(axis=1)[0], EXPONENT, "2/7")
     complexity.finish(left, "Φ* − Φ(φ_T), nats")
     left.set_title("Gap on seeds that did not choose")
     right.set(xscale="log", yscale="log", xlabel="samples (transitions a seed)", ylabel="chosen value")
     right.set_title("What was chosen at each budget")
     right.grid(alpha=0.3)
-    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.0, ncols=len(found))
     return figure
+
+
+def _factor(found: Saved) -> str:
+    """In words."""
+    center, low, high = found.ratio
+    if not np.isfinite(center):
+        return f"gap {GAP:g} outside of a range"
+    return f"{center:.1f} times the samples for a gap of {GAP:g} [{low:.1f}, {high:.1f}]".replace("inf", "∞")
 
 
 def summarise(found: dict[str, Tuned], sizes: Sizes) -> dict:
     """Choices, exponents, and the samples that a gap takes, tuned and under the schedule, as JSON values."""
     about = {}
     for name, result in found.items():
-        samples, gap = result.schedule
+        runs = {"tuned": (sizes.budgets, result.judged), "schedule": result.schedule}
         takes = {
-            f"{epsilon:g}": {
-                "tuned": samples_for(epsilon, sizes.budgets, result.judged),
-                "schedule": samples_for(epsilon, samples, gap),
-            }
-            for epsilon in (0.1, 0.05, 0.02, 0.01, 0.005)
+            f"{epsilon:g}": {way: samples_for(epsilon, *of) for way, of in runs.items()}
+            for epsilon in (0.1, 0.05, 0.02, GAP, 0.005)
         }
         about[name] = complexity.describe(fit(result, sizes)) | {
             "choices": choices(result, sizes),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from bilevel.rates import Fit, Slope, Verdict, verdict
+from bilevel.rates import Fit, Slope, verdict
 
 INF = float("inf")
 
@@ -85,6 +85,8 @@ class Claim(NamedTuple):
         margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
         minutes: on its own, quick and in full, said beforehand.
         measure: budget -> what was measured.
+        refuting: of an assumption, which no measurement can prove: how the names of those numbers begin that are shares
+            of instances on which it is refuted. They decide instead of margins. "": the claim is no assumption.
     """
 
     statement: str
@@ -94,13 +96,19 @@ class Claim(NamedTuple):
     margins: dict[str, Margin]
     minutes: tuple[float, float]
     measure: Callable[[Budget], Measurement]
+    refuting: str = ""
 
 
-def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, Verdict]:
+def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, str]:
     """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
-    An exponent's tail must clear the margin too, for it to hold (`bilevel.rates.verdict`).
+    An exponent's tail must clear the margin too, for it to hold (`bilevel.rates.verdict`). On each share of instances that
+    refute an assumption: *refuted* if its interval lies above 0. One instance is enough, the assumption being one of every
+    instance; the share says how common such instances are.
     """
+    if claim.refuting:
+        shares = {name: x for name, x in numbers.items() if name.startswith(claim.refuting)}
+        return {name: "refuted" if x.low > 0 and not x.undecided else "not refuted" for name, x in shares.items()}
     found = {}
     for name, margin in claim.margins.items():
         ours = numbers[name]
@@ -111,11 +119,12 @@ def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, Verdict]:
     return found
 
 
-def together(verdicts: dict[str, Verdict]) -> Verdict | str:
-    """The claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins."""
-    if not verdicts:
-        return "reported"
-    for one in ("fails", "not decided"):
+def together(verdicts: dict[str, str]) -> str:
+    """The claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
+
+    An assumption is refuted if it is by a number.
+    """
+    for one in ("fails", "not decided", "refuted", "not refuted", "holds"):
         if one in verdicts.values():
             return one
-    return "holds"
+    return "reported"

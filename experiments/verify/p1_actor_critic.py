@@ -20,7 +20,7 @@ def measure(budget: Budget) -> Measurement:
     for name, gap in (("first ε", result.gap[0]), ("last ε", result.gap[-1])):
         why = "" if np.isfinite(gap).all() else LEFT_OUT
         numbers[f"J* − J at the {name}"] = Interval(*map(float, estimate(gap, trim=0.0)[:3]), why)
-    return Measurement(numbers, cost, actor_critic.draw(result))
+    return Measurement(numbers, cost, actor_critic.draw(result, sizes.epsilons))
 
 
 CLAIM = Claim(

@@ -10,7 +10,7 @@ from experiments.files import read_bytes, write_atomically
 MOST_FIGURE = 2**26  # bytes
 STYLE = """body{font:16px/1.5 Georgia,serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:14px;margin:.7rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;
-text-align:left;vertical-align:top}img{max-width:100%}.holds{color:#00704a}.fails{color:#b3261e}h2{margin-top:2.5rem}
+text-align:left;vertical-align:top}img{max-width:100%}.holds{color:#00704a}.fails,.refuted{color:#b3261e}h2{margin-top:2.5rem}
 .small{color:#666;font-size:14px}"""
 
 
@@ -18,7 +18,7 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
     """Writes `report.html`, self-contained: the table of verdicts, then a section with its figure for each claim."""
     rows = "".join(
         f"<tr><td><a href='#{name}'>{name}</a></td><td>{html.escape(r['statement'])}</td><td>{html.escape(r['prediction'])}"
-        f"</td><td class='{r['verdict']}'>{r['verdict']}</td><td>{r['seconds']:.0f} s</td></tr>"
+        f"</td><td class='{_style(r)}'>{in_words(r)}</td><td>{r['seconds']:.0f} s</td></tr>"
         for name, r in results.items()
     )
     head = "<tr><th>claim</th><th>statement</th><th>predicted</th><th>verdict</th><th>cost</th></tr>"
@@ -26,7 +26,9 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
         "A claim <em>holds</em> when the 95 % interval of each of its numbers lies inside a margin that was stated "
         "beforehand, <em>fails</em> when one lies outside, and is otherwise <em>not decided</em>. An exponent's interval "
         "has no end (inf) on the side to which its curve bends up to the last levels. It holds over the range that is named "
-        "beside it, and only if the slope of the last levels, with an interval of its own, clears the margin too."
+        "beside it, and only if the slope of the last levels, with an interval of its own, clears the margin too. An "
+        "assumption is <em>refuted</em> where the interval of the share of instances that refute it lies above 0, and "
+        "otherwise <em>not refuted</em>: no measurement proves it."
     )
     sections = "".join(_section(name, result, folder / name / "figure.png") for name, result in results.items())
     quick = " (quick run: small budgets)" if any(r["quick"] for r in results.values()) else ""
@@ -50,11 +52,26 @@ def about(number: dict[str, Any]) -> list[str]:
     return ["; ".join(said)] if said else []
 
 
+def in_words(result: dict[str, Any]) -> str:
+    """The claim's verdict; that of a refuted assumption after a comma with the largest share of instances."""
+    shares = [x for x in result["numbers"].values() if x["verdict"] == "refuted"]
+    if not shares:
+        return result["verdict"]
+    most = max(shares, key=lambda x: x["center"])
+    center, low, high = (f"{100 * x:.0f}" for x in (most["center"], *most["interval"]))
+    return f"refuted, on up to {center} % [{low}, {high}] of instances"
+
+
+def _style(judged: dict[str, Any]) -> str:
+    """The class in the style sheet of a verdict: one word."""
+    return judged["verdict"].replace(" ", "-")
+
+
 def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>[{', '.join(map(short, x['interval']))}]</td>"
         f"<td>{'' if x['margin'] is None else '[' + ', '.join(map(short, x['margin'])) + ']'}</td>"
-        f"<td class='{x['verdict']}'>{html.escape(': '.join([x['verdict'], *about(x)]))}</td></tr>"
+        f"<td class='{_style(x)}'>{html.escape(': '.join([x['verdict'], *about(x)]))}</td></tr>"
         for number, x in result["numbers"].items()
     )
     head = "<tr><th>number</th><th>measured</th><th>95 % interval</th><th>must lie in</th><th></th></tr>"
@@ -67,7 +84,7 @@ def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in result["notes"])
     cost = ", ".join(f"{value:,.0f} {html.escape(what)}" for what, value in result["cost"].items())
     return (
-        f"<h2 id='{name}'>{name}: <span class='{result['verdict']}'>{result['verdict']}</span></h2>"
+        f"<h2 id='{name}'>{name}: <span class='{_style(result)}'>{in_words(result)}</span></h2>"
         f"<p>{html.escape(result['statement'])} <span class='small'>({html.escape(result['source'])}; {result['kind']})"
         f"</span></p><p>Predicted: {html.escape(result['prediction'])}.</p><table>{head}{rows}</table>{picture}"
         f"<ul>{notes}</ul><p class='small'>Cost: {cost or 'no samples'}; {result['seconds']:.0f} s.</p>"

@@ -25,10 +25,10 @@ from experiments.output import silent
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import MOST_FIGURE, about, short, write_page
+from experiments.verify.page import MOST_FIGURE, about, in_words, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
-REPORTED = 6  # numbers without a margin that the table shows
+REPORTED, SHARES = 6, 24  # numbers without a margin that the table shows, and of an assumption
 # What a measurement and its verdict depend on.
 OURS = (
     "bilevel",
@@ -291,8 +291,7 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
 
 def describe(claim: Claim, measured: Measurement) -> dict[str, Any]:
     """Claim, numbers and verdicts as JSON values."""
-    missing = f"not measured; what was: {', '.join(measured.numbers)}"
-    intervals = dict.fromkeys(claim.margins, Interval(np.nan, np.nan, np.nan, missing)) | measured.numbers
+    intervals = dict.fromkeys(claim.margins, Interval(np.nan, np.nan, np.nan, "not measured")) | measured.numbers
     verdicts = judge(claim, intervals)
     numbers = {
         name: {
@@ -322,20 +321,23 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _format(name: str, result: dict[str, Any]) -> str:
-    lines = [f"{name}  {result['verdict'].upper()}", result["statement"], f"({result['source']}; {result['kind']})"]
+    verdict = result["verdict"]
+    lines = [f"{name}  {in_words(result).replace(verdict, verdict.upper(), 1)}", result["statement"]]
+    lines.append(f"({result['source']}; {result['kind']})")
     lines.append(f"Predicted: {result['prediction']}")
     deciding = {name: x for name, x in result["numbers"].items() if x["margin"] is not None}
     others = {name: x for name, x in result["numbers"].items() if x["margin"] is None}
-    shown = deciding | dict(list(others.items())[:REPORTED])
-    layout = "{:46s}{:>11s}  {:25s}{:19s}{}"
+    room = SHARES if verdict.endswith("refuted") else REPORTED
+    shown = deciding | dict(list(others.items())[:room])
+    layout = f"{{:{max(map(len, shown))}s}}{{:>11s}}  {{:25s}}{{:19s}}{{}}"
     lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
     for number, x in shown.items():
         margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
         interval = "[{}, {}]".format(*map(short, x["interval"]))
         lines.append(layout.format(number, short(x["center"]), interval, margin, ": ".join([x["verdict"], *about(x)])))
-    if len(others) > REPORTED:
-        lines.append(f"… and {len(others) - REPORTED} more in summary.json")
-    if result["verdict"] in ("fails", "not decided"):
+    if len(others) > room:
+        lines.append(f"… and {len(others) - room} more in summary.json")
+    if verdict not in ("holds", "reported"):
         lines += [f"Note: {note}" for note in result["notes"]]
     cost = ", ".join(f"{value:,.0f} {what}" for what, value in result["cost"].items())
     return "\n  ".join([*lines, f"Cost: {cost or 'no samples'}; {result['seconds']:,.0f} s"])
