@@ -53,8 +53,8 @@ def environment(num_devices):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 
 
-def launch(folder, num_processes, *more, own=None, timeout=TIMEOUT, only=None):
-    """The processes, or `only` some, each with its own further arguments."""
+def launch(folder, num_processes, *more, own=None, devices=None, timeout=TIMEOUT, only=None):
+    """The processes, or `only` some, each with its own further arguments and number of devices (1)."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -64,9 +64,12 @@ def launch(folder, num_processes, *more, own=None, timeout=TIMEOUT, only=None):
     command = [sys.executable, "-m", "experiments", "train", "--world", WORLD, "--algorithm", ALGORITHM, *arguments]
     command += ["--out", str(folder), "--distributed", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--num-processes", str(num_processes), "--peer-timeout", str(timeout), *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(1)}
-    numbers = only or range(num_processes)
-    return [subprocess.Popen([*command, "--process-id", str(i), *(own or {}).get(i, [])], **pipes) for i in numbers]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = []
+    for i in only or range(num_processes):
+        place = {"env": environment((devices or {}).get(i, 1))}
+        started.append(subprocess.Popen([*command, "--process-id", str(i), *(own or {}).get(i, [])], **pipes, **place))
+    return started
 
 
 def outcome(processes):
@@ -139,6 +142,12 @@ def test_what_differs_between_processes_is_named_by_all_before_anything_compiles
         line = complaint(said)
         assert code == 2 and len(said.strip().splitlines()) == 1 and all(word in line for word in words), said
         assert "required: the same command" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_devices_is_named_by_all(tmp_path):
+    for code, said in outcome(launch(tmp_path / "run", 2, devices={1: 2})):
+        assert code == 2 and "number of devices of a process is 1 in process 0, 2 in process 1" in complaint(said)
     assert not (tmp_path / "run").exists()
 
 
