@@ -1,6 +1,7 @@
 """Several processes as one run: JAX's distributed runtime, what one of them does for all, and what they agree on."""
 
 import dataclasses
+import errno
 import ipaddress
 import json
 import os
@@ -56,7 +57,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     `peer_timeout` seconds later at most.
 
     Raises:
-        OptionError: an option is out of its range or missing, or there is no cluster.
+        OptionError: an option is out of its range or missing, the port is taken, or there is no cluster.
     """
     check_fields(options)
     given = _check_place(options)
@@ -66,6 +67,8 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     stages = _Stages(threading.Event(), threading.Event(), threading.Event())
     try:
         _join(options, given, stages)
+    except OptionError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
@@ -176,7 +179,7 @@ def _bindable(address: str) -> str | None:
         for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             found = entry[4][0]
             alone = ipaddress.ip_address(found.partition("%")[0]).is_loopback and host not in ("localhost", found)
-            if _is_here(found) and not alone:
+            if _is_here(found, port) and not alone:
                 return address
     _say(
         f"note: {host} is no address of this machine that the others know too: process 0 listens on all that it has, port "
@@ -185,12 +188,21 @@ def _bindable(address: str) -> str | None:
     return None
 
 
-def _is_here(host: str) -> bool:
-    """Whether it is an address of this machine."""
-    with suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return True
-    return False
+def _is_here(host: str, port: int) -> bool:
+    """Whether it is an address of this machine.
+
+    Raises:
+        OptionError: it is, and another program listens there.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what listened there before may have just ended
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OptionError(f"port {port} of {host} is in use; required: a free one for --coordinator") from error
+            return False
+    return True
 
 
 def _watch(over: threading.Event, timeout: float) -> None:

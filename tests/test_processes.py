@@ -17,6 +17,7 @@ import pytest
 from experiments import load_run, processes
 from experiments.__main__ import main
 from experiments.alike import differences
+from experiments.options import OptionError
 from experiments.processes import agree, any_process, is_main, of_all
 from experiments.relay import open_relay, split
 from experiments.run_folder import MARK
@@ -52,8 +53,8 @@ def environment(num_devices):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices), "JAX_PLATFORMS": "cpu"}
 
 
-def launch(folder, num_processes, *more, own=None, timeout=TIMEOUT, only=None):
-    """The processes, or `only` some, each with its own further arguments."""
+def launch(folder, num_processes, *more, own=None, devices=None, timeout=TIMEOUT, only=None):
+    """The processes, or `only` some, each with its own further arguments and number of devices (1)."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -63,9 +64,12 @@ def launch(folder, num_processes, *more, own=None, timeout=TIMEOUT, only=None):
     command = [sys.executable, "-m", "experiments", "train", "--world", WORLD, "--algorithm", ALGORITHM, *arguments]
     command += ["--out", str(folder), "--distributed", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--num-processes", str(num_processes), "--peer-timeout", str(timeout), *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(1)}
-    numbers = only or range(num_processes)
-    return [subprocess.Popen([*command, "--process-id", str(i), *(own or {}).get(i, [])], **pipes) for i in numbers]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = []
+    for i in only or range(num_processes):
+        place = {"env": environment((devices or {}).get(i, 1))}
+        started.append(subprocess.Popen([*command, "--process-id", str(i), *(own or {}).get(i, [])], **pipes, **place))
+    return started
 
 
 def outcome(processes):
@@ -141,6 +145,12 @@ def test_what_differs_between_processes_is_named_by_all_before_anything_compiles
     assert not (tmp_path / "run").exists()
 
 
+def test_another_number_of_devices_is_named_by_all(tmp_path):
+    for code, said in outcome(launch(tmp_path / "run", 2, devices={1: 2})):
+        assert code == 2 and "number of devices of a process is 1 in process 0, 2 in process 1" in complaint(said)
+    assert not (tmp_path / "run").exists()
+
+
 def test_differences_are_named_by_value_and_missing_versions_too():
     one = {"--world": "garnet", "--states": 5, "--sigma": [0.1, 0.2], "version of jax": "1", "version of a": "2"}
     same = {"--out": ""}
@@ -175,15 +185,19 @@ def test_an_address_that_is_not_this_machines_alone_is_not_listened_at(monkeypat
 
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
     resolving_to("127.0.0.1")
-    assert processes._bindable("localhost:1") == "localhost:1" and processes._bindable("127.0.0.1:1") == "127.0.0.1:1"
+    assert processes._bindable("localhost:0") == "localhost:0" and processes._bindable("127.0.0.1:0") == "127.0.0.1:0"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port} of 127.0.0.1 is in use"):
+            processes._bindable(f"localhost:{port}")
     assert capsys.readouterr().err == ""
-    assert processes._bindable("node7:1") is None  # as this machine calls itself, but no other does
+    assert processes._bindable("node7:0") is None  # as this machine calls itself, but no other does
     resolving_to("198.51.100.7")  # of a service in front of it
-    assert processes._bindable("node7:1") is None
+    assert processes._bindable("node7:0") is None
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all("listens on all that it has, port 1" in line and "trusted" in line for line in said)
-    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:1")
-    assert processes._bindable("node7:1") is None and capsys.readouterr().err == ""
+    assert len(said) == 2 and all("listens on all that it has, port 0" in line and "trusted" in line for line in said)
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:0")
+    assert processes._bindable("node7:0") is None and capsys.readouterr().err == ""
 
 
 def test_the_relay_keeps_a_connection_whose_other_end_has_gone():
