@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import logging
+import os
 import re
 import warnings
 import zlib
@@ -88,6 +89,7 @@ class Checkpoints:
         self._position: int | None = None
         self._may_write = False
         self._open()
+        self._directory = os.open(path, os.O_RDONLY)  # kept open: no other directory can pass for this one
 
     def _open(self) -> None:
         with _hush():
@@ -102,8 +104,17 @@ class Checkpoints:
             with suppress(Exception):  # it would say the same again, in many lines
                 self._orbax.close()
             raise
-        with self._naming_failure():
-            self._orbax.close()
+        else:
+            with self._naming_failure():
+                self._orbax.close()
+        finally:
+            os.close(self._directory)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._directory))
+        except OSError:
+            return False
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, newest first, damaged ones among them."""
@@ -142,7 +153,7 @@ class Checkpoints:
         sealed = {"record": record, "crc32": zlib.crc32(record.encode())}
         self._position = step
         with self._naming_failure():
-            if not self._path.is_dir():  # orbax would make it anew, and go on without what it held
+            if not self._is_there():  # orbax would make it anew, and go on without what it held
                 raise FileNotFoundError(self._path)
             if not self._may_write:  # only now: a reader must not clear away what another process is about to complete
                 self._may_write = True
@@ -184,7 +195,7 @@ class Checkpoints:
             yield
         except Exception as error:
             what = f"checkpoint {self._position} could not be written to {self._path}"
-            if not self._path.is_dir():
+            if not self._is_there():
                 raise CheckpointError(
                     f"{what}, which is there no longer: it was moved or deleted meanwhile; put it back, or start anew"
                 ) from error
