@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from typing import TypedDict
@@ -31,8 +33,10 @@ from experiments.files import (
     write_json,
 )
 from experiments.metrics import write_metrics
-from experiments.run_folder import group_name, open_run
+from experiments.run_folder import compare_manifests, group_name, open_run
+from experiments.verify import runner
 
+ROOT = pathlib.Path(__file__).parent.parent
 GROUP = group_name(0, 2)
 INPUTS = ("config.json", "manifest.json", "sweep.json", "notes.json", "baselines.json", "timing.json", "tables.npz")
 METRICS = f"metrics/{GROUP}/00000000.npz"
@@ -400,3 +404,28 @@ def test_a_configuration_that_none_could_have_asked_for_is_refused_before_anythi
     with pytest.raises(RunFolderError) as caught:
         load_params(run, seed=0)
     assert why in str(caught.value) and "config.json" in str(caught.value)
+
+
+def test_of_another_type_a_number_of_steps_is_another_run():
+    before = {"config": {"steps": "ten"}, "versions": {}}
+    refused = compare_manifests(before, {"config": {"steps": 10}, "versions": {}}, ("steps",)).refused
+    assert [line.partition(";")[0] for line in refused] == ['config.steps: was "ten", now 10']
+
+
+def test_what_a_claim_left_that_is_damaged_counts_as_nothing(tmp_path):
+    said: list[str] = []
+    os.mkfifo(tmp_path / runner.RESULT)
+    assert runner.measured_before(tmp_path, "ours", said.append) is None and "damaged result" in said[0]
+    write_json(tmp_path, runner.STARTED, {"digest": "ours", "seconds": "long"})
+    assert runner._read(tmp_path, runner.STARTED, runner.Started) == {}
+    write_json(tmp_path, runner.RESULT, {"digest": "ours"} | {"check": runner._check({"digest": "ours"})})
+    assert runner.measured_before(tmp_path, "ours", said.append) is None
+    os.mkfifo(tmp_path / runner.FIGURE)
+    assert runner._digest_of(tmp_path / runner.FIGURE) == ""
+
+
+def test_a_report_with_names_that_are_no_text_is_said(run):
+    write_json(run, "timing.json", {"\ud800_seconds": 1.0})
+    command = [sys.executable, "-m", "experiments", "report", str(run)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, cwd=ROOT)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and b"? 1 s" in done.stdout
