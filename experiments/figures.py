@@ -150,6 +150,8 @@ def _finish_panel(axes: Axes, dataset: xr.Dataset, name: str, x_label: str, base
     drawn = drawn[np.isfinite(drawn)]
     if name.endswith(DIAGNOSTICS) and len(drawn) and drawn.min() > 0 and drawn.max() > 10 * drawn.min():
         axes.set_yscale("log")
+    if unit == "share":
+        axes.set_ylim(0, 1.05)  # a hundredth less than all is nothing to look at
     _draw_baselines(axes, baselines.get(name, {}))
 
 

@@ -296,7 +296,7 @@ def sign_sentences(summary: dict[str, Any]) -> list[str]:
 def _seed_words(seeds: Sequence[int], total: int) -> str:
     shown = ", ".join(map(str, seeds[:MOST_NAMED]))
     more = f" and {len(seeds) - MOST_NAMED:,} more" if len(seeds) > MOST_NAMED else ""
-    return f"{len(seeds):,} of {total:,} seeds ({shown}{more})"
+    return f"{len(seeds):,} of {total:,} seeds ({'seed' if len(seeds) == 1 else 'seeds'} {shown}{more})"
 
 
 def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:

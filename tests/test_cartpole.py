@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from envs.cartpole import SPANS, cartpole
-from experiments import configure
+from experiments import configure, driver
 from experiments.options import OptionError
+from experiments.run_folder import read_json
 
 ENV = cartpole().env
 CELLS = (3, 3, 8, 6)
@@ -167,3 +168,14 @@ def test_tables_need_cells_and_exact_oracles_do_not_exist_with_them():
     for options in ({"policy": "table"}, {"cells": CELLS, "critic": "exact"}, {"cells": CELLS, "gradients": "exact"}):
         with pytest.raises(OptionError, match="finite world"):
             configure(world="cartpole", **options)
+
+
+@pytest.mark.parametrize("cells", [(), CELLS])
+def test_the_score_is_written_with_what_was_run_and_a_world_without_one_writes_none(cells, tmp_path):
+    config = configure("cartpole", "two_stage")
+    driver.describe(tmp_path, config, cartpole(cells), {})
+    score = {"name": "steps survived", "unit": "steps", "low": 0, "high": 500}
+    assert read_json(tmp_path, "score.json") == score
+    plain = configure("gridworld", "two_stage")
+    driver.describe(tmp_path / "plain", plain, plain.world.build(), {})
+    assert not (tmp_path / "plain" / "score.json").exists()

@@ -253,7 +253,7 @@ def test_diverged_seeds_are_counted_and_named():
     status = np.zeros((4, 30), np.int32)
     status[1, 12:] = status[3, 20:] = 2
     assert one_sign(dataset(status=status)).startswith(
-        "Diverged: 2 of 4 seeds (1, 3). What usually helps: smaller step"
+        "Diverged: 2 of 4 seeds (seeds 1, 3). What usually helps: smaller step"
     )
 
 
@@ -261,13 +261,13 @@ def test_a_seed_that_died_at_once_is_told_once():
     values = np.ones((4, 30))
     values[0] = np.nan
     run = dataset(true_return=values, status=2 * np.isnan(values).astype(np.int32))
-    assert one_sign(run).startswith("Diverged: 1 of 4 seeds (0).")
+    assert one_sign(run).startswith("Diverged: 1 of 4 seeds (seed 0).")
 
 
 def test_a_metric_that_a_living_seed_never_has_is_told():
     values = np.ones((4, 30))
     values[0] = np.nan
-    assert one_sign(dataset(true_score=values)).startswith("Never measured: true score: 1 of 4 seeds (0).")
+    assert one_sign(dataset(true_score=values)).startswith("Never measured: true score: 1 of 4 seeds (seed 0).")
 
 
 @pytest.mark.parametrize(("name", "most"), [("gradient_norm", 10), ("critic_loss", 100)])
@@ -275,7 +275,7 @@ def test_growth_in_one_seed_is_told_but_not_a_rise_at_the_start(name, most):
     growth = np.geomspace(1, most**2, 30)
     sign = one_sign(dataset(**{name: only(2, growth, np.ones(30))}))
     assert sign.startswith(f"The {name.replace('_', ' ')} grew more than {most} times")
-    assert "1 of 4 seeds (2)" in sign
+    assert "1 of 4 seeds (seed 2)" in sign
     assert one_sign(dataset(**{name: only(2, growth**0.5, np.ones(30))})).startswith("None found")
     assert one_sign(dataset(**{name: np.minimum(growth**4, most**2)})).startswith("None found")
 
@@ -283,7 +283,7 @@ def test_growth_in_one_seed_is_told_but_not_a_rise_at_the_start(name, most):
 def test_a_seed_that_collapsed_onto_one_action_a_state_is_told_unless_that_is_what_is_best():
     entropy = only(1, np.geomspace(1, 1e-3, 30), healthy("policy_entropy"))
     poor = {"true_return": only(1, np.full(30, 2.0), healthy("true_return")), "policy_entropy": entropy}
-    assert "1 of 4 seeds (1)" in one_sign(dataset(**poor), BASELINES)
+    assert "1 of 4 seeds (seed 1)" in one_sign(dataset(**poor), BASELINES)
     assert one_sign(dataset(**poor), BASELINES).startswith("Collapsed onto nearly one action a state")
     assert one_sign(dataset(policy_entropy=entropy), BASELINES).startswith("None found")
     assert one_sign(dataset(**poor, kl_to_reference=0.01), BASELINES).startswith("None found")
@@ -295,7 +295,7 @@ def test_negative_entropy_of_a_density_is_no_sign():
 
 def test_a_seed_that_never_moves_is_told():
     assert one_sign(dataset(gradient_norm=only(3, np.full(30, 1e-9), np.ones(30)))).startswith(
-        "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (3)."
+        "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (seed 3)."
     )
     assert "Never moved: the reward change" in one_sign(dataset(reward_change=0.0))
     assert "Never moved: the KL to the reference" in one_sign(dataset(kl_to_reference=1e-9))
@@ -304,7 +304,7 @@ def test_a_seed_that_never_moves_is_told():
 def test_a_seed_that_ends_below_the_reference_policy_is_told_and_one_just_around_it_is_not():
     values = only(1, np.linspace(1, 0.5, 30), healthy("true_return"))
     sign = one_sign(dataset(true_return=values), BASELINES)
-    assert sign.startswith("Ended below the reference policy, 0.9 (by the true return): 1 of 4 seeds (1).")
+    assert sign.startswith("Ended below the reference policy, 0.9 (by the true return): 1 of 4 seeds (seed 1).")
     assert "larger --kl-weight" in sign
     around = 0.9 + 0.01 * np.random.default_rng(0).normal(size=(4, 30))
     assert one_sign(dataset(true_return=around), BASELINES).startswith("None found")
@@ -318,19 +318,21 @@ def test_where_no_reference_is_known_a_seed_is_compared_with_its_start_and_by_th
 
 def test_importance_weights_that_leave_few_rollouts_are_told():
     share = only(2, np.linspace(1, 0.02, 30), np.full(30, 0.9))
-    assert "1 of 4 seeds (2). What usually helps: a shorter --rollout-length" in one_sign(dataset(weight_ess=share))
+    assert "1 of 4 seeds (seed 2). What usually helps: a shorter --rollout-length" in one_sign(
+        dataset(weight_ess=share)
+    )
 
 
 def test_signs_of_a_sweep_are_told_once_with_the_points_where_they_are_seen():
     norm = np.stack([np.ones((4, 30)), *(only(i, np.geomspace(1, 100, 30), np.ones(30)) for i in (1, 3))])
     sign = one_sign(dataset(sweep={"sigma": [0.1, 1.0, 2.0]}, gradient_norm=norm))
-    assert "steps: 1 of 4 seeds (1) at sigma = 1; 1 of 4 seeds (3) at sigma = 2. What usually helps" in sign
+    assert "steps: 1 of 4 seeds (seed 1) at sigma = 1; 1 of 4 seeds (seed 3) at sigma = 2. What usually helps" in sign
 
 
 def test_of_many_seeds_the_first_are_named_and_all_are_kept():
     run = dataset(num_seeds=40, true_return=np.linspace(2, 1, 30))
     summary = summarise(run)
-    assert "40 of 40 seeds (0, 1, 2, 3, 4, 5, 6, 7 and 32 more)" in sign_items(summary)[0]
+    assert "40 of 40 seeds (seeds 0, 1, 2, 3, 4, 5, 6, 7 and 32 more)" in sign_items(summary)[0]
     assert summary["points"][0]["signs"][0]["seeds"] == list(range(40))
     assert summary["points"][0]["seeds_with_signs"] == 40
 

@@ -428,6 +428,16 @@ def test_a_run_without_a_sweep_has_one_point(tmp_path):
     assert dict(load_run(folder).sizes) == {"hyper": 1, "seed": 2, "step": 5}
 
 
+def test_a_named_score_is_loaded_with_its_name_unit_and_bounds(tmp_path):
+    write_json(tmp_path, "config.json", CONFIG)
+    write_metrics(tmp_path, group_name(0, 2), 0, {"true_score": np.ones((2, 3)), "loss": np.ones((2, 3))})
+    assert load_run(tmp_path).true_score.attrs == {}
+    write_json(tmp_path, "score.json", {"name": "steps survived", "unit": "steps", "low": None, "high": 500})
+    data = load_run(tmp_path)
+    assert data.true_score.attrs == {"long_name": "steps survived", "units": "steps", "valid_max": 500}
+    assert data.loss.attrs == {}
+
+
 def test_what_is_not_a_run_or_has_no_metrics_is_not_loaded(run, tmp_path):
     assert "nowhere is not a run: config.json cannot be read" in refusal(load_run, tmp_path / "nowhere")
     write_json(tmp_path / "begun", "config.json", CONFIG)
