@@ -28,9 +28,9 @@ GAUSSIAN = CONTINUOUS | {"policy_step_size": (0.001,)}  # a mean's curvature gro
 CARTPOLE_ONLINE = {
     "steps": 50,
     "kl_weight": (0.1,),
-    "num_policy_steps": 2,
+    "num_policy_steps": 4,
     "reward_optimizer": "sgd",
-    "reward_step_size": (0.003,),
+    "reward_step_size": (0.001,),
 }
 
 
@@ -163,7 +163,7 @@ class CartPoleOptions:
             "reward_step_size": (0.01,),
         },
         "alternating": CARTPOLE_ONLINE,
-        "bilevel": CARTPOLE_ONLINE | {"sigma": (100.0,), "reuse_labels": True},
+        "bilevel": CARTPOLE_ONLINE | {"sigma": (30.0,), "reuse_labels": True},
     }
 
     @property
