@@ -182,6 +182,7 @@ def test_the_power_law_above_a_floor_has_the_exponent_of_what_is_above():
         assert fit.undecided == "" and fit.exponent == pytest.approx(0.5, abs=0.01)
         assert fit.tail[0] < 0.5 < fit.tail[1]
     at_floor = critic.law(n, 0.9 + 0 * noise + 1e-3 * noise, 1.0)
+    assert "3 n are too few" in critic.law(n[:3], noise[:3]).undecided
     assert "not a positive number" in at_floor.undecided and np.isnan(at_floor.exponent)
 
 

@@ -601,6 +601,6 @@ def test_a_critic_that_stalls_is_noticed_and_few_samples_decide_nothing_wrongly(
 @pytest.mark.slow
 def test_a_critic_on_a_tenth_of_the_samples_decides_nothing_wrongly(tmp_path):
     few = p1_critic.QUICK._replace(
-        transitions=(32, 128, 512, 2048), num_chains=2, network_transitions=(32, 128, 512, 2048), hidden_sizes=((),)
+        transitions=(128, 512, 2048), num_chains=4, network_transitions=(128, 512, 2048), hidden_sizes=((),)
     )
     assert verdict_of(p1_critic, tmp_path, sizes=few) != "fails"

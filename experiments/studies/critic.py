@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.critics import TDSizes, td_critic
 from bilevel.lookup import bind, pair_table
-from bilevel.rates import Fit, interval, power_law, undecided, unfitted
+from bilevel.rates import MIN_LEVELS, Fit, interval, power_law, undecided, unfitted
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
@@ -286,8 +286,10 @@ def law(n: tuple[int, ...], errors: np.ndarray, floor: float = 0.0) -> Fit:
     """The power law in n of √(RMS² − floor²) over seeds, of errors [n, seed].
 
     No level is dropped as burn-in, and no other floor fitted: what exceeds the floor is noise, whose order is claimed at
-    every n. Where errors reach the floor it decides nothing.
+    every n. Where there are too few n, or errors reach the floor, it decides nothing.
     """
+    if len(n) < MIN_LEVELS:
+        return unfitted(f"{len(n)} n are too few for an exponent; {MIN_LEVELS} are needed")
 
     def above(values, axis):
         return np.sqrt(np.maximum(np.mean(values**2, axis=axis) - floor**2, 0.0))
@@ -378,7 +380,9 @@ def draw(result: Result) -> Figure:
 
 
 def said(fit: Fit) -> str:
-    """The exponent with its interval."""
+    """The exponent with its interval, if there is one."""
+    if not np.isfinite(fit.exponent):
+        return "no exponent"
     return f"n^−{fit.exponent:.2f} [{fit.interval[0]:.2f}, {fit.interval[1]:.2f}]"
 
 

@@ -4,7 +4,7 @@ from experiments.studies import critic, critic_sup
 from experiments.verify.claims import Budget, Claim, Interval, Margin, Measurement
 
 ROUNDING = 1e-5  # of float32, in a factor
-SUP = "sup-norm factor a target update over γ, all pairs, "
+SUP = "sup-norm factor over γ, all pairs, "
 QUICK = critic.Sizes(num_seeds=16, num_targets=16, transitions=(1024, 4096, 16384))
 
 
