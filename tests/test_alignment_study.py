@@ -172,8 +172,9 @@ def test_the_figure_names_every_method_inside_its_edges_and_cuts_no_run_off(num_
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert {*alignment.METHODS, "one MDP"} < {text.get_text() for text in legend.get_texts()}
-    box, whole = legend.get_window_extent(), figure.bbox
-    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    whole = figure.bbox
+    for box in (legend.get_window_extent(), figure._suptitle.get_window_extent()):
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
     drawn = alignment.relative(ends), ends.upper - ends.upper_truth
     for panel, values in zip(figure.axes[: 2 * num_classes : num_classes], drawn, strict=True):
         low, high = panel.get_ylim()

@@ -247,6 +247,8 @@ def study(
 
 # What it shows --------------------------------------------------------------------------------------------------------
 
+GAIN, ABOVE = "relative_regularised_return", "upper_objective_above_truth"
+
 
 def relative(ends: Ends, plain: bool = False) -> np.ndarray:
     """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed].
@@ -265,12 +267,12 @@ def converged(ends: Ends) -> np.ndarray:
 def measures(ends: Ends) -> dict[str, np.ndarray]:
     """What is reported of the runs, [w, seed] each."""
     return {
-        "relative_regularised_return": relative(ends),
+        GAIN: relative(ends),
         "relative_return": relative(ends, plain=True),
         "regularised_return": ends.regularised,
         "return": ends.plain,
         "upper_objective": ends.upper,
-        "upper_objective_above_truth": ends.upper - ends.upper_truth,
+        ABOVE: ends.upper - ends.upper_truth,
     }
 
 
@@ -294,7 +296,7 @@ def summarise(found: dict[tuple[str, str], Ends], sizes: Sizes) -> list[dict]:
             row |= {name: [float(x[i]) for x in of[:3]] for name, of in (numbers | shares(ends)).items()}
             row |= {
                 "diverged": float(ends.diverged[i].mean()),
-                "without_return": int(np.isnan(relative(ends)[i]).sum()),
+                "without_return": int(np.isnan(ends.regularised[i]).sum()),
             }
             row |= {"labels": float(ends.labels[i].mean()), "transitions": float(ends.transitions[i].mean())}
             row |= {"worst_gradient": float(np.maximum(ends.upper_gradient, ends.lower_gradient)[i].max())}
@@ -302,16 +304,17 @@ def summarise(found: dict[tuple[str, str], Ends], sizes: Sizes) -> list[dict]:
     return rows
 
 
-GAIN, ABOVE = "relative_regularised_return", "upper_objective_above_truth"
 PANELS = {
     GAIN: "return under the true reward with its\nKL term (0: reference, 1: KL-optimal)",
     ABOVE: "what the paper maximises:\nΦ(φ) − Φ(r*), nats",
     "below_reference": "share of runs below\nthe reference's return",
     "converged": "share of runs\nconverged",
 }
-
-
 LINEAR = {GAIN: 1.0, ABOVE: 0.1}  # up to where the axis is linear
+MARKS = {
+    "mean": dict(marker="o", markersize=5, linestyle="-"),
+    "interquartile mean": dict(marker="D", markersize=5, markerfacecolor="white", linestyle="none"),
+}
 
 
 def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
@@ -340,8 +343,8 @@ def draw(found: dict[tuple[str, str], Ends], sizes: Sizes) -> Figure:
         else:
             row[0].set_ylim(-0.05, 1.05)
     _legend(figure, methods, 1 if len(kinds) == 1 else 3)
-    title = f"What each method is worth under the true reward, and under Φ: {sizes.num_seeds} random MDPs"
-    figure.suptitle(title, fontsize=11)
+    over = f"{sizes.num_seeds} random MDPs, intervals over them"
+    figure.suptitle(f"What each method is worth under the true reward, and under Φ\n{over}", fontsize=11)
     return figure
 
 
@@ -358,8 +361,7 @@ def _draw_runs(panels, beside: np.ndarray, ends: Ends, color: str, kind: str) ->
     style = dict(color=color, linewidth=1.2, elinewidth=1)
     for panel, name in zip(panels, (GAIN, ABOVE), strict=False):
         values = measures(ends)[name]
-        dots = np.repeat(beside[:, None], values.shape[1], axis=1)
-        panel.plot(0.98 * dots.ravel(), values.ravel(), ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+        panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         for of, mark in zip(statistics(values).values(), MARKS.values(), strict=True):
             panel.errorbar(beside, of.center, bars(of), **style, **mark)
     for panel, (name, of) in zip(panels[2:], shares(ends).items(), strict=True):
@@ -369,19 +371,11 @@ def _draw_runs(panels, beside: np.ndarray, ends: Ends, color: str, kind: str) ->
             panel.errorbar(beside, of.center, bars(of), **style, marker="o", markersize=4)
 
 
-MARKS = {
-    "mean": dict(marker="o", markersize=5, linestyle="-"),
-    "interquartile mean": dict(marker="D", markersize=5, markerfacecolor="white", linestyle="none"),
-}
-
-
 def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
     """Of the methods by color, and of what is drawn of each by mark; below the panels."""
     shown = [Line2D([], [], color=METHODS[method], linewidth=3, label=method) for method in methods]
     shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
-    shown += [
-        Line2D([], [], color="0.4", label=f"{name}, 95 % interval over MDPs", **mark) for name, mark in MARKS.items()
-    ]
+    shown += [Line2D([], [], color="0.4", label=f"{name}, 95 % interval", **mark) for name, mark in MARKS.items()]
     figure.legend(handles=shown, loc="outside lower center", ncols=num_columns, fontsize=9)
 
 
