@@ -39,6 +39,8 @@ AFTER = {  # an interruption
 
 def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # names of files, and what files hold, may be no text
     code = main()
     if code:
         from experiments.processes import is_alone

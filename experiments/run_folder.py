@@ -166,6 +166,11 @@ def _take(folder: Path, lock: int) -> None:
             f"{folder} is held by process {holder or '(not yet named)'}; one process at a time may write a run: "
             "wait for it, end it, or name another folder"
         ) from None
+    if os.fstat(lock).st_nlink > 1:
+        raise RunFolderError(
+            f"{folder}/lock has another name elsewhere, where it would be written too; a file of its own is required: "
+            "replace it by a copy"
+        )
     signature = f"{MARK}{os.getpid()} on {platform.node()}\n".encode()
     os.pwrite(lock, signature, 0)  # over the old one, not after emptying it: a kill in between must leave a mark
     os.ftruncate(lock, len(signature))

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.bench import usable_cores
-from experiments.files import RunFolderError, read_bytes, read_json, write_figure, write_json
+from experiments.files import RunFolderError, read_bytes, read_json, refusing, write_figure, write_json
 from experiments.options import OptionError, choose
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
@@ -265,7 +265,8 @@ def one(name: str, claim: Claim, ours: str, folder: Path, quick: bool, say: Call
     started = _read(folder, STARTED, Started)
     if started.get("digest") != ours:
         for part in folder.rglob("*.npz"):  # of another code's measurement
-            part.unlink()
+            with refusing(f"{part} cannot be removed"):
+                part.unlink()
         started = {"digest": ours, "seconds": 0.0}
     begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
 
