@@ -1,6 +1,7 @@
 """The driver of a run: opens its folder, resumes or starts, advances chunk by chunk, and reports."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -218,6 +219,8 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
 def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
     """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
 
+    Warns of each newer one that is damaged, or of another run.
+
     Args:
         path: the run's folder.
         seed: its number, as in `load_run`'s coordinate.
@@ -238,9 +241,12 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
         )
     with jax.enable_x64(config.precision == "float64"):
         study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
-        name = groups[0].name
-        with open_checkpoints(folder / "checkpoints" / name, KEEP, owner_of(folder, name)) as checkpoints:
-            _, state, _ = study.restore(checkpoints)
+        directory, state = folder / "checkpoints" / groups[0].name, None
+        if directory.is_dir():
+            with open_checkpoints(directory, KEEP, owner_of(folder, groups[0].name)) as checkpoints:
+                _, state, notes = study.restore(checkpoints)
         if state is None:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
         return jax.tree.map(lambda x: x[hyper, seed - groups[0].first_seed], study.learned(state))

@@ -144,6 +144,18 @@ def test_a_checkpoint_of_another_run_or_step_is_named_and_passed_over(halves, ha
     assert_same_bits(result(half), whole)
 
 
+def test_parameters_come_from_the_run_s_own_checkpoint_with_a_warning_of_another(halves, half):
+    wanted = load_params(half, 0)
+    replace(halves / "another" / "checkpoints" / GROUP / "6", half / "checkpoints" / GROUP / "8")
+    with pytest.warns(UserWarning, match="checkpoint 8 in .* it is of run "):
+        found = load_params(half, 0)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    shutil.rmtree(half / "checkpoints")
+    with pytest.raises(RunFolderError, match="no checkpoint of seed 0 yet"):
+        load_params(half, 0)
+    assert not (half / "checkpoints").exists()
+
+
 def test_files_of_another_group_are_named_and_not_used(tmp_path, halves):
     folder, fresh = (pathlib.Path(shutil.copytree(halves / "ours", tmp_path / name)) for name in ("run", "fresh"))
     for run in (folder, fresh):
