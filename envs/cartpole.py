@@ -56,7 +56,7 @@ def cartpole(cells: tuple[int, ...] = ()) -> World:
 
 
 def original(see: Callable[[Array], Array]) -> Original:
-    """gymnasium's CartPole-v1, whose observation [4] is a state not fallen; `see` is the world's view of a state."""
+    """gymnasium's CartPole-v1, whose observation [4] is a state that has not fallen; `see` is the world's view of one."""
     return Original((4,), lambda obs: see(jnp.append(obs, 0)))
 
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments.config import configure
+from experiments.config import as_dict, configure
 from experiments.studies import cartpole
+from experiments.worlds import CartPoleOptions
 
-SMALL = cartpole.Sizes(seeds=2, steps=2, num_pairs=4, two_stage_steps=2, budgets=(8,))
-QUICK = {"batch_size": 4, "rollout_length": 20, "segment_length": 12, "num_reward_steps": 3}
+SMALL = cartpole.Sizes(seeds=2, batches=(2,))
+QUICK = {"batch_size": 4, "rollout_length": 20, "segment_length": 12, "num_reward_steps": 3, "num_pairs": 4, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +18,10 @@ def found(tmp_path_factory):
     """(folder, curves, lines) of a tiny study with tables."""
     folder, lines = tmp_path_factory.mktemp("study"), []
     with pytest.MonkeyPatch.context() as patch:
-        for group in (cartpole.COMMON, cartpole.OFFLINE):
-            for name in QUICK.keys() & group.keys():
-                patch.setitem(group, name, QUICK[name])
+        for name, value in QUICK.items():
+            patch.setitem(CartPoleOptions.defaults, name, value)
+            for ours in CartPoleOptions.defaults_of.values():
+                patch.delitem(ours, name, raising=False)
         return folder, cartpole.study(folder, SMALL, lines.append, cartpole.METHODS[:2], ("tables",)), lines
 
 
@@ -27,12 +29,18 @@ def test_no_run_of_the_study_has_more_than_500_labels_or_other_segments():
     runs = cartpole.plan(cartpole.Sizes())
     expected = {(method, model) for method in cartpole.METHODS for model in cartpole.MODELS}
     assert {run[:2] for run in runs} == expected - {(cartpole.SMALL_SIGMA, "networks")}
-    for (_, model, labels), options in runs.items():
-        config = configure(**options)
+    for (_, model, labels), config in runs.items():
         batches = config.num_batches if config.algorithm_name == "two_stage" else config.steps
         assert batches * config.num_pairs == labels <= 500
         assert (config.seeds, config.segment_length, config.rationality) == (16, 50, (1.0,))
         assert (config.policy == "table") == (model == "tables")
+
+
+def test_with_networks_the_study_runs_what_the_command_runs_by_default():
+    runs = cartpole.plan(cartpole.Sizes())
+    for method in ("two-stage", "alternating", "bilevel"):
+        ours = as_dict(runs[method, "networks", 500])
+        assert ours == as_dict(configure("cartpole", ours["algorithm"], seed=cartpole.SEED, seeds=16))
 
 
 def test_a_small_study_counts_what_it_takes(found):
@@ -73,7 +81,7 @@ def test_numbers_and_figure_are_written(found, tmp_path):
 
 @pytest.mark.slow
 def test_two_stage_with_networks_balances_the_pole_after_500_labels(tmp_path):
-    sizes = cartpole.Sizes(budgets=(500,))
+    sizes = cartpole.Sizes(batches=(50,))
     curves = cartpole.study(tmp_path, sizes, methods=("two-stage",), models=("networks",))
     (row,) = cartpole.summarise(curves)
     assert row["labels"] <= 500

@@ -31,7 +31,7 @@ WORLDS = {
     "gridworld": NETWORKS,
     "garnet": GARNET,
     "bandit": BANDIT,
-    "cartpole": NETWORKS,
+    "cartpole": NETWORKS | dict(reward="mlp", critic="td", reuse_labels=False, num_pairs=0),
     "lqr": NETWORKS | dict(policy_hidden=()),
     "gymnax": NETWORKS | dict(environment="Pendulum-v1"),
 }
@@ -92,7 +92,10 @@ def config_of(case):
     world, algorithm, options = case
     if world == "gymnax":
         pytest.importorskip("gymnax")
-    return configure(world, algorithm, **(SIZES | WORLDS[world] | options))
+    ours = SIZES | WORLDS[world] | options
+    if algorithm != "bilevel":
+        ours.pop("reuse_labels", None)
+    return configure(world, algorithm, **ours)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=name_of)

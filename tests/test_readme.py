@@ -59,6 +59,23 @@ def test_the_snippet_without_the_command_line_runs(tmp_path, monkeypatch, capsys
     assert "true return" in capsys.readouterr().out
 
 
+def test_the_snippet_of_a_policy_in_gymnasium_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gymnasium")
+    monkeypatch.chdir(tmp_path)
+    real = experiments.configure
+
+    def small(world, algorithm, **options):
+        sizes = {"steps": 1, "chunk": "1", "num_batches": 2, "num_reward_steps": 2, "evaluation_rollouts": 2}
+        return real(world, algorithm, **(TINY | sizes | {"num_pairs": 2, "seeds": 2}))
+
+    monkeypatch.setattr(experiments, "configure", small, raising=False)
+    names: dict = {}
+    exec(block("load_policy"), names)
+    assert len(block("load_policy").strip().splitlines()) <= 12
+    assert 5 < names["steps"] <= 500 and names["action"] in (0, 1)
+    assert capsys.readouterr().out.startswith(f"{names['steps']} [")
+
+
 def test_the_snippet_of_primitives_runs():
     names: dict = {}
     text = (
