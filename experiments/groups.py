@@ -95,8 +95,7 @@ def run_groups(
     with tqdm(total=config.steps * len(studies), unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for study in studies:
             group = study.group.name
-            for kind in ("metrics", "checkpoints"):  # through a link, files of somebody else would be removed
-                directory = agree(partial(_made, folder, f"{kind}/{group}"))
+            directory = agree(partial(_made, folder, f"checkpoints/{group}"))  # no link: files in it will be removed
             owner = agree(partial(owner_of, folder, group))
             with open_checkpoints(directory, KEEP, owner) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, bar, say)
