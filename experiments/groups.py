@@ -93,8 +93,7 @@ def run_groups(
     with Progress(config.steps * len(studies), say) as progress:
         for study in studies:
             group = study.group.name
-            for kind in ("metrics", "checkpoints"):  # through a link, files of somebody else would be removed
-                directory = agree(partial(_made, folder, f"{kind}/{group}"))
+            directory = agree(partial(_made, folder, f"checkpoints/{group}"))  # no link: files in it will be removed
             owner = agree(partial(owner_of, folder, group))
             with open_checkpoints(directory, KEEP, owner) as checkpoints:
                 state, more = study.run(folder, checkpoints, requests, progress, say)

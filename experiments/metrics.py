@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from experiments.files import LEFTOVER, RunFolderError, read_arrays, read_json, refusing, write_arrays
+from experiments.files import LEFTOVER, RunFolderError, make_folder, read_arrays, read_json, refusing, write_arrays
 from experiments.run_folder import canonical_json, group_name, groups_of, owner_of
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def write_metrics(folder: Path, group: str, first_step: int, arrays: Arrays) -> 
             f"{directory} holds no metrics of the steps before {first_step} any more: they were moved or deleted meanwhile; "
             "put them back, or run anew with another --out"
         )
-    # From the last to the first, so that a kill in between leaves no hole.
-    _remove(directory, [piece for piece in reversed(pieces) if piece.first_step >= first_step and piece != new])
+    if later := [piece for piece in pieces if piece.first_step >= first_step and piece != new]:
+        make_folder(folder, f"metrics/{group}")  # refuses a link, through which files of somebody else would be removed
+        _remove(directory, later[::-1])  # from the last to the first, so that a kill in between leaves no hole
     _write(folder, group, new, arrays)
     chunks = [x for x in pieces if x.first_step < first_step and not x.is_merged] + [new]
     if len(chunks) >= MERGED:

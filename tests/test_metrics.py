@@ -365,3 +365,10 @@ def test_what_a_killed_merge_has_written_does_not_hide_the_next_one(tmp_path, mo
     write_metrics(folder, GROUP, 15, chunk(15, 17, version=1))
     assert names(folder) == ["00000000-00000016.npz"]
     assert_versions(folder, (15, 0), (17, 1))
+
+
+def test_no_file_is_removed_through_a_link(run, tmp_path):
+    shutil.move(run / "metrics" / GROUP, tmp_path / "elsewhere")
+    (run / "metrics" / GROUP).symlink_to(tmp_path / "elsewhere")
+    assert "is a link, through which nothing is written" in refusal(write_metrics, run, GROUP, 5, chunk(5, 10))
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 3
