@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import io
 import os
 import re
@@ -195,6 +196,7 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
         f"{purpose} --world WORLD and --algorithm ALGORITHM choose others; "
         "each has its own options. Worlds: " + ", ".join(WORLDS) + ". Algorithms: " + ", ".join(ALGORITHMS) + "."
     )
+    everything.__doc__ += f"\n\n{world}: {inspect.getdoc(kinds['world'])}"
     parsed = _parse(everything, rest, program)
     config = Config(world, algorithm, **{name: getattr(parsed, name) for name in PARTS})
     for name in ("output", *more):
