@@ -37,6 +37,7 @@ Tables = Mapping[str, np.ndarray]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
+STYLE |= {"text.parse_math": False}  # a name with two dollar signs is a name
 DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how it went, not what it reached
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
 COSTS = ("transitions", "labels", "gradient_evaluations")

@@ -212,7 +212,7 @@ def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -
     """
     path = folder / name
     try:
-        value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer)
+        value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer, parse_constant=_no_number)
         _check_depth(value, DEEPEST)
         if found := misfit(value, shape):
             raise ValueError(found)
@@ -236,6 +236,10 @@ def _integer(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) >= 2**63:
         raise ValueError(f"{digits[:20]} does not fit into 64 bits")
     return int(digits)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"it holds {word}, which JSON does not know")
 
 
 def _check_depth(value: Any, levels: int) -> None:

@@ -322,6 +322,8 @@ WRONG = {
     "a text for a baseline": ("baselines.json", "true_return", "high"),
     "an object in a baseline": ("baselines.json", "true_return", {"best": {}}),
     "a text for seconds": ("timing.json", "run_seconds", "long"),
+    "a baseline that is no number": ("baselines.json", "true_return", {"best": float("nan")}),
+    "a value of a sweep that is no number": ("sweep.json", "values", [[float("inf")]]),
     "seconds beyond every number": ("timing.json", "run_seconds", 10**400),
     "a text for names": ("sweep.json", "names", "sigma"),
     "a name without values": ("sweep.json", "names", ["sigma"]),
@@ -337,6 +339,12 @@ def test_a_file_with_a_value_of_another_type_is_named_in_one_line(run, reported,
     write_json(run, name, json.loads((run / name).read_text()) | {key: value})
     code, said = reported(run)
     assert code == 2 and name in said
+
+
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(run, reported):
+    write_json(run, "baselines.json", {"true_return": {"$\\foo$": 1.0}})
+    assert reported(run)[0] == 0
+    assert "$\\foo$" in (run / "report.html").read_text()
 
 
 TABLES = {
