@@ -57,6 +57,14 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(ours[name].values, theirs[name].values, err_msg=name)
 
 
+@pytest.fixture(autouse=True)
+def heeds_sighup():
+    """SIGHUP has its usual meaning, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bilevel.rates import undecided
-from experiments.run_folder import kept, write_json
+from experiments.files import write_figure, write_json
+from experiments.run_folder import kept
 from experiments.studies.critic import (
     DISCOUNT,
     POLICIES,
@@ -185,7 +186,7 @@ def main(out: Path, say=print) -> None:
     result = study(say=say)
     rates = [contraction(result, p) for p in range(len(POLICIES))]
     write_json(out, "critic_sup.json", rates)
-    draw(result).savefig(out / "critic_sup.png", dpi=120)
+    write_figure(out, "critic_sup.png", draw(result), dpi=120)
     for rate in rates:
         shown = "{:.3f} [{:.3f}, {:.3f}]".format(*rate["factor"])
         say(
