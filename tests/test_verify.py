@@ -55,7 +55,7 @@ def test_an_exponent_names_its_range_and_holds_only_if_its_last_levels_clear_the
     numbers = {name: exponent(fit, "samples") for name, fit in fits.items()}
     ours = claim(law=(2 / 7, INF), stalls=(2 / 7, INF))
     assert judge(ours, numbers) == {"law": "holds", "stalls": "not decided"}
-    found = describe(ours, Measurement(numbers, {})) | {"seconds": 1.0, "quick": False}
+    found = describe(ours, Measurement(numbers, {})) | {"seconds": 1.0, "quick": False, "figure": ""}
     assert found["numbers"]["law"]["over"] == "from 1 to 4.1e+03 samples" and found["numbers"]["law"]["tail"][0] > 2 / 7
     page = write_page(tmp_path, {"P0.one": found}).read_text()
     for said in (format_table({"P0.one": found}), page):
