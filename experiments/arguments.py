@@ -126,7 +126,7 @@ def _mistake(parts: Iterable[Any], chosen: dict[str, str], arguments: Iterable[s
             elif name in switches and values:
                 raise OptionError(f"{flag} got {' '.join(values)}; required: no value")
             elif flag and name not in switches:
-                raise unknown_option(chosen["world"], chosen["algorithm"], name, homes)
+                raise unknown_option(chosen["world"], chosen["algorithm"], name, [*homes, *chosen])
         except OptionError as error:
             return error
     return OptionError(f"these arguments cannot be read: {' '.join(arguments)}")

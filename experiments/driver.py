@@ -17,13 +17,13 @@ from experiments.alike import refuse_differences
 from experiments.build import Setup, arithmetic, baselines, build, tables
 from experiments.config import Config, as_dict, read_config, sweep
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
-from experiments.groups import KEEP, Study, all_groups, chunk_length, prepare, run_groups, strangers
+from experiments.groups import KEEP, Group, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.interruption import requests_to_stop
 from experiments.metrics import load_run
 from experiments.options import OptionError
 from experiments.output import silent
 from experiments.processes import agree, is_main
-from experiments.report import write_report
+from experiments.report import Notes, write_report
 from experiments.run_folder import (
     Manifest,
     compare_manifests,
@@ -132,10 +132,15 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     manifest["groups"] = [list(group) for group in groups]
     if not manifest["identity"]:
         notes.append("the run was begun before runs had an identity: files of another run in its folder go unnoticed")
-    if strange := strangers(folder, groups):
-        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
-        notes.append(f"ignored in {folder}, for it is not of this run: {', '.join(strange[:5])}{more}")
-    return manifest, notes
+    return manifest, notes + ignored(folder, groups)
+
+
+def ignored(folder: Path, groups: list[Group]) -> list[str]:
+    """A note on what lies among a run's metrics and checkpoints and is not of these groups; none if nothing does."""
+    if not (strange := strangers(folder, groups)):
+        return []
+    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    return [f"ignored in {folder}, for it is not of this run: {', '.join(strange[:5])}{more}"]
 
 
 def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool) -> list[str]:
@@ -205,8 +210,17 @@ def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: 
 
 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Writes summary.json, the figures and report.html of a run from its own files, and says its table."""
+    """Writes summary.json, the figures and report.html of a run from its own files, and says its table.
+
+    Raises:
+        RunFolderError: one of these files is damaged, or not of this run.
+    """
+    check_description(folder)
     dataset = load_run(folder)
+    told = read_json(folder, "notes.json", Notes, {}).get("notes", [])  # a run that ends has said its own
+    for note in ignored(folder, all_groups(folder)):
+        if note not in told:
+            say(f"note: {note}")
     timing = read_json(folder, "timing.json", dict[str, float], {})
     summary = summarise(dataset, timing, read_json(folder, "baselines.json", Baselines, {}))
     write_json(folder, "summary.json", summary)
@@ -214,6 +228,21 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
     say(format_table(summary))
     say(f"report: {page}")
     return page
+
+
+def check_description(folder: Path) -> None:
+    """Raises RunFolderError where config.json is not of the run that manifest.json, if there is one, describes."""
+    config, manifest = read_json(folder, "config.json"), read_json(folder, "manifest.json", dict, {})
+    if manifest and not isinstance(manifest.get("config"), dict):
+        raise RunFolderError(
+            f"{folder}/manifest.json lacks what was run; required: the file as it was written: restore it"
+        )
+    for name, value in manifest.get("config", {}).items():
+        if name not in EXTENDABLE and config.get(name) != value:
+            raise RunFolderError(
+                f"{folder}/config.json does not fit manifest.json: {name} is {str(config.get(name, 'absent'))[:80]}, not "
+                f"{str(value)[:80]}; required: the files of one run: restore the altered one"
+            )
 
 
 def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:

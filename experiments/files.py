@@ -108,6 +108,7 @@ def write_atomically(folder: Path, name: str, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            _refuse_folder(last, directory)
             os.replace(temporary, last, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
             with suppress(OSError):
@@ -115,6 +116,13 @@ def write_atomically(folder: Path, name: str, content: bytes) -> None:
             raise
         os.fsync(directory)
         _clear(directory, os.stat(last, dir_fd=directory, follow_symlinks=False).st_mtime)
+
+
+def _refuse_folder(name: str, directory: int) -> None:
+    """Raises OSError where a folder lies under that name in the directory."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            raise OSError("there is a folder of that name: move it away")
 
 
 def make_folder(path: str | os.PathLike[str], name: str = "") -> Path:
@@ -212,7 +220,7 @@ def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -
     """
     path = folder / name
     try:
-        value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer, parse_constant=_no_number)
+        value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer)
         _check_depth(value, DEEPEST)
         if found := misfit(value, shape):
             raise ValueError(found)
@@ -236,10 +244,6 @@ def _integer(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) >= 2**63:
         raise ValueError(f"{digits[:20]} does not fit into 64 bits")
     return int(digits)
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(f"it holds {word}, which JSON does not know")
 
 
 def _check_depth(value: Any, levels: int) -> None:

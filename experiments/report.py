@@ -87,9 +87,10 @@ def write_report(
     """
     folder = Path(folder)
     baselines = read_json(folder, "baselines.json", Baselines, {})
+    told = read_json(folder, "notes.json", Notes, {})
     figures = draw(dataset, baselines, _read_tables(folder, dataset.sizes["hyper"]))
     save_pngs(figures, folder)
-    page = _page(folder, summary, baselines, figures, notes)
+    page = _page(folder, summary, baselines, figures, told, notes)
     write_atomically(folder, "report.html", page.encode(errors="replace"))  # names of files may be no text
     return folder / "report.html"
 
@@ -99,10 +100,10 @@ def _page(
     summary: dict[str, Any],
     baselines: Baselines,
     figures: Mapping[str, Figure],
+    told: Notes,
     notes: Sequence[str],
 ) -> str:
     config, manifest = (read_json(folder, f"{name}.json", dict, {}) for name in ("config", "manifest"))
-    told = read_json(folder, "notes.json", Notes, {})
     made_with = {"command": told.get("command") or "not recorded"} | manifest
     made_with.pop("config", None)
     name = html.escape(folder.resolve().name)

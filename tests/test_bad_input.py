@@ -13,6 +13,7 @@ from experiments.options import OptionError
 CASES = {
     "unknown command": (["trian"], ["command is 'trian'", "did you mean command train?"]),
     "unknown world": (["train", "--world", "gridwrld"], ["gridwrld", "required", "--world gridworld"]),
+    "misspelt algorithm": (["train", "--algoritm", "two_stage"], ["--algoritm", "did you mean --algorithm?"]),
     "unknown algorithm": (["train", "--algorithm", "bilevl"], ["bilevl", "--algorithm bilevel"]),
     "unknown option": (["train", "--sgima", "0.1"], ["has no option --sgima", "did you mean --sigma?"]),
     "option of another world": (["train", "--contexts", "3"], ["no option --contexts", "it is one of --world bandit"]),

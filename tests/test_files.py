@@ -322,8 +322,6 @@ WRONG = {
     "a text for a baseline": ("baselines.json", "true_return", "high"),
     "an object in a baseline": ("baselines.json", "true_return", {"best": {}}),
     "a text for seconds": ("timing.json", "run_seconds", "long"),
-    "a baseline that is no number": ("baselines.json", "true_return", {"best": float("nan")}),
-    "a value of a sweep that is no number": ("sweep.json", "values", [[float("inf")]]),
     "seconds beyond every number": ("timing.json", "run_seconds", 10**400),
     "a text for names": ("sweep.json", "names", "sigma"),
     "a name without values": ("sweep.json", "names", ["sigma"]),
@@ -339,6 +337,32 @@ def test_a_file_with_a_value_of_another_type_is_named_in_one_line(run, reported,
     write_json(run, name, json.loads((run / name).read_text()) | {key: value})
     code, said = reported(run)
     assert code == 2 and name in said
+
+
+def test_a_configuration_of_another_run_is_named_and_a_manifest_that_says_nothing_too(run, reported):
+    config = json.loads((run / "config.json").read_text())
+    for other in (config | {"batch_size": 2 * config["batch_size"]}, {"notes": 3}):
+        write_json(run, "config.json", other)
+        code, said = reported(run)
+        assert code == 2 and "config.json does not fit manifest.json" in said
+    write_json(run, "config.json", config | {"steps": 2 * config["steps"]})  # it is being extended
+    assert reported(run)[0] == 0
+    write_json(run, "manifest.json", {"notes": 3})
+    code, said = reported(run)
+    assert code == 2 and "manifest.json lacks what was run" in said
+
+
+def test_damaged_notes_are_named_before_anything_is_drawn(run, reported):
+    write_json(run, "notes.json", {"notes": 3})
+    assert not (run / "figures").exists() and reported(run)[0] == 2
+    assert not (run / "figures").exists()
+
+
+def test_a_report_names_what_is_not_of_the_run(run, capfd):
+    (group,) = (run / "metrics").iterdir()
+    (group / "notes.npz").write_bytes(b"")
+    assert main(["report", str(run)]) == 0
+    assert f"ignored in {run}, for it is not of this run: metrics/{group.name}/notes.npz" in capfd.readouterr().out
 
 
 def test_a_name_with_dollar_signs_is_drawn_as_it_is(run, reported):
