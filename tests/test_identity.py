@@ -310,14 +310,21 @@ def delete(folder):
 
 
 def meanwhile(monkeypatch, step, action):
-    """Does something when the chunk that begins at `step` is about to be written."""
-    honest = groups.write_metrics
+    """Does something once the metrics of the chunk that begins at `step` are written, and no save goes on."""
+    honest, save, saving = groups.write_metrics, groups.Checkpoints.save, []
+
+    def begin_to_save(checkpoints, *rest):
+        save(checkpoints, *rest)
+        saving[:] = [checkpoints]
 
     def write(folder, group, first, arrays):
         honest(folder, group, first, arrays)
         if first == step:
+            for checkpoints in saving:  # a save in the background may make its folders after they were deleted
+                checkpoints.wait()
             action()
 
+    monkeypatch.setattr(groups.Checkpoints, "save", begin_to_save)
     monkeypatch.setattr(groups, "write_metrics", write)
 
 
