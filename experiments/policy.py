@@ -115,7 +115,12 @@ def check_observation(observation, shape: tuple[int, ...], num_states: int | Non
         shape: of one; leading axes are a batch.
         num_states: its entries are whole numbers below this; None: any finite numbers.
     """
-    array = np.asarray(observation)
+    try:
+        array = np.asarray(observation)
+    except ValueError as error:  # lists of different lengths
+        raise OptionError(
+            f"the observation is no array ({error}); required: shape {shape}, or that behind batch axes"
+        ) from error
     if array.dtype.kind not in "fiu":
         raise OptionError(f"the observation has dtype {array.dtype}; required: numbers")
     if array.ndim < len(shape) or array.shape[array.ndim - len(shape) :] != shape:

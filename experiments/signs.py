@@ -1,7 +1,7 @@
 """Signs of failure, looked for in every seed of a run: which seeds show one, and what usually helps.
 
 A sign is a reason to look, not a proof. Each is looked for in one seed alone and asks for several times what noise does,
-so that a thousand healthy seeds show none. Arrays are [seed, step], with NaN where nothing was measured.
+so that healthy seeds seldom show one. Arrays are [seed, step], with NaN where nothing was measured.
 """
 
 import warnings
@@ -19,6 +19,7 @@ FAR = 0.1  # nats of KL, above which that was learned, and not inherited from th
 FEW = 0.1  # share of the rollouts, below which importance weights leave too few
 NOISE = 5.0  # standard errors that a fall must exceed
 FALL = 0.01  # and this share of what can be gained
+JUMP = 20.0  # times the median squared difference of successive values, above which one is no noise
 
 
 class Goal(NamedTuple):
@@ -107,7 +108,9 @@ def _fall(values, goal: Goal | None) -> Iterator[Sign]:
     reference, best = bars(x, goal)
     window = last_tenth(x)
     # Successive differences tell noise from a trend; the start, where it is the bar, has noise of its own.
-    square = _quietly(np.nanmean, np.diff(x, axis=1) ** 2) / 2 if x.shape[1] > 1 else np.zeros(len(x))
+    squares = np.diff(x, axis=1) ** 2 if x.shape[1] > 1 else np.zeros((len(x), 1))
+    most = JUMP * _quietly(np.nanmedian, squares)[:, None]  # a collapse at once is no noise, behind which it could hide
+    square = _quietly(np.nanmean, np.minimum(squares, most)) / 2
     error = np.sqrt(square * (1 / window + (goal.reference is None)))
     seeds = late(x) < reference - np.maximum(NOISE * error, FALL * np.maximum(best - reference, 0))
     than = "where it began" if goal.reference is None else f"the reference policy, {goal.reference:.4g}"

@@ -133,8 +133,8 @@ class FileOptions:
 class CartPoleOptions:
     """CartPole-v1, with a visible absorbing state after the fall.
 
-    By default a seed learns from 500 labels. Two-stage RLHF then balances the pole for 500 steps; so do alternating RLHF, of
-    whose seeds 1 in 16 fell at once for ever, and Algorithm 1, of whose 3 in 16 did.
+    By default a seed learns from 500 labels. Two-stage RLHF then balances the pole for 500 steps. So do alternating RLHF,
+    except 1 seed in 16, and Algorithm 1, except 3 in 16, which never learn.
     """
 
     cells: tuple[int, ...] = option((), "four counts of at least 1, or none", lambda x: x >= 1)
