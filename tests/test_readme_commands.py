@@ -25,7 +25,8 @@ def run(command: str, folder: pathlib.Path) -> str:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "experiments", *shlex.split(command)]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    refuted = int(command == "verify --quick")  # the sup norm's claim fails, as the README says
+    assert done.returncode in (0, refuted), done.stderr[-2000:]
     return done.stdout + done.stderr
 
 
@@ -103,11 +104,11 @@ def says(*words):
 
 
 def judges(name):
-    """No claim is stopped or fails."""
+    """No claim is stopped, and none fails but the one of which the README says so."""
 
     def look(folder, said):
         results = json.loads((folder / f"runs/verify/{name}/summary.json").read_text())
-        assert results and "fails" not in json.dumps(results)
+        assert results and {claim for claim, x in results.items() if x["verdict"] == "fails"} <= {"P1.critic_sup"}
 
     return look
 
