@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import platform
+import shlex
 import signal
 import sys
 import traceback
@@ -155,7 +156,7 @@ def train_command(arguments: list[str], voice: Voice) -> int:
     from experiments.processes import is_main, joined
 
     config, output, processes = parse_train(arguments)
-    command = "bilevel train " + " ".join(arguments)
+    command = "bilevel train " + shlex.join(arguments)
     with joined(processes):
         try:
             folder = train(config, output.out or None, output.allow_layout_change, voice.say, command.strip())

@@ -17,6 +17,7 @@ import jax
 from jax._src import distributed
 
 from experiments.config import Config, as_dict
+from experiments.files import digest_of
 from experiments.options import OptionError
 
 OURS = ("bilevel", "envs", "experiments")
@@ -82,7 +83,10 @@ def _devices() -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    try:
+        return digest_of(path)[:12]
+    except OSError:
+        return "missing"
 
 
 def _compare(facts: Mapping[str, Any]) -> None:

@@ -64,16 +64,17 @@ def take(option: str, arguments: list[str], default: str) -> tuple[str, list[str
         OptionError: the option has no value.
     """
     value, rest, flag = default, [], f"--{option}"
+    example = f", as in {flag} {default}" if default else ""
     remaining = iter(arguments)
     for argument in remaining:
         if argument == flag:
             value = next(remaining, None)
             if value is None or value.startswith("--"):
-                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
+                raise OptionError(f"{flag} was given without a value; required: one{example}")
         elif argument.startswith(flag + "="):
             value = argument.partition("=")[2]
             if not value:
-                raise OptionError(f"{flag} was given without a value; required: a name, as in {flag} {default}")
+                raise OptionError(f"{flag} was given without a value; required: one{example}")
         else:
             rest.append(argument)
     return value, rest

@@ -4,6 +4,7 @@ A folder may come from somebody else: what is written goes where its name says, 
 """
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -203,6 +204,16 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     if len(content) > most:
         raise OSError(f"it holds more than {most:,} bytes")
     return content
+
+
+def digest_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file.
+
+    Raises:
+        OSError: it is not there, or is no file.
+    """
+    with open(open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -> Any:

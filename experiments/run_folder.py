@@ -29,7 +29,16 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 import jax
 import numpy as np
 
-from experiments.files import RunFolderError, open_file, read_arrays, read_bytes, read_json, refusing, write_arrays
+from experiments.files import (
+    RunFolderError,
+    digest_of,
+    open_file,
+    read_arrays,
+    read_bytes,
+    read_json,
+    refusing,
+    write_arrays,
+)
 from experiments.options import MOST
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
@@ -249,7 +258,7 @@ def make_manifest(
     return {
         "config": _as_json(config),
         "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
-        "files": {path: _digest_of(path) for path in files},
+        "files": {path: digest_of(path) for path in files},
         "python": platform.python_version(),
         "precision": precision,
         "width": width,
@@ -264,11 +273,6 @@ def make_manifest(
         },
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
     }
-
-
-def _digest_of(path: str) -> str:
-    with open(open_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:

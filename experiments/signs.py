@@ -95,7 +95,7 @@ def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
         seeds &= late(values["kl_to_reference"]) > FAR
     if goal is not None and goal.name in values:  # where rewards differ much, the best policy is nearly deterministic
         x = values[goal.name]
-        reference, best = bars(x, goal)
+        reference, best = ends(x, goal)
         seeds &= late(x) < (reference + best) / 2
     what = f"Collapsed onto nearly one action a state (entropy below {DETERMINISTIC} nats), far from what is possible"
     yield Sign(what, seeds, "a larger --kl-weight, a smaller --policy-step-size")
@@ -105,7 +105,7 @@ def _fall(values, goal: Goal | None) -> Iterator[Sign]:
     if goal is None or goal.name not in values:
         return
     x = values[goal.name]
-    reference, best = bars(x, goal)
+    reference, best = ends(x, goal)
     window = last_tenth(x)
     # Successive differences tell noise from a trend; the start, where it is the bar, has noise of its own.
     squares = np.diff(x, axis=1) ** 2 if x.shape[1] > 1 else np.zeros((len(x), 1))
@@ -152,7 +152,7 @@ def _few(values) -> Iterator[Sign]:
         yield Sign(what, late(values["weight_ess"]) < FEW, "a shorter --rollout-length, --estimator coupled")
 
 
-def bars(x: np.ndarray, goal: Goal) -> tuple[np.ndarray, float]:
+def ends(x: np.ndarray, goal: Goal) -> tuple[np.ndarray, float]:
     """The reference's value for each seed [seed], and the most that can be reached, of a metric [seed, step]."""
     reference = x[:, 0] if goal.reference is None else np.full(len(x), goal.reference)
     return reference, float(np.nanmax(x)) if goal.best is None else goal.best
