@@ -25,6 +25,7 @@ from experiments.options import OptionError, check_fields, count, option
 from experiments.relay import open_relay, split
 
 LESS = 0.7  # of `peer_timeout`: the silence after which a process counts as dead, so that the others end within it
+LONGEST = 10 * 86_400_000  # milliseconds that a process waits for others that live
 _ending, _said = threading.Lock(), threading.Event()
 
 
@@ -75,7 +76,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
             f"--distributed found no other processes ({reason}); required: a cluster that JAX detects, or "
             "--coordinator HOST:PORT --num-processes N --process-id I in each of them"
         ) from error
-    threading.Thread(target=_watch, args=(stages.over, options.peer_timeout), daemon=True).start()
+    threading.Thread(target=_watch, args=(stages, options.peer_timeout), daemon=True).start()
     try:
         yield
     except (OptionError, RunFolderError, Stopped):
@@ -205,17 +206,18 @@ def _is_here(host: str, port: int) -> bool:
     return True
 
 
-def _watch(over: threading.Event, timeout: float) -> None:
+def _watch(stages: _Stages, timeout: float) -> None:
     """Ends this process when another has not counted on for most of `timeout` seconds.
 
-    JAX's own heartbeats would end it too, with a stack trace instead of a line.
+    It counts until all have left, so that one that waits for the others is not taken for dead. JAX's own heartbeats would
+    end it too, with a stack trace instead of a line.
     """
     state = distributed.global_state
     store, me = state.client, state.process_id
     patience = timeout * (LESS if me else 0.9)  # process 0 holds the others' connection: it ends after them
     heard = {i: (None, time.monotonic()) for i in range(state.num_processes) if i != me}
     beat = 0
-    while not over.wait(timeout / 20):
+    while not stages.left.wait(timeout / 20):
         beat += 1
         try:
             store.key_value_set(f"bilevel/beat/{me}", str(beat), allow_overwrite=True)
@@ -226,10 +228,10 @@ def _watch(over: threading.Event, timeout: float) -> None:
                 now = beats.get(f"bilevel/beat/{other}")
                 if now != count:
                     heard[other] = (now, time.monotonic())
-                elif time.monotonic() - since > patience and not over.is_set():
+                elif time.monotonic() - since > patience and not stages.left.is_set():
                     _end(f"nothing was heard of process {other} for {time.monotonic() - since:.0f} s", timeout)
         except jax.errors.JaxRuntimeError as error:
-            if not over.wait(timeout / 10):  # unless the run has ended meanwhile
+            if not stages.left.wait(timeout / 10):  # unless all have left meanwhile
                 _end(f"process 0 does not answer: {_first_line(error)}", timeout)
 
 
@@ -237,7 +239,7 @@ def _leave(stages: _Stages, timeout: float) -> None:
     """Returns when all processes are over; until then, the end of process 0 is told here too."""
     stages.over.set()
     try:
-        distributed.global_state.client.wait_at_barrier("bilevel/over", 1000 * timeout)
+        distributed.global_state.client.wait_at_barrier("bilevel/over", LONGEST)  # the watch ends it if another dies
         stages.left.set()
         jax.distributed.shutdown()
     except jax.errors.JaxRuntimeError as error:

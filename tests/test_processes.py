@@ -329,3 +329,23 @@ def test_what_does_not_make_a_group_of_processes_is_refused(tmp_path, capsys, ar
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and all(word in said for word in words), said
     assert not (tmp_path / "run").exists()
+
+
+LEAVES = """
+import sys, time
+from experiments.processes import ProcessOptions, joined
+me, port = int(sys.argv[1]), sys.argv[2]
+with joined(ProcessOptions(True, f"localhost:{port}", 2, me, 10)):
+    time.sleep(0 if me else 15)
+print("left")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_another_to_leave_is_not_taken_for_dead():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(1)}
+    processes = [subprocess.Popen([sys.executable, "-c", LEAVES, str(i), port], **pipes) for i in range(2)]
+    assert [(code, said.strip()) for code, said in outcome(processes)] == [(0, "left")] * 2
