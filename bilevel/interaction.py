@@ -11,7 +11,7 @@ class Interaction(NamedTuple):
     Attributes:
         share: of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN
             where that variance itself is not distinguishable from 0.
-        interval: of it, 95 %, percentile bootstrap over seeds.
+        interval: of it, 95 %, plain percentiles of a bootstrap over seeds.
         with_noise: the same with the seeds' noise in it, which is above 0 without any interaction.
         factor: exp of the root mean square of what is left: by how much row + column misjudges a gap.
         cells: of the grid, those used: without a run that diverged.

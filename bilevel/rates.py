@@ -301,9 +301,14 @@ def interval(resampled: np.ndarray, num: int, level: float = 0.95) -> tuple[floa
         num: seeds that were resampled, at least 2.
         level: coverage, in (½, 1).
     """
-    quantile = stats.t.ppf((1 + level) / 2, num - 1) * np.sqrt(num / (num - 1))
-    low, high = np.quantile(resampled, stats.norm.cdf([-quantile, quantile]))
+    low, high = np.quantile(resampled, percentiles(num, level))
     return float(low), float(high)
+
+
+def percentiles(num: int, level: float = 0.95) -> np.ndarray:
+    """Which quantiles [2] of a bootstrap's resamples are the ends of its interval; see `interval`."""
+    quantile = stats.t.ppf((1 + level) / 2, num - 1) * np.sqrt(num / (num - 1))
+    return stats.norm.cdf([-quantile, quantile])
 
 
 def _end_slopes(u: np.ndarray, logs: np.ndarray) -> np.ndarray:

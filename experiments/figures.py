@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter
 from experiments.files import write_figure
 from experiments.summary import (
     Baselines,
-    Estimate,
+    bars,
     counts,
     describe,
     estimate,
@@ -198,7 +198,7 @@ def _draw_final_values(
         line = sorted(line, key=lambda i: x[i]) if x.dtype.kind in "iuf" else line
         y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
         style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
-        axes.errorbar(x[line], y.center, _bars(y), color=colors[label], **style)
+        axes.errorbar(x[line], y.center, bars(y), color=colors[label], **style)
     numeric = x.dtype.kind in "iuf"
     if numeric and x.min() > 0 and x.max() > 10 * x.min():
         axes.set_xscale("log")
@@ -223,17 +223,12 @@ def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> 
             axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
             y = estimate(values[:, None])
             style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
-            axes.errorbar([i + 0.3], y.center, _bars(y), color="black", **style)
+            axes.errorbar([i + 0.3], y.center, bars(y), color="black", **style)
         _draw_baselines(axes, baselines.get(name, {}))
         label, unit = describe(name, dataset[name].attrs)
         axes.set(title=f"{label} at the end", ylabel=unit, xlim=(-0.6, len(points) - 0.4), xticks=[])
     _legend(figure, dataset, colors, every_seed=True)
     return figure
-
-
-def _bars(y: Estimate) -> np.ndarray:
-    """Lengths of the interval's two parts, [2, ...]; equal seeds have none, but for rounding."""
-    return np.maximum([y.center - y.low, y.high - y.center], 0)
 
 
 def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:

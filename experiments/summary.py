@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from bilevel.rates import percentiles
 from experiments.signs import Goal, find_signs
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
@@ -22,7 +23,6 @@ COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
 RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
 
 TRIM = 0.25  # of the interquartile mean, on each side
-LEVELS = (0.025, 0.975)
 RESAMPLES = 2000
 WIDTH = 100
 MOST_NAMED = 8  # seeds, in a sentence
@@ -141,7 +141,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
-    """The trimmed mean over the first axis with its percentile bootstrap interval, each [...].
+    """The trimmed mean over the first axis with its bootstrap interval, by `bilevel.rates.percentiles`, each [...].
 
     A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
     resampled weights [resamples, seeds] serves every column, and all columns are one product. Values that are not
@@ -168,7 +168,7 @@ def _bootstrap(ordered: np.ndarray, trim: float) -> np.ndarray:
     center = np.mean(ordered[cut : size - cut], axis=0)
     if size < 2:
         return np.stack([center, np.full_like(center, np.nan), np.full_like(center, np.nan)])
-    return np.stack([center, *np.quantile(_resampled_weights(size, cut) @ ordered, LEVELS, axis=0)])
+    return np.stack([center, *np.quantile(_resampled_weights(size, cut) @ ordered, percentiles(size), axis=0)])
 
 
 @functools.lru_cache(maxsize=8)
@@ -179,8 +179,8 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
 
 
 def bars(of: Estimate) -> np.ndarray:
-    """Lengths of error bars, below and above, [2, ...]; none where there is no interval."""
-    return np.nan_to_num(np.maximum([of.center - of.low, of.high - of.center], 0))
+    """Lengths of error bars, below and above, [2, ...]; NaN, which is not drawn, where there is no interval."""
+    return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
 
 
 def share(events: np.ndarray) -> Estimate:

@@ -138,29 +138,40 @@ def test_failures_that_an_interquartile_mean_hides_keep_the_mean_from_holding(tm
 
 
 @pytest.mark.parametrize("key", range(5))
-def test_a_tenth_of_the_mdps_decides_nothing_and_a_quarter_nothing_wrongly(key, tmp_path, monkeypatch):
+def test_a_quarter_of_the_mdps_decides_nothing_and_all_but_a_few_nothing_wrongly(key, tmp_path, monkeypatch):
     wrong = {"alternating": 0.985, "paper": 0.6, "above": -0.005}
-    few = verdicts(monkeypatch, tmp_path, num_seeds=6, key=key, **wrong)["numbers"]
-    assert {few[name]["verdict"] for name in p1_alignment.MARGINS} == {"not decided"}
-    assert "6 MDPs are too few" in few[PAPERS]["undecided"]
+    for planted in (wrong, {}):  # also where no run shows a failure, and the interval has no length
+        few = verdicts(monkeypatch, tmp_path, num_seeds=16, key=key, **planted)["numbers"]
+        assert {few[name]["verdict"] for name in p1_alignment.MARGINS} == {"not decided"}
+        assert "16 MDPs are too few" in few[PAPERS]["undecided"]
     for planted, bad in ((wrong, "holds"), ({"failing": 0.25, "paper": 0.6}, "holds"), ({}, "fails")):
         names = GAINS if "failing" in planted else p1_alignment.MARGINS
-        found = verdicts(monkeypatch, tmp_path, num_seeds=16, key=key, **planted)["numbers"]
+        found = verdicts(monkeypatch, tmp_path, num_seeds=60, key=key, **planted)["numbers"]
         assert bad not in {found[name]["verdict"] for name in names}
 
 
 def test_runs_without_a_return_are_counted_and_decide_nothing(tmp_path, monkeypatch):
-    sizes = alignment.Sizes(num_seeds=20)
-    share = np.ones((5, 20))
-    share[1, 3:5] = np.nan
+    sizes = alignment.Sizes(num_seeds=80)
+    share = np.ones((5, 80))
+    share[1, 3:7] = np.nan
     planted = {(alignment.REALISABLE, alignment.ALTERNATING): ends_of(share, 0.0)}
     monkeypatch.setattr(alignment, "study", lambda *args: planted)
     measured = p1_alignment.measure(Budget(False, tmp_path), sizes)
     numbers = describe(p1_alignment.CLAIM, measured)["numbers"]
     assert [numbers[name]["verdict"] for name in GAINS] == ["holds", "not decided", "holds", "holds", "holds"]
-    assert numbers[GAINS[1]]["undecided"] == "2 of 20 runs ended without a return and are left out"
+    assert numbers[GAINS[1]]["undecided"] == "4 of 80 runs ended without a return and are left out"
     below = GAINS[1].replace("mean share of the gain", "share of runs below the reference")
-    assert numbers[below]["center"] == 0.1
+    assert numbers[below]["center"] == 0.05
+
+
+def test_the_claim_says_which_failures_its_intervals_cannot_know_of(tmp_path, monkeypatch):
+    at_most = p1_alignment.unseen(64)
+    assert (1 - at_most) ** 64 == pytest.approx(0.025)
+    monkeypatch.setattr(
+        alignment, "study", lambda *args: {(alignment.REALISABLE, alignment.PAPER): ends_of(np.ones((5, 64)), 0.0)}
+    )
+    notes = p1_alignment.measure(Budget(False, tmp_path), alignment.Sizes()).notes
+    assert any("64 MDPs may all miss one that 5.6% of MDPs would show" in note for note in notes)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2])

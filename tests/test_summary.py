@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import trim_mean
+from scipy.stats import norm, t, trim_mean
 
 from experiments.summary import (
     COUNTS,
-    LEVELS,
     RESAMPLES,
     counts,
     describe,
@@ -63,19 +62,22 @@ def test_the_center_is_scipys_trimmed_mean(num, trim):
 
 @pytest.mark.parametrize("num", [2, 5, 16])
 @pytest.mark.parametrize("trim", [0.0, 0.25])
-def test_the_interval_is_that_of_a_plain_bootstrap_over_seeds(num, trim):
+def test_the_interval_is_that_of_a_plain_bootstrap_over_seeds_with_expanded_percentiles(num, trim):
     values = np.sort(np.random.default_rng(num).normal(size=num))
     resamples = values[np.random.default_rng(0).integers(num, size=(RESAMPLES, num))]
-    expected = np.quantile(trim_mean(resamples, trim, axis=1), LEVELS)
+    wider = t.ppf(0.975, num - 1) * np.sqrt(num / (num - 1))
+    expected = np.quantile(trim_mean(resamples, trim, axis=1), norm.cdf([-wider, wider]))
     shuffled = estimate(np.random.default_rng(1).permutation(values), trim)
     np.testing.assert_allclose([shuffled.low, shuffled.high], expected, atol=1e-12)
 
 
-def test_the_interval_covers_the_mean_about_as_often_as_it_says():
-    values = np.random.default_rng(0).normal(size=(30, 4000))
-    result = estimate(values)
+@pytest.mark.parametrize("num", [6, 8, 16, 30])
+@pytest.mark.parametrize("trim", [0.0, 0.25])
+def test_the_interval_covers_the_mean_about_as_often_as_it_says(num, trim):
+    values = np.random.default_rng(0).normal(size=(num, 4000))
+    result = estimate(values, trim)
     covered = np.mean((result.low < 0) & (result.high > 0))
-    assert 0.90 < covered < 0.97  # percentile bootstrap intervals are a little short at 30 seeds
+    assert 0.91 < covered < 0.98  # plain percentiles cover 0.84 of the means of 6 seeds, 0.93 of 30
 
 
 def test_values_that_are_not_finite_are_left_out():

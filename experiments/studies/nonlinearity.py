@@ -41,7 +41,7 @@ from experiments.studies.reward_classes import (
     losses,
     measure_class,
 )
-from experiments.summary import estimate, share
+from experiments.summary import Estimate, bars, estimate, share
 
 
 class Result(NamedTuple):
@@ -119,9 +119,9 @@ def _truths(rows: list[dict]):
         yield color, about, [row for row in rows if row["interaction"] == interaction]
 
 
-def _bars(numbers) -> tuple[np.ndarray, np.ndarray]:
-    center, low, high = np.transpose(numbers)
-    return center, np.maximum([center - low, high - center], 0)
+def _estimates(intervals: list[list[float]]) -> Estimate:
+    """Rows of center, low and high as one."""
+    return Estimate(*np.transpose(intervals), num=np.full(len(intervals), np.nan))
 
 
 def draw_losses(panel, rows: list[dict]) -> None:
@@ -131,7 +131,7 @@ def draw_losses(panel, rows: list[dict]) -> None:
         by_truth.append(of)
         place = np.arange(len(of)) + 0.4 * j - 0.2
         below, total = ([row[key][0] for row in of] for key in ("class_below_best", "lost"))
-        _, spread = _bars([row["lost"] for row in of])
+        spread = bars(_estimates([row["lost"] for row in of]))
         style = dict(width=0.36, edgecolor=color)
         panel.bar(place, below, color=color, label=f"{about}: the best found in the class", **style)
         left = np.subtract(total, below)
@@ -155,10 +155,12 @@ def draw_losses(panel, rows: list[dict]) -> None:
 def draw_meters(panel, rows: list[dict]) -> None:
     """How often Algorithm 1 ends below its class's best, by the meter on the instance."""
     for color, about, (row,) in _truths(rows):
-        center, spread = _bars(row["ends_below_by_fifths"])
+        ends = _estimates(row["ends_below_by_fifths"])
         label = "{}: Spearman's ρ {:.2f} [{:.2f}, {:.2f}]".format(about, *row["left"]["within"])
-        panel.errorbar(np.arange(len(center)), center, spread, fmt="o-", color=color, capsize=3, label=label)
-    panel.set_xticks(range(len(center)), ["lowest\nfifth", *["·"] * (len(center) - 2), "highest\nfifth"])
+        panel.errorbar(
+            np.arange(len(ends.center)), ends.center, bars(ends), fmt="o-", color=color, capsize=3, label=label
+        )
+    panel.set_xticks(range(len(ends.center)), ["lowest\nfifth", *["·"] * (len(ends.center) - 2), "highest\nfifth"])
     panel.set(xlabel="instances by their μ̂₁ within the class", ylim=(0, 0.55))
     panel.set_ylabel("share of runs that end below\nthe best of their class")
     panel.set_title("Does the meter of gradient domination tell? ρ of μ̂₁ and what is left", fontsize=10)
