@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bilevel.rates import interval
+
 
 class Interaction(NamedTuple):
     """How far two numbers are from being tunable one after the other.
@@ -11,7 +13,7 @@ class Interaction(NamedTuple):
     Attributes:
         share: of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN
             where that variance itself is not distinguishable from 0.
-        interval: of it, 95 %, plain percentiles of a bootstrap over seeds.
+        interval: of it, 95 %, by bootstrap over seeds.
         with_noise: the same with the seeds' noise in it, which is above 0 without any interaction.
         factor: exp of the root mean square of what is left: by how much row + column misjudges a gap.
         cells: of the grid, those used: without a run that diverged.
@@ -46,11 +48,11 @@ def interaction(gap: np.ndarray, keep: np.ndarray, resamples: int = 2000) -> Int
     draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
     weights = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws if np.ptp(draw)])
     left_over, whole = np.einsum("rs,kst,rt->kr", weights, apart, weights, optimize=True)
-    varies = np.quantile(whole, 0.025) > 0
+    varies = interval(whole, len(values))[0] > 0
     mean_square = apart[0].sum() / (len(values) * (len(values) - 1) * keep.sum())
     return Interaction(
         float(apart[0].sum() / apart[1].sum()) if varies else np.nan,
-        tuple(np.quantile(left_over / whole, [0.025, 0.975]).tolist()) if varies else (np.nan, np.nan),
+        interval(left_over / whole, len(values)) if varies else (np.nan, np.nan),
         float(products[0].sum() / products[1].sum()),
         float(np.exp(np.sqrt(max(mean_square, 0.0)))),
         int(keep.sum()),

@@ -208,9 +208,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> 
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant inputs, and of resamples that leave nothing
         center = both(np.arange(num))
-        spread = np.nanquantile(
-            [both(rng.integers(num, size=num)) for _ in range(num_resamples)], (0.025, 0.975), axis=0
-        )
+        resampled = [both(rng.integers(num, size=num)) for _ in range(num_resamples)]
+        spread = np.nanquantile(resampled, percentiles(num), axis=0)
     return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
 
 

@@ -25,6 +25,7 @@ from bilevel.critics import TDSizes, exact_critic, monte_carlo_critic, td_critic
 from bilevel.exact_gradients import exact_gradients
 from bilevel.lookup import bind, policy_table
 from bilevel.preferences import annotator
+from bilevel.rates import interval
 from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.bandit import bandit, linear_bandit
@@ -201,7 +202,7 @@ def late_slope(values: np.ndarray, num_resamples: int = 2000) -> list[float]:
     def fit(picks):
         return np.polyfit(np.log(steps), np.log(np.mean(values[:, steps - 1][picks], axis=1)).T, 1)[0]
 
-    return [float(fit(seeds[None])[0]), *map(float, np.quantile(fit(picks), (0.025, 0.975)))]
+    return [float(fit(seeds[None])[0]), *interval(fit(picks), len(seeds))]
 
 
 def summarise(found: dict[str, Curves]) -> list[dict]:
