@@ -245,7 +245,7 @@ def check_description(folder: Path) -> None:
             )
 
 
-def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
+def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
     """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
 
     Warns of each newer one that is damaged, or of another run.
@@ -253,7 +253,7 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
     Args:
         path: the run's folder.
         seed: its number, as in `load_run`'s coordinate.
-        hyper: the point of the sweep, as in `load_run`'s dimension.
+        point: of the sweep, as in `load_run`'s dimension `hyper`.
 
     Raises:
         RunFolderError: it is not a run, or has no such seed or point.
@@ -261,13 +261,13 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
     folder = Path(path)
     config = read_config(folder)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
-    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     _, points = sweep(config)
-    if not groups or not 0 <= hyper < len(points):
-        raise RunFolderError(
-            f"{folder} has no seed {seed} at point {hyper}; required: a seed below {config.seeds} and a point below "
-            f"{len(points)}"
-        )
+    for name, given, number in (("seed", seed, config.seeds), ("point", point, len(points))):
+        if not (hasattr(given, "__index__") and 0 <= given < number):
+            raise RunFolderError(f"{folder} has no {name} {given!r}; required: a whole number from 0 to {number - 1}")
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
+    if not groups:
+        raise RunFolderError(f"{folder} has not begun seed {seed} yet; required: one that has; let the run go on")
     with jax.enable_x64(config.precision == "float64"):
         study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
         directory, state = folder / "checkpoints" / groups[0].name, None
@@ -278,4 +278,4 @@ def load_params(path: str | Path, seed: int, hyper: int = 0) -> Learned:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        return jax.tree.map(lambda x: x[hyper, seed - groups[0].first_seed], study.learned(state))
+        return jax.tree.map(lambda x: x[point, seed - groups[0].first_seed], study.learned(state))

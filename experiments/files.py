@@ -68,9 +68,12 @@ def write_json(folder: Path, name: str, value: Any) -> None:
 
 
 def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes `<folder>/<name>`, as numpy.savez does, complete or not at all; see `write_atomically`."""
+    """Writes `<folder>/<name>`, an .npz whatever the arrays are called, complete or not at all; see `write_atomically`."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez refuses an array that is called `file`
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
     write_atomically(folder, name, buffer.getvalue())
 
 
@@ -252,8 +255,9 @@ def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20 or abs(int(digits)) >= 2**63:
-        raise ValueError(f"{digits[:20]} does not fit into 64 bits")
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        shown = digits if len(digits) <= 24 else f"a whole number of {len(digits):,} characters, {digits[:20]}…,"
+        raise ValueError(f"{shown} does not fit into 64 bits")
     return int(digits)
 
 

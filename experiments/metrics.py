@@ -132,7 +132,7 @@ def _merge(folder: Path, group: str, chunks: list[Piece], merged: list[Piece]) -
 def _write(folder: Path, group: str, piece: Piece, arrays: Arrays) -> None:
     if sealed := _seal(owner_of(folder, group), piece):
         arrays = arrays | {OWNER: np.frombuffer(sealed.encode(), np.uint8)}
-    write_arrays(folder, f"metrics/{group}/{piece.name}", arrays | {DIGEST: _digest(arrays)})
+    write_arrays(folder, f"metrics/{group}/{piece.name}", arrays | {DIGEST: digest_of_arrays(arrays)})
 
 
 def _remove(directory: Path, pieces: list[Piece]) -> None:
@@ -146,7 +146,7 @@ def _seal(owner: str, piece: Piece) -> str:
     return f"{owner}, step {piece.first_step}" if owner else ""
 
 
-def _digest(arrays: Arrays) -> np.ndarray:
+def digest_of_arrays(arrays: Arrays) -> np.ndarray:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
@@ -254,7 +254,7 @@ def _read(directory: Path, piece: Piece, owner: str) -> Arrays:
     path = directory / piece.name
     try:
         arrays = read_arrays(path)
-        if not np.array_equal(arrays.pop(DIGEST, None), _digest(arrays)):
+        if not np.array_equal(arrays.pop(DIGEST, None), digest_of_arrays(arrays)):
             raise ValueError("its digest is another")
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("it holds other things than numbers")

@@ -138,8 +138,10 @@ def key_of(rng) -> jax.Array:
     """A JAX key as it is, or one that a NumPy generator draws."""
     if isinstance(rng, np.random.Generator):
         return jax.random.key(rng.integers(2**32, dtype=np.uint32))
-    if isinstance(rng, jax.Array):
+    if isinstance(rng, jax.Array) and rng.shape == () and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         return rng
+    if isinstance(rng, jax.Array) and rng.shape == (2,) and rng.dtype == jnp.uint32:  # of jax.random.PRNGKey
+        return jax.random.wrap_key_data(rng)
     raise OptionError(f"rng is {rng!r}; required: a numpy.random.Generator, as default_rng(0) is, or a JAX key")
 
 

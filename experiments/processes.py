@@ -157,7 +157,7 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
             open_relay(address, LESS * timeout, lost, stages.joined) if process else address,
             count,
             process,
-            coordinator_bind_address=None if process else _bindable(address),
+            coordinator_bind_address=None if process else bindable(address),
             initialization_timeout=2 * timeout,
             heartbeat_timeout_seconds=2 * timeout,  # the watch below is sooner, and clearer
             shutdown_timeout_seconds=timeout,
@@ -167,7 +167,7 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
         timer.cancel()
 
 
-def _bindable(address: str) -> str | None:
+def bindable(address: str) -> str | None:
     """The address, where process 0 can listen there and the others mean the same by it; otherwise None, which is said.
 
     A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where the

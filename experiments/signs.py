@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# From the first half of the steps to the last tenth, since losses start near zero, where the first tenth misleads. Of a
+# From the first half of the steps to the end, since losses start near zero, where the first tenth misleads. Of a
 # critic's loss, whose unit is squared, the square: 20 times is what a reward that grows evenly does to it.
 GROWTH = 10.0
+LAST = 3  # steps at least, which are the end for that
 STILL = 1e-6  # below it, nothing moves
 DETERMINISTIC = 0.05  # nats of entropy, below which a policy over finitely many actions explores hardly any more
 FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
@@ -138,11 +139,13 @@ def _growth(values) -> Iterator[Sign]:
     for name, most in zip(helps, (GROWTH, GROWTH**2), strict=True):
         if name not in values:
             continue
-        before = _quietly(np.nanmedian, values[name][:, : max(1, values[name].shape[1] // 2)])
-        # The lower quartile of three steps at least: one large value is noise.
-        after = _quietly(np.nanquantile, values[name][:, -max(3, last_tenth(values[name])) :], q=0.25)
+        if values[name].shape[1] < 2 * LAST:  # too few for a half before the last
+            continue
+        before = _quietly(np.nanmedian, values[name][:, : values[name].shape[1] // 2])
+        # The lower quartile of a few: one large value is noise.
+        after = _quietly(np.nanquantile, values[name][:, -max(LAST, last_tenth(values[name])) :], q=0.25)
         seeds = after > most * np.maximum(before, STILL)
-        what = f"The {_words(name)} grew more than {most:g} times from the first half to the last tenth of the steps"
+        what = f"The {_words(name)} grew more than {most:g} times from the first half of the steps to the end"
         yield Sign(what, seeds, helps[name])
 
 

@@ -1,5 +1,6 @@
-"""Shared fixtures: the reference instances, and float64 where a test asks for it."""
+"""Shared fixtures: the reference instances, float64 where a test asks for it, and runs that are quickly begun."""
 
+import functools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from bilevel.preferences import annotator
 from bilevel.types import Comparison, Trajectory
 from envs.base import MDP, World
 from envs.tabular import tabular
+from experiments import driver, groups
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -31,6 +33,28 @@ def x64():
     """Runs one test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_runs():
+    """Runs draw no figures, and trace each program once, not once a run."""
+    precision = jax.config.jax_default_matmul_precision
+    jax.devices()  # first, so that a command run in this process leaves the devices as they are
+    jax.config.update("jax_default_matmul_precision", "highest")  # the command line's
+    build, setups = driver.build, {}
+
+    def build_once(config):
+        name = str((config.world, config.algorithm, config.run.seed))
+        setups[name] = setups.get(name) or build(config)
+        return setups[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
+        patch.setattr(driver, "build", build_once)
+        patch.setattr(driver, "baselines", lambda setup, points: {})
+        patch.setattr(groups, "programs", functools.cache(groups.programs))
+        yield
+    jax.config.update("jax_default_matmul_precision", precision)
 
 
 class Reference(NamedTuple):

@@ -11,6 +11,8 @@ from bilevel import exact, models
 from bilevel.critics import TDSizes
 from envs.gridworld import gridworld
 from experiments.studies import critic, critic_sup
+from experiments.verify import p1_critic_sup
+from experiments.verify.claims import Budget, judge
 
 SMALL = critic.Sizes(
     layout="..\n.G",
@@ -172,6 +174,19 @@ def test_the_sup_norm_over_all_pairs_shrinks_by_less_than_gamma_asks_where_pairs
         assert abs(rate["factor"][0] - rate["expected"]) < 0.03
         np.testing.assert_array_equal(norms[3], [np.max(np.abs(x)) for x in sup.errors[p, :, 3]])
     critic_sup.draw(sup)
+
+
+def test_the_claim_on_the_sup_norm_measures_judges_and_explains_itself(sup, tmp_path):
+    said = []
+    sizes = SMALL._replace(num_targets=16)
+    measured = p1_critic_sup.measure(Budget(True, tmp_path, said.append), sizes)
+    assert said and measured.figure is not None
+    assert measured.numbers == p1_critic_sup.numbers(
+        [critic_sup.contraction(sup, p) for p in range(len(critic.POLICIES))]
+    )
+    assert set(judge(p1_critic_sup.CLAIM, measured.numbers)) == set(p1_critic_sup.CLAIM.margins)
+    assert measured.cost["transitions"] == 2 * sizes.num_seeds * 16 * sizes.transitions[-1]
+    assert all("renews" in note and "without noise" in note for note in measured.notes) and len(measured.notes) == 2
 
 
 def test_the_power_law_above_a_floor_has_the_exponent_of_what_is_above():

@@ -8,7 +8,6 @@ two mutants prove. `BILEVEL_FAULT_TIMES=2` tries each fault twice, for a quick l
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import json
 import os
@@ -29,11 +28,14 @@ import pytest
 from bilevel.run import DIVERGED
 from experiments import configure, driver, groups, load_params, load_run, train
 from experiments.__main__ import main
-from experiments.config import as_dict
 from experiments.files import RunFolderError
 
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_runs"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TIMES = int(os.environ.get("BILEVEL_FAULT_TIMES", "20"))
 SEEDS, STEPS, HALF, CHUNK = 3, 12, 6, 2
@@ -94,24 +96,6 @@ def tally(tallies, request):
     ours = tallies[name] = Tally()
     yield ours
     ours.seconds = time.monotonic() - ours.began
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Draws no figures, and traces each program once, not once a trial."""
-    build, setups = driver.build, {}
-
-    def build_once(config):
-        name = json.dumps(as_dict(config) | {"steps": 0})
-        setups[name] = setups.get(name) or build(config)
-        return setups[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
-        patch.setattr(driver, "build", build_once)
-        patch.setattr(driver, "baselines", lambda setup, points: {})
-        patch.setattr(groups, "programs", functools.cache(groups.programs))
-        yield
 
 
 @pytest.fixture

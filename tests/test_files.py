@@ -197,6 +197,7 @@ def test_a_value_of_another_shape_is_named_with_its_place(value, shape, said):
         (b'{"a": "\xff"}', "decode"),
         (b"[]", "it is a list; required: an object"),
         (b'{"a": 1' + b"0" * 400 + b"}", "does not fit into 64 bits"),
+        (b'{"a": -9223372036854775809}', "-9223372036854775809 does not fit into 64 bits"),
         (b"[" * 60_000 + b"]" * 60_000, "it nests too deep"),
         (b'{"a":' * 500 + b"1" + b"}" * 500, "it nests too deep"),
         (b" " * 2**24 + b"{}", "it holds more than 16,777,216 bytes"),
@@ -208,6 +209,19 @@ def test_json_that_no_run_wrote_is_refused_with_the_reason(tmp_path, content, wh
         read_json(tmp_path, "x.json")
     assert why in str(caught.value) and str(tmp_path / "x.json") in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_the_numbers_of_64_bits_are_read_to_their_ends(tmp_path):
+    ends = [-(2**63), 2**63 - 1]
+    write_json(tmp_path, "x.json", {"ends": ends})
+    assert read_json(tmp_path, "x.json") == {"ends": ends}
+
+
+def test_arrays_may_have_any_name_that_a_file_may(tmp_path):
+    arrays = {"file": np.arange(3), "self": np.ones((2, 0)), "x.y": np.array(2.5)}
+    write_arrays(tmp_path, "x.npz", arrays)
+    with np.load(tmp_path / "x.npz") as found:
+        assert {name: found[name].tolist() for name in found} == {name: x.tolist() for name, x in arrays.items()}
 
 
 def peak_of_refusal(path, **options) -> tuple[str, int]:

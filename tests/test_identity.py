@@ -1,6 +1,5 @@
 """A run goes on from its own files alone: those of another run, group or step are named and never used."""
 
-import functools
 import json
 import os
 import pathlib
@@ -12,13 +11,16 @@ import numpy as np
 import pytest
 
 from bilevel.checkpoint import CheckpointError
-from experiments import configure, driver, groups, load_params, load_run, metrics, train
+from experiments import configure, groups, load_params, load_run, metrics, train
 from experiments.__main__ import main
 from experiments.files import RunFolderError, read_arrays, write_arrays
 from experiments.run_folder import owner_of
 
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("quick_runs"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 OPTIONS = {"states": 3, "actions": 2, "successors": 2, "policy": "table", "reward": "table", "gradients": "exact"}
 OPTIONS |= {"segment_length": 2, "num_policy_steps": 1, "seeds": 2, "chunk": "2", "width": 2, "devices": 1}
@@ -78,28 +80,6 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
     else:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Draws no figures, and traces each program once."""
-    precision = jax.config.jax_default_matmul_precision
-    jax.devices()  # first, so that a command run in this process leaves the devices as they are
-    jax.config.update("jax_default_matmul_precision", "highest")  # the command line's
-    build, setups = driver.build, {}
-
-    def build_once(config):
-        name = str((config.world, config.algorithm, config.run.seed))
-        setups[name] = setups.get(name) or build(config)
-        return setups[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
-        patch.setattr(driver, "build", build_once)
-        patch.setattr(driver, "baselines", lambda setup, points: {})
-        patch.setattr(groups, "programs", functools.cache(groups.programs))
-        yield
-    jax.config.update("jax_default_matmul_precision", precision)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +261,7 @@ def unseal(folder) -> None:
     )
     for path in (folder / "metrics" / GROUP).iterdir():
         arrays = {name: x for name, x in read_arrays(path).items() if name not in (metrics.OWNER, metrics.DIGEST)}
-        write_arrays(path.parent, path.name, arrays | {metrics.DIGEST: metrics._digest(arrays)})
+        write_arrays(path.parent, path.name, arrays | {metrics.DIGEST: metrics.digest_of_arrays(arrays)})
     for path in (folder / "checkpoints" / GROUP).glob("*/_CHECKPOINT_METADATA"):
         content = json.loads(path.read_text())
         leaves = json.dumps(json.loads(content["custom_metadata"]["record"])["leaves"])

@@ -1,6 +1,7 @@
 """Imports point down, each foreign package lives where it should, and what is public is documented."""
 
 import ast
+import importlib
 import pathlib
 import re
 import sys
@@ -41,6 +42,11 @@ def test_imports_point_down(module):
         assert not any(x.startswith("bilevel.algorithms") for x in ours)
     if module == "bilevel.types":
         assert all(x.startswith("envs.base") for x in ours)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_can_be_imported(module):
+    importlib.import_module(module)
 
 
 def test_no_module_imports_itself_in_a_circle():

@@ -124,7 +124,7 @@ def test_a_folder_that_was_copied_elsewhere_is_read_and_written(run, tmp_path):
 def test_a_run_from_before_there_were_identities_is_read_and_takes_no_file_of_a_newer_one(run, tmp_path):
     old = tmp_path / "old"
     for first in (0, 5):
-        digest = metrics._digest(chunk(first, first + 5))
+        digest = metrics.digest_of_arrays(chunk(first, first + 5))
         write_arrays(old, f"metrics/{GROUP}/{first:08d}.npz", chunk(first, first + 5) | {DIGEST: digest})
     write(old, 10, 20)
     assert_versions(old, (20, 0))
@@ -236,7 +236,7 @@ def test_chunks_of_before_there_was_merging_are_merged_little_by_little(tmp_path
 def test_headers_that_many_files_share_are_parsed_once(tmp_path, monkeypatch):
     for first in range(30):
         arrays = {f"metric {i}": np.full((2, 1), first, np.float32) for i in range(20)}
-        write_arrays(tmp_path, f"metrics/{GROUP}/{first:08d}.npz", arrays | {DIGEST: metrics._digest(arrays)})
+        write_arrays(tmp_path, f"metrics/{GROUP}/{first:08d}.npz", arrays | {DIGEST: metrics.digest_of_arrays(arrays)})
     honest, parsed = np.lib.format.read_array_header_1_0, []
 
     def parse(file, **options):

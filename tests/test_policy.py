@@ -82,6 +82,10 @@ def test_equal_seeds_give_equal_actions_and_a_generator_moves_on(folder, policy)
     assert len(set(first)) == 2
     assert policy(STATES[0], jax.random.key(3)) == policy.sample(STATES[0].tolist(), jax.random.key(3))
     assert all(type(action) is int for action in first)
+    assert policy(STATES[0], jax.random.PRNGKey(3)) == policy(STATES[0], jax.random.key(3))
+    for wrong in (0, jax.numpy.ones(2), jax.random.split(jax.random.key(0), 2)):
+        with pytest.raises(OptionError, match=r"required: a numpy\.random\.Generator"):
+            policy(STATES[0], wrong)
 
 
 def test_batches_of_any_depth_are_the_single_ones(policy):
@@ -170,8 +174,8 @@ def test_an_observation_that_does_not_fit_gets_one_line(policy, observation, wor
 
 
 def test_a_seed_point_or_source_of_randomness_that_is_none_gets_one_line(folder, policy, tmp_path):
-    for seed, point in ((2, 0), (-1, 0), (0, 2), (0, -1)):
-        with pytest.raises(RunFolderError, match="required: a seed below 2 and a point below 2"):
+    for seed, point in ((2, 0), (-1, 0), (0, 2), (0, -1), (1.0, 0)):
+        with pytest.raises(RunFolderError, match="required: a whole number from 0 to 1"):
             load_policy(folder, seed=seed, point=point)
     with pytest.raises(RunFolderError, match="is not a run"):
         load_policy(tmp_path, seed=0)

@@ -185,19 +185,19 @@ def test_an_address_that_is_not_this_machines_alone_is_not_listened_at(monkeypat
 
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
     resolving_to("127.0.0.1")
-    assert processes._bindable("localhost:0") == "localhost:0" and processes._bindable("127.0.0.1:0") == "127.0.0.1:0"
+    assert processes.bindable("localhost:0") == "localhost:0" and processes.bindable("127.0.0.1:0") == "127.0.0.1:0"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OptionError, match=f"port {port} of 127.0.0.1 is in use"):
-            processes._bindable(f"localhost:{port}")
+            processes.bindable(f"localhost:{port}")
     assert capsys.readouterr().err == ""
-    assert processes._bindable("node7:0") is None  # as this machine calls itself, but no other does
+    assert processes.bindable("node7:0") is None  # as this machine calls itself, but no other does
     resolving_to("198.51.100.7")  # of a service in front of it
-    assert processes._bindable("node7:0") is None
+    assert processes.bindable("node7:0") is None
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all("listens on all that it has, port 0" in line and "trusted" in line for line in said)
     monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:0")
-    assert processes._bindable("node7:0") is None and capsys.readouterr().err == ""
+    assert processes.bindable("node7:0") is None and capsys.readouterr().err == ""
 
 
 def test_the_relay_keeps_a_connection_whose_other_end_has_gone():

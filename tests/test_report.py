@@ -280,6 +280,13 @@ def test_growth_in_one_seed_is_told_but_not_a_rise_at_the_start(name, most):
     assert one_sign(dataset(**{name: np.minimum(growth**4, most**2)})).startswith("None found")
 
 
+def test_growth_is_not_looked_for_in_fewer_steps_than_two_ends_have():
+    for norms, found in (([1.0, 50, 50, 50, 50], False), ([1.0, 1, 1, 50, 50, 50], True)):
+        sign = one_sign(dataset(num_steps=len(norms), gradient_norm=np.array(norms)))
+        text = "The gradient norm grew more than 10 times from the first half of the steps to the end: 4 of 4 seeds"
+        assert sign.startswith(text if found else "None found")
+
+
 def test_a_seed_that_collapsed_onto_one_action_a_state_is_told_unless_that_is_what_is_best():
     entropy = only(1, np.geomspace(1, 1e-3, 30), healthy("policy_entropy"))
     poor = {"true_return": only(1, np.full(30, 2.0), healthy("true_return")), "policy_entropy": entropy}
@@ -326,7 +333,7 @@ def test_importance_weights_that_leave_few_rollouts_are_told():
 def test_signs_of_a_sweep_are_told_once_with_the_points_where_they_are_seen():
     norm = np.stack([np.ones((4, 30)), *(only(i, np.geomspace(1, 100, 30), np.ones(30)) for i in (1, 3))])
     sign = one_sign(dataset(sweep={"sigma": [0.1, 1.0, 2.0]}, gradient_norm=norm))
-    assert "steps: 1 of 4 seeds (seed 1) at sigma = 1; 1 of 4 seeds (seed 3) at sigma = 2. What usually helps" in sign
+    assert "the end: 1 of 4 seeds (seed 1) at sigma = 1; 1 of 4 seeds (seed 3) at sigma = 2. What usually helps" in sign
 
 
 def test_of_many_seeds_the_first_are_named_and_all_are_kept():

@@ -115,10 +115,13 @@ def test_a_run_leaves_what_a_reader_needs(whole):
 def test_learned_parameters_are_those_of_the_seed(whole):
     folder, _ = whole
     table = np.load(folder / "tables.npz")["learned_reward"]
-    for hyper, seed in ((0, 2), (1, 0)):
-        np.testing.assert_array_equal(load_params(folder, seed, hyper).reward, table[hyper, seed])
-    with pytest.raises(RunFolderError, match="no seed 3"):
-        load_params(folder, 3)
+    for point, seed in ((0, 2), (1, 0)):
+        np.testing.assert_array_equal(load_params(folder, seed, point).reward, table[point, seed])
+    for seed in (3, -1, 1.5, "0"):
+        with pytest.raises(RunFolderError, match=f"no seed {seed!r}; required: a whole number from 0 to 2"):
+            load_params(folder, seed)
+    with pytest.raises(RunFolderError, match="no point 2; required: a whole number from 0 to 1"):
+        load_params(folder, 0, point=2)
 
 
 def test_before_the_first_checkpoint_there_are_no_parameters_to_load(tmp_path, monkeypatch):

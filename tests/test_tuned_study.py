@@ -95,6 +95,18 @@ def test_a_gap_outside_of_the_range_of_the_runs_decides_nothing(top, monkeypatch
     assert "a mean gap of 0.01 lies outside of the range of " in numbers[RATIOS[0]]["undecided"]
 
 
+def test_one_run_without_a_gap_decides_nothing_and_is_not_said_to_leave_a_range():
+    near, none = np.array([0.1, 0.001, 0.001])[:, None] * np.ones(16), np.empty(0)
+    lost = near.copy()
+    lost[1, 4] = np.nan
+    sizes = tuned.Sizes(budgets=(1e4, 1e5, 1e6))
+    budgets = np.array(sizes.budgets)
+    for judged, schedule, whose in ((lost, near, "the tuned"), (near, lost, "the schedule's")):
+        found = tuned.saved(0.01, tuned.Tuned(none, none, judged, (budgets, schedule)), sizes)
+        assert found.undecided == f"of {whose} runs, 1 of 16 runs at level 2 of 3 ended with a gap that is no number"
+        assert np.isnan(found.ratio).all()
+
+
 def test_an_interval_reaches_as_far_as_seeds_leave_the_range():
     # At the last budget half of the seeds are far above: many resamples never get there, or only at the end.
     far = np.where(np.arange(16) % 2, 0.001, 0.018)

@@ -332,11 +332,19 @@ def law(budgets: np.ndarray, gap: np.ndarray) -> Fit:
 
     Where runs ended with a gap that is no number it decides nothing.
     """
-    if np.isfinite(gap).all():
-        return power_law(budgets, gap, floor=False)
-    level, seeds = np.argmin(np.isfinite(gap).all(axis=1)), (~np.isfinite(gap)).sum(axis=1)
-    why = f"{seeds[level]} of {gap.shape[1]} runs at level {level + 1} of {len(gap)} ended with a gap that is no number"
-    return unfitted(why)
+    why = without_gap(gap)
+    return unfitted(why) if why else power_law(budgets, gap, floor=False)
+
+
+def without_gap(gap: np.ndarray) -> str:
+    """At which level, and in how many runs, gaps [level, seed] first are no numbers, in words; "" if all are."""
+    seeds = (~np.isfinite(gap)).sum(axis=1)
+    if not seeds.any():
+        return ""
+    level = np.argmax(seeds > 0)
+    return (
+        f"{seeds[level]} of {gap.shape[1]} runs at level {level + 1} of {len(gap)} ended with a gap that is no number"
+    )
 
 
 def fits(result: Rate) -> dict[str, Fit]:

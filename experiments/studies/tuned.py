@@ -230,6 +230,9 @@ class Saved(NamedTuple):
 def saved(epsilon: float, result: Tuned, sizes: Sizes, num_resamples: int = 2000) -> Saved:
     """For a mean gap of ε. Where resampled curves leave their range, the interval reaches as far as the ratio may."""
     ways = {"the tuned": (sizes.budgets, result.judged), "the schedule's": result.schedule}
+    for name, (_, gap) in ways.items():
+        if why := complexity.without_gap(gap):
+            return Saved((np.nan,) * 3, f"of {name} runs, {why}")
     (ours, _), (theirs, _) = takes = [samples_for(epsilon, *way) for way in ways.values()]
     outside = [name for name, (least, most) in zip(ways, takes, strict=True) if least < most]
     if outside:

@@ -109,22 +109,12 @@ def verify(
             f"{max([sum(left) / 2, *left]):.2g} minutes on two cores; results and resumption in {folder}"
         )
 
-        def publish(say=lambda name, line: None) -> Path:
-            loaded, lost = load_each(CLAIMS)
-            for name, error in lost.items():
-                say(name, f"cannot be loaded: {error!r}")
-            digests = {name: ours for name, (_, ours) in (loaded | chosen).items()}
-            found = {name: measured_before(folder / name, ours, partial(say, name)) for name, ours in digests.items()}
-            everything = {name: result for name, result in found.items() if result}
-            write_json(folder, "summary.json", everything)
-            return write_page(folder, everything)
-
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
         order = sorted(chosen, key=lambda name: -minutes[name])
         pool = ThreadPoolExecutor(min(2, usable_cores()))
         try:
             futures = {name: pool.submit(one, name, *chosen[name], folder / name, quick, say) for name in order}
-            follow(futures, say, publish)
+            follow(futures, say, partial(publish, folder, chosen))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
         results = {name: futures[name].result() for name in chosen if not futures[name].exception()}
@@ -132,12 +122,30 @@ def verify(
         verdicts = collections.Counter(result["verdict"] for result in results.values())
         verdicts += collections.Counter({"stopped by an error": len(chosen) + len(broken) - len(results)})
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
-        say(f"report: {publish(lambda name, line: say(f'{name:18s}{line}'))}")
+        say(f"report: {publish(folder, chosen, lambda name, line: say(f'{name:18s}{line}'))}")
     for name in chosen:
         futures[name].result()  # the first error, if there is one, now that what the others found is written
     for error in broken.values():
         raise error
     return results
+
+
+def publish(folder: Path, chosen: dict[str, tuple[Claim, str]], say=lambda name, line: None) -> Path:
+    """Writes `summary.json` and the page of all results in the folder that are of this code; the page.
+
+    Args:
+        folder: of the results.
+        chosen: claims that were loaded before, with the digest of their code then.
+        say: takes the name of a claim, and why it has no result.
+    """
+    loaded, lost = load_each(CLAIMS)
+    for name, error in lost.items():
+        say(name, f"cannot be loaded: {error!r}")
+    digests = {name: ours for name, (_, ours) in (loaded | chosen).items()}
+    found = {name: measured_before(folder / name, ours, partial(say, name)) for name, ours in digests.items()}
+    everything = {name: result for name, result in found.items() if result}
+    write_json(folder, "summary.json", everything)
+    return write_page(folder, everything)
 
 
 def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Callable[[], Any]) -> None:
