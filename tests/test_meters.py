@@ -372,4 +372,4 @@ def test_the_assumption_is_refuted_where_stationary_points_lie_below_and_not_whe
     assert about["verdict"] == expected
     name = f"{p1_domination.REFUTING}, {PAPER}, table, w = {sizes.kl_weights[0]:g}"
     assert about["numbers"][name]["verdict"] == expected
-    assert measured.notes[0].startswith(f"{PAPER}: refuted at {1 - at} of 1 pairs of class and w, on ")
+    assert measured.notes[0].startswith(f"{PAPER}: a stationary point below at {1 - at} of 1 pairs of class and w, on ")

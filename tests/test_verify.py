@@ -385,7 +385,7 @@ def test_a_refuted_assumption_is_told_with_its_share_and_is_no_failure_of_the_co
         monkeypatch.setattr(module, "CLAIM", assumed)
     assert main(["verify", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "P0.one  REFUTED, on up to 100 % [83, 100] of instances" in said and "P0.two  NOT REFUTED\n" in said
+    assert "P0.one  REFUTED, on 0 to 100 % of instances (2 numbers)\n" in said and "P0.two  NOT REFUTED\n" in said
     assert "1 refuted, 1 not refuted" in said and "Note: a note" in said
     summary = json.loads((tmp_path / "full" / "summary.json").read_text())
     assert [x["verdict"] for x in summary.values()] == ["refuted", "not refuted"]
@@ -394,8 +394,22 @@ def test_a_refuted_assumption_is_told_with_its_share_and_is_no_failure_of_the_co
         "y, w = 2": "refuted",
     }
     page = (tmp_path / "full" / "report.html").read_text()
-    assert page.count("class='refuted'>refuted, on up to 100 % [83, 100] of instances<") == 2
+    assert page.count("class='refuted'>refuted, on 0 to 100 % of instances (2 numbers)<") == 2
+    assert "<td>[0.83, 1]</td>" in page
     assert "class='not-refuted'>not refuted<" in page and "class='not refuted'" not in page
+
+
+def test_what_has_no_interval_shows_a_dash_and_what_it_is_of(claims, tmp_path, capsys, monkeypatch):
+    measured = Measurement({"x": Interval(4e-8, 4e-8, 4e-8, over="least of 64 MDPs"), "y": Interval(1.0, 0.5, 2.0)}, {})
+    module = sys.modules["experiments.verify.fake0"]
+    monkeypatch.setattr(
+        module, "CLAIM", module.CLAIM._replace(measure=lambda budget: measured, margins={"x": Margin(0.0)})
+    )
+    main(["verify", "P0.one", "--out", str(tmp_path)])
+    page = (tmp_path / "full" / "report.html").read_text()
+    assert "<td>4e-08</td><td>–</td>" in page and "<td>[0.5, 2]</td>" in page and "holds: least of 64 MDPs" in page
+    said = capsys.readouterr().out
+    assert "[0.5, 2]" in said and "[4e-08" not in said
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def draw(found: dict[str, Measured], sizes: Sizes) -> Figure:
         *handles, loc="outside lower center", ncols=len(CLASSES), title="class of rewards (tanh: hidden widths)"
     )
     figure.suptitle(
-        f"Weak gradient domination of Φ: shares of {sizes.num_instances} random MDPs, 95 % intervals over them"
+        f"Weak gradient domination of Φ on {sizes.num_instances} random MDPs: medians and shares, 95 % intervals over them"
     )
     return figure
 

@@ -103,8 +103,8 @@ def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, str]:
     """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
     An exponent's tail must clear the margin too, for it to hold (`bilevel.rates.verdict`). On each share of instances that
-    refute an assumption: *refuted* if its interval lies above 0. One instance is enough, the assumption being one of every
-    instance; the share says how common such instances are.
+    refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
+    being one of every instance; the share says how common such instances are.
     """
     if claim.refuting:
         shares = {name: x for name, x in numbers.items() if name.startswith(claim.refuting)}

@@ -105,7 +105,8 @@ def draw(y: np.ndarray, label: str, found: Slope) -> Figure:
     axes.plot(SIGMAS, middle[-1] * np.array(SIGMAS) / SIGMAS[-1], "k:", linewidth=1, label="slope 1")
     axes.set(xscale="log", yscale="log", xlabel="σ, weight of G in the penalised lower level", ylabel=label)
     low, high = found.interval
-    axes.set_title(f"{y.shape[1]} random MDPs: slope {found.exponent:.3f} [{low:.3f}, {high:.3f}]", fontsize=10)
+    over = f"{y.shape[1]} random MDPs, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
+    axes.set_title(f"{over}: slope {found.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}]", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -116,7 +117,7 @@ def measure(budget: Budget, power: float = 1.0) -> Measurement:
     gradient = errors(10 if budget.quick else 64, power).gradient
     found = slope(np.array(SIGMAS), gradient)
     figure = draw(gradient, "‖∇Φ_σ − ∇Φ‖, nats a unit of φ", found)
-    return Measurement({"slope of ‖∇Φ_σ − ∇Φ‖ in σ": exponent(found, "in σ")}, {}, figure)
+    return Measurement({"slope of ‖∇Φ_σ − ∇Φ‖ in σ": exponent(found, f"in σ, {gradient.shape[1]} MDPs")}, {}, figure)
 
 
 CLAIM = Claim(

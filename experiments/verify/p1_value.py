@@ -12,7 +12,11 @@ def measure(budget: Budget, power: float = 1.0) -> Measurement:
     value = errors(10 if budget.quick else 64, power).value
     found = slope(np.array(SIGMAS), np.abs(value))
     least = float(value.min())
-    numbers = {"slope of Φ_σ − Φ in σ": exponent(found, "in σ"), "least Φ_σ − Φ": Interval(least, least, least)}
+    num = f"{value.shape[1]} MDPs"
+    numbers = {
+        "slope of Φ_σ − Φ in σ": exponent(found, f"in σ, {num}"),
+        "least Φ_σ − Φ": Interval(least, least, least, over=f"least of {num}, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"),
+    }
     return Measurement(numbers, {}, draw(value, "Φ_σ − Φ, nats", found))
 
 

@@ -27,8 +27,9 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
         "beforehand, <em>fails</em> when one lies outside, and is otherwise <em>not decided</em>. An exponent's interval "
         "has no end (inf) on the side to which its curve bends up to the last levels. It holds over the range that is named "
         "beside it, and only if the slope of the last levels, with an interval of its own, clears the margin too. An "
-        "assumption is <em>refuted</em> where the interval of the share of instances that refute it lies above 0, and "
-        "otherwise <em>not refuted</em>: no measurement proves it."
+        "assumption, which speaks of every instance, is <em>refuted</em> where at least one was found that refutes it, and "
+        "otherwise <em>not refuted</em>: no measurement proves it. A dash stands for no interval: what was measured is "
+        "the same on all seeds or instances, or is the extreme of them."
     )
     sections = "".join(_section(name, result, folder / name / "figure.png") for name, result in results.items())
     quick = " (quick run: small budgets)" if any(r["quick"] for r in results.values()) else ""
@@ -45,6 +46,12 @@ def short(x: float | str) -> str:
     return x if isinstance(x, str) else f"{x:.4g}"
 
 
+def interval(number: dict[str, Any]) -> str:
+    """The ends of a number's interval in brackets; a dash where it has no length."""
+    low, high = number["interval"]
+    return "–" if low == high else f"[{short(low)}, {short(high)}]"
+
+
 def about(number: dict[str, Any]) -> list[str]:
     """What is to be said beside a number's verdict, in one line or none: why it is open, its range, and its last levels."""
     ends = "" if number["tail"] is None else "at the last levels [{}, {}]".format(*map(short, number["tail"]))
@@ -53,13 +60,13 @@ def about(number: dict[str, Any]) -> list[str]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """The claim's verdict; that of a refuted assumption after a comma with the largest share of instances."""
-    shares = [x for x in result["numbers"].values() if x["verdict"] == "refuted"]
-    if not shares:
+    """The claim's verdict; that of a refuted assumption with the shares of instances of all numbers that might refute it."""
+    judged = [x for x in result["numbers"].values() if x["verdict"] in ("refuted", "not refuted")]
+    if result["verdict"] != "refuted":
         return result["verdict"]
-    most = max(shares, key=lambda x: x["center"])
-    center, low, high = (f"{100 * x:.0f}" for x in (most["center"], *most["interval"]))
-    return f"refuted, on up to {center} % [{low}, {high}] of instances"
+    shares = [100 * x["center"] for x in judged]
+    spread = f"{shares[0]:.0f}" if len(shares) == 1 else f"{min(shares):.0f} to {max(shares):.0f}"
+    return f"refuted, on {spread} % of instances" + (f" ({len(shares)} numbers)" if len(shares) > 1 else "")
 
 
 def _style(judged: dict[str, Any]) -> str:
@@ -69,7 +76,7 @@ def _style(judged: dict[str, Any]) -> str:
 
 def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>[{', '.join(map(short, x['interval']))}]</td>"
+        f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>{interval(x)}</td>"
         f"<td>{'' if x['margin'] is None else '[' + ', '.join(map(short, x['margin'])) + ']'}</td>"
         f"<td class='{_style(x)}'>{html.escape(': '.join([x['verdict'], *about(x)]))}</td></tr>"
         for number, x in result["numbers"].items()

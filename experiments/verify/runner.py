@@ -25,7 +25,7 @@ from experiments.output import silent
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import MOST_FIGURE, about, in_words, short, write_page
+from experiments.verify.page import MOST_FIGURE, about, in_words, interval, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
 REPORTED, SHARES = 6, 24  # numbers without a margin that the table shows, and of an assumption
@@ -342,8 +342,9 @@ def _format(name: str, result: dict[str, Any]) -> str:
     lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
     for number, x in shown.items():
         margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
-        interval = "[{}, {}]".format(*map(short, x["interval"]))
-        lines.append(layout.format(number, short(x["center"]), interval, margin, ": ".join([x["verdict"], *about(x)])))
+        lines.append(
+            layout.format(number, short(x["center"]), interval(x), margin, ": ".join([x["verdict"], *about(x)]))
+        )
     if len(others) > room:
         lines.append(f"… and {len(others) - room} more in summary.json")
     if verdict not in ("holds", "reported"):
