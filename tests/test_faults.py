@@ -3,7 +3,8 @@
 A table of what was tried, lost and wrong is printed at the end. *Lost*: a resumed run began before the newest whole
 checkpoint. *Wrong*: a metric or a learned parameter of the finished run differs from those of an undisturbed one. Gradients
 are sampled, so that every seed and step has numbers of its own: lanes that were exchanged and keys of other steps show, as
-two mutants prove. `BILEVEL_FAULT_TIMES=2` tries each fault twice, for a quick look.
+mutants prove. Chunks of metrics are merged early, so that it happens under each fault. `BILEVEL_FAULT_TIMES=2` tries each
+fault twice, for a quick look.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import numpy as np
 import pytest
 
 from bilevel.run import DIVERGED
-from experiments import configure, driver, groups, load_params, load_run, train
+from experiments import configure, driver, groups, load_params, load_run, metrics, train
 from experiments.__main__ import main
 from experiments.files import RunFolderError
 
@@ -43,6 +44,7 @@ OPTIONS = {"states": 3, "actions": 2, "successors": 2, "policy": "table", "rewar
 OPTIONS |= {"critic_model": "table", "num_targets": 1, "num_transitions": 4, "num_chains": 2, "batch_size": 4}
 OPTIONS |= {"rollout_length": 3, "segment_length": 2, "num_policy_steps": 1}
 OPTIONS |= {"seeds": SEEDS, "chunk": str(CHUNK), "width": 2}
+MERGED = 4  # chunks that are merged into one file
 LONG = 30  # outer steps of the runs that get signals: about a second
 ROOT = pathlib.Path(__file__).parent.parent
 GROUP = f"000000-{SEEDS - 1:06d}"
@@ -161,6 +163,14 @@ def assert_harmless(tally, noticed):
     assert tally.tried >= TIMES and tally.noticed >= noticed and (tally.lost, tally.wrong) == (0, 0), tally
 
 
+@pytest.fixture(scope="module", autouse=True)
+def merging():
+    """Merges `MERGED` chunks of metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "MERGED", MERGED)
+        yield
+
+
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """The folder of a run that was stopped halfway, with checkpoints at 2, 4 and 6."""
@@ -216,11 +226,15 @@ def copied(half, tmp_path, trial) -> pathlib.Path:
 
 # Signals --------------------------------------------------------------------------------------------------------------
 
-NURSERY = """
+NURSERY = (
+    f"""
 import json, os, resource, sys
 import jax, tyro, xarray
-from experiments import driver
+from experiments import driver, metrics
 from experiments.__main__ import command
+metrics.MERGED = {MERGED}
+"""
+    + """
 driver.write_report = lambda folder, *rest: folder / "report.html"
 for line in sys.stdin:
     order = json.loads(line)
@@ -238,6 +252,7 @@ for line in sys.stdin:
         command()
     print(child, flush=True)
 """
+)
 
 
 class Nursery:

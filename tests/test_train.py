@@ -156,6 +156,23 @@ def test_interrupted_around_any_write_it_resumes_bit_for_bit(whole, tmp_path, mo
     assert_same_bits(result(train(tiny(), tmp_path / "run")), result(whole[0]))
 
 
+def test_a_resumed_run_has_counted_how_long_it_has_been_calm(tmp_path, monkeypatch):
+    options = {"gradient_tolerance": 1e9, "patience": 4}  # converges in the second chunk of two steps
+    once = result(train(cheap(**options), tmp_path / "once"))
+    np.testing.assert_array_equal(once["status"][0, 0], [0, 0, 0, 1, 1, 1, 1])
+    honest = groups.Checkpoints.save
+
+    def interrupt(checkpoints, step, state):
+        honest(checkpoints, step, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(groups.Checkpoints, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(cheap(**options), tmp_path / "twice")
+    assert_same_bits(result(train(cheap(**options), tmp_path / "twice")), once)
+
+
 def test_a_run_in_one_call_is_the_run_in_chunks_bit_for_bit(whole, tmp_path):
     assert_same_bits(result(train(tiny(chunk="all"), tmp_path / "run")), result(whole[0]))
 
