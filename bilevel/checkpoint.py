@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -43,11 +44,13 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3, identity: st
             taken too.
 
     Raises:
-        CheckpointError: for `keep` < 2, a directory that cannot be used, or a save that failed.
+        CheckpointError: for `keep` < 2, a directory that cannot be used, something in it that cannot be read, as a pipe,
+            or a save that failed.
     """
     path = Path(directory).absolute()
     if keep < 2:
         raise CheckpointError(f"keep={keep} was given; at least 2 are required, so that one can be damaged: raise it")
+    _refuse_pipes(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(path, keep, identity)
@@ -185,7 +188,7 @@ class Checkpoints:
             if not damage:
                 self._position = step
                 return step, tree, notes
-            notes.append(f"checkpoint {step} in {self._path} is damaged and was passed over: {damage}")
+            notes.append(f"checkpoint {step} in {self._path} was passed over: {damage}")
         tried = "; ".join(notes) or "there is none"
         raise CheckpointError(f"no checkpoint in {self._path} can be restored: {tried}; put a whole one there")
 
@@ -221,6 +224,17 @@ class Checkpoints:
             if old != new:
                 raise ValueError(f"leaf {old['name']} has digest {new['digest']:08x}, not {old['digest']:08x} as saved")
         return tree
+
+
+def _refuse_pipes(directory: Path) -> None:
+    # Orbax looks into every checkpoint when it opens them, and a read of a pipe would wait for ever.
+    for path, _, files in os.walk(directory):
+        for name in files:
+            with suppress(FileNotFoundError):  # of a run that goes on
+                if not stat.S_ISREG(os.stat(os.path.join(path, name)).st_mode):
+                    raise CheckpointError(
+                        f"{path}/{name} is no file; required: what was written: remove its checkpoint"
+                    )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The driver of a run: opens its folder, resumes or starts, advances chunk by chunk, and reports."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,8 +28,10 @@ from experiments.report import Notes, write_report
 from experiments.run_folder import (
     Manifest,
     compare_manifests,
+    groups_of,
     identity_of,
     make_manifest,
+    manifest_of,
     new_identity,
     open_run,
     owner_of,
@@ -129,10 +132,21 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
         )
     manifest["identity"] = identity_of(folder) if begun else new_identity()
     groups = all_groups(folder, config.seeds)
+    refuse_adopted(folder, groups[len(groups_of(folder)) :])
     manifest["groups"] = [list(group) for group in groups]
     if not manifest["identity"]:
         notes.append("the run was begun before runs had an identity: files of another run in its folder go unnoticed")
     return manifest, notes + ignored(folder, groups)
+
+
+def refuse_adopted(folder: Path, new: list[Group]) -> None:
+    """Raises RunFolderError where a group that is about to begin would find files, which can be none of its own."""
+    paths = [folder / kind / group.name for group in new for kind in ("metrics", "checkpoints")]
+    if found := [str(path) for path in paths if os.path.lexists(path)]:
+        raise RunFolderError(
+            f"{' and '.join(found)} would be taken for those of seeds that are new to this run; required: nothing there: "
+            "move it away"
+        )
 
 
 def ignored(folder: Path, groups: list[Group]) -> list[str]:
@@ -232,7 +246,7 @@ def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path
 
 def check_description(folder: Path) -> None:
     """Raises RunFolderError where config.json is not of the run that manifest.json, if there is one, describes."""
-    config, manifest = read_json(folder, "config.json"), read_json(folder, "manifest.json", dict, {})
+    config, manifest = read_json(folder, "config.json"), manifest_of(folder)
     if manifest and not isinstance(manifest.get("config"), dict):
         raise RunFolderError(
             f"{folder}/manifest.json lacks what was run; required: the file as it was written: restore it"

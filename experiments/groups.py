@@ -104,7 +104,13 @@ def run_groups(
 
 
 def _made(folder: Path, name: str) -> str:
-    return str(make_folder(folder, name))
+    directory = make_folder(folder, name)
+    if links := [str(entry) for entry in sorted(directory.iterdir()) if entry.is_symlink()]:
+        raise RunFolderError(
+            f"{links[0]} is a link; as newer ones come old checkpoints are removed, but none through a link: replace it by "
+            "a copy, or remove it"
+        )
+    return str(directory)
 
 
 class Study:

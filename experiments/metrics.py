@@ -9,6 +9,7 @@ hyperparameters first: lane = hyper · seeds of the group + seed.
 """
 
 import hashlib
+import itertools
 import os
 import re
 import warnings
@@ -263,7 +264,8 @@ def _read(directory: Path, piece: Piece, owner: str) -> Arrays:
     except Exception as error:  # which one, depends on the byte that is wrong
         raise Damaged(f"{path} is damaged ({error})") from error
     if theirs != (ours := _seal(owner, piece)):
-        raise Damaged(f"{path} is of {theirs or 'a run without identity'}, not of {ours or 'a run without identity'}")
+        unknown = "a run without identity, for no manifest.json names one"
+        raise Damaged(f"{path} is of {theirs or 'a run without identity'}, not of {ours or unknown}")
     if piece.is_merged and num_steps != piece.last_step - piece.first_step + 1:
         raise Damaged(f"{path} is damaged (it holds {num_steps} steps)")
     return arrays
@@ -325,7 +327,7 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     folder = Path(path)
     config = read_json(folder, "config.json")
     metrics, seeds = read_metrics(folder)
-    swept = _read_sweep(folder, metrics)
+    swept = _read_sweep(folder, config, metrics)
     steps = ("step", np.arange(_shape(metrics)[2]), {"long_name": "outer step"})
     about = {"true_score": _about_score(folder)}
     return xarray.Dataset(
@@ -335,7 +337,7 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     )
 
 
-def _read_sweep(folder: Path, metrics: dict[str, np.ndarray]) -> dict[str, tuple[str, list[float | str]]]:
+def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[str, list[float | str]]]:
     sweep = read_json(folder, "sweep.json", Sweep, {"names": [], "values": [[]]})
     names, values, num_hyper = sweep["names"], sweep["values"], _shape(metrics)[0]
     if len(values) != num_hyper:
@@ -343,10 +345,12 @@ def _read_sweep(folder: Path, metrics: dict[str, np.ndarray]) -> dict[str, tuple
             f"{folder}/sweep.json holds {len(values)} points and the metrics {num_hyper}: restore the file"
         )
     new = {*names} - {"hyper", "seed", "step", *metrics}
-    if len(new) < len(names) or any(len(row) != len(names) for row in values):
+    axes = [axis for name in names if isinstance(axis := config.get(name), list)]
+    asked = [list(point) for point in itertools.product(*axes)]
+    if len(new) < len(names) or values != asked:
         raise RunFolderError(
-            f"{folder}/sweep.json does not fit: distinct names, none of them a metric's, and a value of each at every point "
-            "are required: restore the file"
+            f"{folder}/sweep.json does not fit config.json: distinct names, none of them a metric's, and the values that "
+            "were asked for, in their order, are required: restore the file"
         )
     return {name: ("hyper", [row[i] for row in values]) for i, name in enumerate(names)}
 

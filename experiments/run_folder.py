@@ -91,7 +91,12 @@ def new_identity() -> str:
 
 def identity_of(folder: Path) -> str:
     """Of the run in a folder; "" for one that was begun before there were identities."""
-    return read_json(folder, "manifest.json", Manifest, missing={}).get("identity", "")
+    return manifest_of(folder).get("identity", "")
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Of the run in a folder; empty where there is none. One that cannot be read is no reason to remove it."""
+    return read_json(folder, "manifest.json", Manifest) if os.path.lexists(folder / "manifest.json") else {}
 
 
 def owner_of(folder: Path, group: str) -> str:
@@ -117,7 +122,7 @@ def groups_of(folder: Path) -> list[list[int]]:
     Raises:
         RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
     """
-    manifest = read_json(folder, "manifest.json", Manifest, missing={})
+    manifest = manifest_of(folder)
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0
     for group in groups:
@@ -144,6 +149,8 @@ def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
         RunFolderError: if another process holds it, if it cannot be written, or if it is not empty and not a run.
     """
     folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is no folder; the folder of a run, or a new one, is required: name another")
     with refusing(f"{folder} cannot be a run folder"):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bilevel.checkpoint import CheckpointError
-from experiments import configure, groups, load_params, load_run, metrics, train
+from experiments import configure, driver, groups, load_params, load_run, metrics, train
 from experiments.__main__ import main
 from experiments.files import RunFolderError, read_arrays, write_arrays
 from experiments.run_folder import owner_of
@@ -124,6 +124,29 @@ def test_a_checkpoint_of_another_run_or_step_is_named_and_passed_over(halves, ha
     assert_same_bits(result(half), whole)
 
 
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/manifest.ocdbt", "state/_METADATA"])
+def test_a_pipe_in_a_checkpoint_is_named_and_not_waited_for(half, whole, capsys, name):
+    path = half / "checkpoints" / GROUP / "6" / name
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} is no file" in refused(half, capsys)
+    with pytest.raises(CheckpointError, match="is no file"):
+        load_params(half, 0)
+    shutil.rmtree(half / "checkpoints" / GROUP / "6")
+    go_on(half)
+    assert_same_bits(result(half), whole)
+
+
+def test_a_checkpoint_that_is_a_link_is_named_before_anything_is_computed(half, whole, capsys):
+    path = half / "checkpoints" / GROUP / "2"
+    path.rename(half.parent / "2")
+    path.symlink_to(half.parent / "2")
+    assert f"{path} is a link" in refused(half, capsys)
+    path.unlink()
+    assert not go_on(half)
+    assert_same_bits(result(half), whole)
+
+
 def test_parameters_come_from_the_run_s_own_checkpoint_with_a_warning_of_another(halves, half):
     wanted = load_params(half, 0)
     replace(halves / "another" / "checkpoints" / GROUP / "6", half / "checkpoints" / GROUP / "8")
@@ -222,6 +245,28 @@ def test_what_lies_about_is_named_and_no_seed_is_computed_for_it(half, whole):
     assert note.startswith(f"note: ignored in {half}, for it is not of this run: metrics/000000-000000, ")
     assert note.endswith(" and 8 more")
     assert_same_bits(result(half), whole)
+
+
+@pytest.mark.parametrize("kind", ["metrics", "checkpoints"])
+def test_new_seeds_adopt_no_files_and_a_refused_extension_leaves_the_run_as_it_was(half, whole, capsys, kind):
+    stray = half / kind / "000002-000003"
+    shutil.copytree(half / kind / GROUP, stray)
+    assert f"{stray} would be taken for those of seeds that are new" in refused(half, capsys, seeds=4)
+    shutil.rmtree(stray)
+    assert not go_on(half)
+    assert_same_bits(result(half), whole)
+
+
+def test_a_damaged_manifest_is_not_advised_to_be_removed_and_a_missing_one_is_named(half):
+    content = (half / "manifest.json").read_bytes()
+    (half / "manifest.json").write_bytes(content[: len(content) // 2])
+    for action in (load_run, driver.report, lambda folder: load_params(folder, 0)):
+        with pytest.raises(RunFolderError, match=r"manifest\.json cannot be read") as caught:
+            action(half)
+        assert "restore it from a copy" in str(caught.value) and "remove" not in str(caught.value)
+    (half / "manifest.json").unlink()
+    with pytest.raises(RunFolderError, match=r"not of a run without identity, for no manifest\.json names one"):
+        load_run(half)
 
 
 def test_a_run_that_has_computed_nothing_yet_takes_no_seeds_from_folders_that_lie_about(half, whole):

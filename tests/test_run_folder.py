@@ -17,6 +17,8 @@ from experiments.run_folder import compare_manifests, config_hash, group_name, k
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {"world": {"states": 4, "discount": 0.9}, "sizes": (8, 8), "radius": float("inf"), "num_steps": 10, "seeds": 2}
+SWEPT = {"sigma": [0.1, 0.2, 0.3], "rule": ["a"]}
+WRITTEN = CONFIG | SWEPT | {"sizes": [8, 8]}
 
 
 def chunk(first: int, last: int, seeds: range = range(2), num_hyper: int = 3) -> dict[str, np.ndarray]:
@@ -47,8 +49,8 @@ def enter(path: pathlib.Path) -> None:
 def run(tmp_path):
     """A run of two chunks, in one group of two seeds."""
     with open_run(tmp_path / "run") as folder:
-        write_json(folder, "config.json", CONFIG)
-        write_json(folder, "sweep.json", {"names": ["sigma", "rule"], "values": [[0.1, "a"], [0.2, "b"], [0.3, "a"]]})
+        write_json(folder, "config.json", CONFIG | SWEPT)
+        write_json(folder, "sweep.json", {"names": ["sigma", "rule"], "values": [[0.1, "a"], [0.2, "a"], [0.3, "a"]]})
         write_metrics(folder, group_name(0, 2), 0, chunk(0, 5))
         write_metrics(folder, group_name(0, 2), 5, chunk(5, 10))
     return folder
@@ -110,7 +112,7 @@ def test_a_run_killed_before_it_signed_its_lock_can_be_entered(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "file cannot be a run folder" in refusal(enter, tmp_path / "file")
+    assert "file is no folder; the folder of a run" in refusal(enter, tmp_path / "file")
     assert "inside cannot be a run folder" in refusal(enter, tmp_path / "file" / "inside")
 
 
@@ -125,7 +127,7 @@ def test_a_write_that_dies_halfway_leaves_the_old_file(run, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_metrics(run, group_name(0, 2), 5, chunk(0, 5))
     assert not [*run.rglob("*.tmp")]
-    assert read_json(run, "config.json") == CONFIG | {"sizes": [8, 8]}
+    assert read_json(run, "config.json") == WRITTEN
     np.testing.assert_array_equal(read_metrics(run, 10)[0]["labels"], expected(10))
     write_json(run, "config.json", {"other": 1})
     assert read_json(run, "config.json") == {"other": 1}
@@ -415,10 +417,10 @@ def test_a_run_loads_with_named_dimensions_and_swept_coordinates(run):
     assert dict(data.sizes) == {"hyper": 3, "seed": 2, "step": 10}
     assert set(data.data_vars) == {"loss", "labels"} and data.loss.dims == ("hyper", "seed", "step")
     assert data.sigma.dims == ("hyper",) and data.sigma.values.tolist() == [0.1, 0.2, 0.3]
-    assert data.rule.values.tolist() == ["a", "b", "a"]
+    assert data.rule.values.tolist() == ["a", "a", "a"]
     assert data.seed.values.tolist() == [0, 1] and data.step.values.tolist() == list(range(10))
     assert data.labels.sel(seed=1, step=7).values[data.sigma.values == 0.3].item() == 20107
-    assert json.loads(data.attrs["config"]) == CONFIG | {"sizes": [8, 8]}
+    assert json.loads(data.attrs["config"]) == WRITTEN
 
 
 def test_a_run_without_a_sweep_has_one_point(tmp_path):
@@ -444,3 +446,11 @@ def test_what_is_not_a_run_or_has_no_metrics_is_not_loaded(run, tmp_path):
     assert "begun holds no metrics" in refusal(load_run, tmp_path / "begun")
     write_json(run, "sweep.json", {"names": ["sigma"], "values": [[1.0]]})
     assert "sweep.json holds 1 points and the metrics 3" in refusal(load_run, run)
+
+
+@pytest.mark.parametrize(
+    "values", [[[0.2, "a"], [0.1, "a"], [0.3, "a"]], [[0.1, "a"], [7.0, "a"], [0.3, "a"]], [[0.1], [0.2], [0.3]]]
+)
+def test_a_sweep_that_is_not_what_was_asked_for_is_not_loaded(run, values):
+    write_json(run, "sweep.json", {"names": ["sigma", "rule"], "values": values})
+    assert "sweep.json does not fit config.json" in refusal(load_run, run)
