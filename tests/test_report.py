@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from experiments.figures import centred_rewards, draw, save_pngs
 from experiments.report import headline, sign_items, to_svg, write_report
@@ -17,6 +18,7 @@ from experiments.summary import COUNTS, format_table, summarise
 
 BASELINES = {"true_return": {"optimal policy": 7.1, "reference policy": 0.9}}
 GRID = np.array([[0, 1, 2], [3, -1, 4]], np.int32)
+SVG = "{http://www.w3.org/2000/svg}"
 RIGHT = np.array([0.0, 1.0, 0.0, 0.0])
 
 
@@ -214,6 +216,16 @@ def test_an_svg_is_small_well_formed_and_holds_no_id_twice(swept):
     assert max(map(len, svgs)) < 150_000
     ids = [i for svg in svgs for i in re.findall(r'\bid="([^"]+)"', svg)]
     assert ids and len(ids) == len(set(ids))
+
+
+def test_the_texts_of_an_svg_are_those_of_the_figure():
+    small = {"sigma": [0.001, 0.0025, 0.0075], "odd": ["1.2345 d", "b", "c"]}
+    level = 1 + 0.001 * np.arange(12).reshape(3, 4, 1)
+    for name, figure in draw(dataset(sweep=small, true_return=level), {"true_return": {"best": 1.0125}}).items():
+        drawn = {text.get_text().strip() for text in figure.findobj(Text)}
+        shown = [text.text.strip() for text in ElementTree.fromstring(to_svg(figure, name)).iter(f"{SVG}text")]
+        assert shown and set(shown) <= drawn
+        assert {text.get_text() for text in figure.legends[0].get_texts()} <= {*shown}
 
 
 def test_long_runs_and_wide_sweeps_stay_below_the_size_limit():
