@@ -16,6 +16,10 @@ GROWTH = 10.0
 LAST = 3  # steps at least, which are the end for that
 STILL = 1e-6  # below it, nothing moves
 DETERMINISTIC = 0.05  # nats of entropy, below which a policy over finitely many actions explores hardly any more
+# A density may have negative entropy and still explore. In each dimension a deviation a hundred times smaller, on average,
+# does so no more; how many dimensions there are is told by the start, since a standard normal has UNIT nats in each.
+NARROWED = float(np.log(100))
+UNIT = float(0.5 * np.log(2 * np.pi * np.e))
 FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
 FEW = 0.1  # share of the rollouts, below which importance weights leave too few
 NOISE = 5.0  # standard errors that a fall must exceed
@@ -89,17 +93,28 @@ def _never_finite(values, diverged) -> Iterator[Sign]:
 def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
     if "policy_entropy" not in values:
         return
-    entropy = late(values["policy_entropy"])
-    # A density, unlike a distribution over actions, may have negative entropy and still explore.
-    seeds = (entropy > -STILL) & (entropy < DETERMINISTIC)
+    seeds, how = _unexploring(values["policy_entropy"])
     if "kl_to_reference" in values:
         seeds &= late(values["kl_to_reference"]) > FAR
     if goal is not None and goal.name in values:  # where rewards differ much, the best policy is nearly deterministic
         x = values[goal.name]
         reference, best = ends(x, goal)
         seeds &= late(x) < (reference + best) / 2
-    what = f"Collapsed onto nearly one action a state (entropy below {DETERMINISTIC} nats), far from what is possible"
+    what = f"Collapsed onto nearly one action a state ({how}), far from what is possible"
     yield Sign(what, seeds, "a larger --kl-weight, a smaller --policy-step-size")
+
+
+def _unexploring(entropy) -> tuple[np.ndarray, str]:
+    """Which seeds explore hardly any more at the end, and by what that is told."""
+    if not np.any(
+        entropy < -STILL
+    ):  # finitely many actions; of a density some seed's would be negative, if it collapsed
+        return late(entropy) < DETERMINISTIC, f"entropy below {DETERMINISTIC} nats"
+    dimensions = np.fmax(1, np.round(_quietly(np.nanmedian, entropy[None, :, 0])[0] / UNIT))
+    least = dimensions * NARROWED
+    return entropy[:, 0] - late(
+        entropy
+    ) > least, f"entropy fell by more than {least:.3g} nats, its deviation a hundredfold"
 
 
 def _fall(values, goal: Goal | None) -> Iterator[Sign]:

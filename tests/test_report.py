@@ -312,6 +312,32 @@ def test_negative_entropy_of_a_density_is_no_sign():
     assert one_sign(dataset(policy_entropy=-2.0, true_return=np.full(30, 2.0)), BASELINES).startswith("None found")
 
 
+def density(dimensions, last):
+    """The entropy of a Gaussian policy that starts as the standard normal; its last value is that of seed 1."""
+    start = 1.42 * dimensions
+    return only(1, np.linspace(start, last, 30), np.linspace(start, start - 1, 30))
+
+
+@pytest.mark.parametrize(("dimensions", "last", "fell"), [(1, -26.8, 4.61), (1, -4.0, 4.61), (17, -60.0, 78.3)])
+def test_a_gaussian_policy_that_collapsed_far_from_what_is_possible_is_told(dimensions, last, fell):
+    poor = {
+        "policy_entropy": density(dimensions, last),
+        "true_return": only(1, np.full(30, 2.0), healthy("true_return")),
+    }
+    sign = one_sign(dataset(**poor), BASELINES)
+    assert sign.startswith(f"Collapsed onto nearly one action a state (entropy fell by more than {fell} nats")
+    assert "1 of 4 seeds (seed 1)" in sign
+    assert one_sign(dataset(policy_entropy=poor["policy_entropy"]), BASELINES).startswith("None found")
+    assert one_sign(dataset(**poor, kl_to_reference=0.01), BASELINES).startswith("None found")
+
+
+@pytest.mark.parametrize(("dimensions", "last"), [(1, -3.0), (1, 0.02), (17, -20.0)])
+def test_a_gaussian_policy_that_narrowed_and_explores_still_is_no_sign(dimensions, last):
+    narrow = {"policy_entropy": density(dimensions, last), "true_return": np.full(30, 2.0)}
+    narrow["policy_entropy"][2, 15] = -0.1  # a density, as some seed shows
+    assert one_sign(dataset(**narrow), BASELINES).startswith("None found")
+
+
 def test_a_seed_that_never_moves_is_told():
     assert one_sign(dataset(gradient_norm=only(3, np.full(30, 1e-9), np.ones(30)))).startswith(
         "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (seed 3)."
