@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures import MOVES, draw, save_pngs
 from experiments.files import RunFolderError, read_arrays, read_json, write_atomically
-from experiments.signs import LOOKED_FOR
+from experiments.signs import looked_for
 from experiments.summary import (
     Baselines,
     bracket,
@@ -159,7 +159,7 @@ def headline(summary: dict[str, Any], baselines: Baselines) -> str:
 
 def sign_items(summary: dict[str, Any]) -> list[str]:
     """The signs of failure, one sentence each, or one that says that no seed shows any and what was looked for."""
-    return sign_sentences(summary) or [f"None found in any seed. Looked for: {LOOKED_FOR}."]
+    return sign_sentences(summary) or [f"None found in any seed. Looked for: {looked_for(summary['units'])}."]
 
 
 def to_svg(figure: Figure, title: str) -> str:

@@ -255,6 +255,12 @@ def test_a_healthy_run_has_no_sign_and_says_what_was_looked_for():
     assert one_sign(dataset(), BASELINES).startswith("None found in any seed. Looked for")
 
 
+def test_what_was_looked_for_is_what_the_metrics_could_show():
+    assert "weights" not in one_sign(dataset()) and "weights" in one_sign(dataset(weight_ess=1.0))
+    short = "None found in any seed. Looked for: a seed that diverged or measured nothing."
+    assert one_sign(dataset()[["upper_objective"]]) == short
+
+
 def test_a_thousand_healthy_seeds_have_no_sign():
     noise = np.random.default_rng(1).normal(size=(1000, 30))
     run = dataset(num_seeds=1000, true_return=1 + 0.3 * noise, critic_loss=np.exp(noise), gradient_norm=np.exp(noise))
@@ -274,6 +280,14 @@ def test_a_seed_that_died_at_once_is_told_once():
     values[0] = np.nan
     run = dataset(true_return=values, status=2 * np.isnan(values).astype(np.int32))
     assert one_sign(run).startswith("Diverged: 1 of 4 seeds (seed 0).")
+
+
+def test_of_a_diverged_seed_nothing_else_is_told():
+    ends = np.where(np.arange(30) < 12, 0.0, np.nan)
+    still = {name: only(1, ends, healthy(name)) for name in ("gradient_norm", "kl_to_reference", "critic_loss")}
+    falls = only(1, np.linspace(2, 1, 30), healthy("true_return"))
+    run = dataset(**still, true_return=falls, status=only(1, np.where(np.arange(30) < 12, 0, 2), np.zeros(30, int)))
+    assert one_sign(run).startswith("Diverged: 1 of 4 seeds (seed 1).")
 
 
 def test_a_metric_that_a_living_seed_never_has_is_told():
@@ -343,7 +357,7 @@ def test_a_seed_that_never_moves_is_told():
         "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (seed 3)."
     )
     assert "Never moved: the reward change" in one_sign(dataset(reward_change=0.0))
-    assert "Never moved: the KL to the reference" in one_sign(dataset(kl_to_reference=1e-9))
+    assert "a smaller --kl-weight where it is above 0" in one_sign(dataset(kl_to_reference=1e-9))
 
 
 def test_a_seed_that_ends_below_the_reference_policy_is_told_and_one_just_around_it_is_not():
