@@ -116,7 +116,7 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 def point_label(point: dict[str, Any]) -> str:
     """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
-    return ", ".join(f"{name} = {number(value)}" for name, value in point.items())
+    return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -356,13 +356,18 @@ def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]
         room = WIDTH - sum(widths) - 2 * len(widths)
         if room >= max(len(label) for label, _, _ in rows):
             break
-    labels = [label if len(label) <= room else label[: room - 1] + "…" for label in [title, *(row[0] for row in rows)]]
-    indent = max(map(len, labels))
-    lines = [
-        label.ljust(indent) + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        for label, row in zip(labels, cells, strict=True)
-    ]
-    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+    labels = [title, *(label for label, _, _ in rows)]
+    indent = max((len(label) for label in labels if len(label) <= room), default=2)
+    (*above, head), *lines = [_format_line(*line, widths, indent) for line in zip(labels, cells, strict=True)]
+    return [*above, head, "─" * len(head), *(part for line in lines for part in line)]
+
+
+def _format_line(label: str, row: list[str], widths: list[int], indent: int) -> list[str]:
+    """A row of the table; above it, whole, a label for which there is no room beside it."""
+    cells = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+    return (
+        [label.ljust(indent) + cells] if len(label) <= indent else [*textwrap.wrap(label, WIDTH), " " * indent + cells]
+    )
 
 
 def _format_row(point: dict, name: str, more: list[str], digits: int) -> list[str]:
@@ -396,7 +401,7 @@ def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
         _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
         _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
     ]
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH)]
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
 
 
 def time_words(name: str, value: Any) -> str:

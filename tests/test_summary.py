@@ -18,6 +18,7 @@ from experiments.summary import (
     hyper_points,
     last_finite,
     metric_names,
+    point_label,
     summarise,
 )
 
@@ -202,4 +203,21 @@ def test_the_table_is_at_most_100_columns_wide_and_aligned(num_seeds, scale):
     table = format_table(summarise(dataset(values | {"status": status}, **{name: [0.123456, 1.0]}), TIMING))
     lines = table.splitlines()
     assert max(map(len, lines)) <= 100
-    assert len({len(line) for line in lines[:4]}) == 1
+    beside_labels = [line for line in lines[: lines.index("")] if "  " in line or line.startswith("─")]
+    assert len(beside_labels) == 4 and len({*map(len, beside_labels)}) == 1
+
+
+def test_rows_of_a_sweep_of_three_hyperparameters_can_be_told_apart():
+    sweep = {"policy_step_size": [0.001, 0.01], "reward_step_size": [0.001, 0.001], "proxy_step_ratio": [1.5, 1.25]}
+    status = np.zeros((2, 5, 20), np.int32)
+    status[0, 0, 7:] = 2
+    lines = format_table(summarise(dataset(noisy(2) | {"status": status}, **sweep))).splitlines()
+    for label in (
+        "policy_step_size = 0.001, reward_step_size = 0.001, proxy_step_ratio = 1.5",
+        "policy_step_size = 0.01, reward_step_size = 0.001, proxy_step_ratio = 1.25",
+    ):
+        assert sum(line.startswith(label) for line in lines) == 2
+
+
+def test_points_that_differ_in_their_sixth_digit_have_labels_that_differ():
+    assert point_label({"sigma": 0.100001}) != point_label({"sigma": 0.100002})
