@@ -411,15 +411,44 @@ def test_the_table_and_the_headline_count_the_seeds_with_signs():
 def test_the_headline_tells_from_where_to_where_and_between_what():
     values = np.linspace(1, 6, 30)
     text = headline(summarise(dataset(true_return=values)), BASELINES)
-    assert text.startswith("True return from 1 to 6 [6, 6] in 30 outer steps")
+    assert text.startswith("True return from 1 after the first step to 6 [6, 6] in 30 outer steps")
     assert "optimal policy 7.1, reference policy 0.9. 4 of 4 seeds alive" in text
+
+
+def test_the_headline_counts_the_seeds_of_the_mean_and_those_that_never_had_a_finite_value():
+    dead = np.isin(np.arange(8), (2, 5))[:, None]
+    run = dataset(num_seeds=8, true_return=np.where(dead, np.nan, 3.0), status=2 * dead)
+    text = headline(summarise(run), {})
+    assert "(interquartile mean and 95 % interval over 6 seeds; 2 never had a finite value)" in text
+    assert "6 of 8 seeds alive" in text
+    assert "2 of 8 seeds never had a finite value and count in no mean." in format_table(summarise(run))
+
+
+def test_a_run_of_one_seed_and_one_step_has_no_interval_and_no_plural():
+    text = headline(summarise(dataset(num_seeds=1, num_steps=1, true_return=3.0, kl_to_reference=1.0)), {})
+    assert text.startswith(
+        "True return from 3 after the first step to 3 in 1 outer step (interquartile mean over 1 seed)."
+    )
+    assert "1 of 1 seed alive" in text and "in none of 1 seed." in text
+    dead = dataset(num_seeds=1, num_steps=1, status=2)
+    assert one_sign(dead).startswith("Diverged: 1 of 1 seed (seed 0).")
+    assert "of 1 outer step, 95 %" in format_table(summarise(dead))
+
+
+def test_an_unfinished_run_says_so_in_its_headline_and_its_table():
+    run = dataset(num_steps=30)
+    for steps, said in ((200_000, True), (30, False)):
+        summary = summarise(run.assign_attrs(config=json.dumps({"steps": steps})))
+        for text in (headline(summary, {}), format_table(summary)):
+            assert ("Unfinished: 30 of 200,000 outer steps are done." in text) == said
 
 
 def test_the_headline_of_a_world_with_a_score_is_in_its_unit_and_range():
     run = dataset(true_score=np.linspace(20, 173, 30))
-    assert headline(summarise(run), {}).startswith("True score from 20 to 173 [173, 173] in 30")
+    assert headline(summarise(run), {}).startswith("True score from 20 after the first step to 173 [173, 173] in 30")
     run.true_score.attrs.update(long_name="steps survived", units="steps", valid_min=0, valid_max=500)
-    assert headline(summarise(run), {}).startswith("Steps survived from 20 to 173 [173, 173] of 500 in 30 outer steps")
+    text = headline(summarise(run), {})
+    assert text.startswith("Steps survived from 20 after the first step to 173 [173, 173] of 500 in 30 outer steps")
     assert "steps for steps survived" in format_table(summarise(run))
     figure = draw(run)["outcomes"]
     assert (figure.axes[0].get_title(), figure.axes[0].get_ylabel()) == ("steps survived", "steps")
@@ -429,7 +458,7 @@ def test_the_headline_of_a_world_with_a_score_is_in_its_unit_and_range():
 def test_the_headline_of_a_sweep_says_that_it_is_the_best_point():
     values = np.array([2.0, 5.0, 3.0])[:, None, None]
     text = headline(summarise(dataset(sweep={"sigma": [1.0, 2.0, 3.0]}, true_return=values)), {})
-    assert text.startswith("At sigma = 2, the best of 3 points by this number: true return from 5 to 5")
+    assert text.startswith("At sigma = 2, the best of 3 points by this number: true return from 5 after the first")
 
 
 def test_a_report_is_one_page_complete_in_itself(tmp_path):
