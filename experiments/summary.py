@@ -52,7 +52,7 @@ METRICS = {
     "critic_loss": Metric("critic loss", "squared learned reward"),
     "weight_ess": Metric("rollouts that count in line 7", "share"),
 }
-SURVIVORS = "survivors: last, 95 % interval"  # the column of a table
+SURVIVORS = "survivors: last, 95 %"  # the column of a table
 KEY_METRICS = ("true_score", "true_return", "upper_objective", "kl_to_reference")
 
 
@@ -368,15 +368,15 @@ def format_table(summary: dict[str, Any]) -> str:
 
 
 def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]) -> list[str]:
+    labels = [title, *(label for label, _, _ in rows)]
     for digits in (4, 3):
         head = ["first", "last", "95 % interval", "alive", *more]
         cells = [head, *(_format_row(point, name, more, digits) for _, point, name in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         room = WIDTH - sum(widths) - 2 * len(widths)
-        if room >= max(len(label) for label, _, _ in rows):
+        if room >= max(map(len, labels)):
             break
-    labels = [title, *(label for label, _, _ in rows)]
-    indent = max((len(label) for label in labels if len(label) <= room), default=2)
+    indent = next((size for size in (max(map(len, labels)), len(title)) if size <= room), 2)
     (*above, head), *lines = [_format_line(*line, widths, indent) for line in zip(labels, cells, strict=True)]
     return [*above, head, "─" * len(head), *(part for line in lines for part in line)]
 
