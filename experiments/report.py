@@ -175,7 +175,9 @@ def _failing(points: Sequence[dict[str, Any]]) -> str:
 
 def sign_items(summary: dict[str, Any]) -> list[str]:
     """The signs of failure, one sentence each, or one that says that no seed shows any and what was looked for."""
-    return sign_sentences(summary) or [f"None found in any seed. Looked for: {looked_for(summary['units'])}."]
+    return sign_sentences(summary) or [
+        f"None found in any seed. Looked for: {looked_for(summary['points'][0]['metrics'])}."
+    ]
 
 
 def to_svg(figure: Figure, title: str) -> str:

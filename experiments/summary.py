@@ -70,6 +70,25 @@ def metric_names(dataset: xr.Dataset) -> list[str]:
     return [name for name in METRICS if name in found] + sorted(set(found) - set(METRICS))
 
 
+def shown_metrics(dataset: xr.Dataset) -> list[str]:
+    """Those of `metric_names` that tell something of their own.
+
+    Left out are a loss that is 0 throughout, since nothing is fitted, and the gradient norm where it is the same numbers as
+    the policy's, whose name and unit are right then: where the reward rests.
+    """
+    names = metric_names(dataset)
+    idle = [name for name in names if name.endswith("_loss") and _is_zero(dataset[name].values)]
+    norms = [dataset[name].values for name in ("gradient_norm", "policy_gradient_norm") if name in names]
+    if len(norms) == 2 and np.array_equal(*norms, equal_nan=True):
+        idle.append("gradient_norm")
+    return [name for name in names if name not in idle]
+
+
+def _is_zero(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and not finite.any()
+
+
 def key_metrics(names: list[str]) -> list[str]:
     """Those of `names` that a sweep is judged by; where none is known, the first three."""
     return [name for name in KEY_METRICS if name in names] or names[:3]
@@ -227,7 +246,7 @@ def summarise(
     """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
 
     Args:
-        dataset: dims (hyper, seed, step); see `metric_names`.
+        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
         timing: seconds and speeds of the run, copied.
         baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
 
@@ -241,7 +260,7 @@ def summarise(
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
-    about = {name: dataset[name].attrs for name in metric_names(dataset)}
+    about = {name: dataset[name].attrs for name in shown_metrics(dataset)}
     names = [name for name in COUNTS if name in dataset]
     return {
         "steps": dataset.sizes["step"],

@@ -157,6 +157,26 @@ def test_curves_of_the_same_numbers_are_drawn_once():
     assert [axes.get_title() for axes in figure.axes] == ["policy gradient norm", "critic loss"]
 
 
+def test_where_the_reward_rests_the_gradient_norm_is_told_once_with_the_unit_of_the_policys():
+    norm = dataset().gradient_norm.values
+    table = format_table(summarise(dataset(policy_gradient_norm=norm)))
+    assert sum("gradient norm" in line for line in table.splitlines()) == 2  # its row, and its unit
+    assert "learned reward / unit of λ for policy gradient norm" in table and "unit of φ" not in table
+
+
+def test_a_loss_that_is_0_throughout_has_no_panel_and_no_row_for_nothing_is_fitted():
+    run = dataset(critic_loss=0.0)
+    assert [axes.get_title() for axes in draw(run)["optimisation"].axes] == ["gradient norm"]
+    assert "critic loss" not in format_table(summarise(run))
+    for fitted in (only(0, np.eye(30)[3], np.zeros(30)), np.full(30, np.nan)):
+        assert "critic loss" in format_table(summarise(dataset(critic_loss=fitted)))
+
+
+def test_a_thousand_is_written_out_on_the_axis_of_a_sweep():
+    panels = draw(dataset(sweep={"sigma": [0.001, 1000.0, 100_000.0]}))["sweep"].axes
+    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["0.001", "1000", "100000"]
+
+
 def test_what_was_spent_before_the_first_step_explains_no_curve():
     labels_first = np.where(np.arange(30) == 0, 320, 0)
     figure = draw(dataset(labels=labels_first))["cost"]
