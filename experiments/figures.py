@@ -21,6 +21,7 @@ from experiments.files import write_figure
 from experiments.summary import (
     Baselines,
     bars,
+    counted,
     counts,
     describe,
     estimate,
@@ -28,8 +29,9 @@ from experiments.summary import (
     key_metrics,
     last_finite,
     metric,
-    metric_names,
+    number,
     point_label,
+    shown_metrics,
 )
 
 Tables = Mapping[str, np.ndarray]
@@ -57,12 +59,12 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
         tables: of a finite world: `learned_reward` and `policy` [hyper, seed, S, A], `true_reward` [S, A], and `grid`
             [rows, columns] of a grid world.
     """
-    names = metric_names(dataset)
+    names = shown_metrics(dataset)
     baselines = _with_bounds(dataset, names, baselines or {})
     diagnostics = [name for name in names if name.endswith(DIAGNOSTICS)]
     figures = {
         "outcomes": _curves(dataset, [name for name in names if name not in diagnostics], baselines),
-        "optimisation": _curves(dataset, distinct(dataset, diagnostics), baselines),
+        "optimisation": _curves(dataset, diagnostics, baselines),
         "cost": _curves_against_cost(dataset, key_metrics(names)[:1], baselines),
         "seeds": _every_seed(dataset, key_metrics(names), baselines),
         "sweep": _sweep(dataset, key_metrics(names), baselines),
@@ -82,17 +84,6 @@ def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         write_figure(folder, f"figures/{name}.png", figure)
     return [folder / "figures" / f"{name}.png" for name in figures]
-
-
-def distinct(dataset: xr.Dataset, names: list[str]) -> list[str]:
-    """Those of `names` that are not the same numbers as a later one, which has the more exact name: where the reward rests,
-    the gradient norm is the policy's."""
-    values = [dataset[name].values for name in names]
-    return [
-        name
-        for i, name in enumerate(names)
-        if not any(np.array_equal(values[i], other, equal_nan=True) for other in values[i + 1 :])
-    ]
 
 
 def _with_bounds(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Baselines:
@@ -204,7 +195,7 @@ def _draw_final_values(
         axes.set_xscale("log")
     if numeric and len(np.unique(x)) <= 8:
         axes.minorticks_off()
-        axes.set_xticks(np.unique(x), [f"{value:.3g}" for value in np.unique(x)])
+        axes.set_xticks(np.unique(x), [number(value, 6) for value in np.unique(x).tolist()])
 
 
 def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
@@ -366,7 +357,7 @@ def _legend(figure: Figure, dataset: xr.Dataset, colors: Mapping, every_seed: bo
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    title = None if len(colors) == 1 else f"a dot for each of {num_seeds:,} seeds" if every_seed else what
+    title = None if len(colors) == 1 else f"a dot for each of {counted(num_seeds, 'seed')}" if every_seed else what
     columns = max(1, int(12.5 * figure.get_figwidth() / (8 + max(map(len, entries)))))
     figure.set_figheight(figure.get_figheight() + 0.17 * (len(entries) // columns))
     style = {"loc": "outside upper center", "ncols": columns, "title": title, "frameon": False, "handlelength": 2.6}

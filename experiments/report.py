@@ -15,16 +15,18 @@ from matplotlib.figure import Figure
 
 from experiments.figures import MOVES, draw, save_pngs
 from experiments.files import RunFolderError, read_arrays, read_json, write_atomically
-from experiments.signs import LOOKED_FOR
+from experiments.signs import looked_for
 from experiments.summary import (
     Baselines,
     bracket,
+    counted,
     format_table,
     headline_metric,
     number,
     point_label,
     sign_sentences,
     time_words,
+    unfinished,
 )
 
 CAPTIONS = {
@@ -46,13 +48,12 @@ td, th { text-align: left; padding: .1rem 1.2rem .1rem 0; vertical-align: top; b
 .facts { columns: 2 22rem } .facts td:last-child { overflow-wrap: anywhere } .facts tr { break-inside: avoid }
 """
 FONTS = "DejaVu Sans, Verdana, sans-serif"
-SVG_SAVINGS = {  # a third of the bytes
-    r"<metadata>.*?</metadata>": "",
+SVG_SAVINGS = {  # inside tags; a third of the bytes
     r' id="[\w.]+_\d+"': "",  # matplotlib numbers groups from one in every figure; a page may hold an id only once
     r'font-family: [^;"]+;? ?': "",
     r' transform="rotate\(-0 [^)]*\)"': "",
-    r"(\d\.\d\d)\d+": r"\1",
-    r">\s+<": "><",
+    r' (?:d|x|y|transform)="[^"]+"': lambda place: re.sub(r"(\d\.\d\d)\d+", r"\1", place[0]),
+    r' d="[^"]+"': lambda path: re.sub(r"\s*([A-Zz])\s*", r"\1", path[0]),
 }
 
 
@@ -131,16 +132,16 @@ def headline(summary: dict[str, Any], baselines: Baselines) -> str:
     if name is None:
         return "Nothing was measured."
 
-    def last(point):
+    def reached(point):
         value = point["metrics"][name]["last"]["all"]["interquartile_mean"]
         return -np.inf if value is None else value
 
-    best = max(points, key=last)
+    best = max(points, key=reached)
     ends, seeds = best["metrics"][name], best["seeds"]
     first, final = ends["first"]["all"]["interquartile_mean"], ends["last"]["all"]
     label = summary["labels"][name]
     known = ", ".join(f"{who} {number(value)}" for who, value in baselines.get(name, {}).items())
-    interval = bracket(final["interquartile_mean_interval"])
+    interval = f" {bracket(final['interquartile_mean_interval'])}" if final["seeds"] > 1 else ""
     where = (
         f"At {point_label(best['hyper'])}, the best of {len(points)} points by this number: {label}"
         if len(points) > 1
@@ -148,19 +149,35 @@ def headline(summary: dict[str, Any], baselines: Baselines) -> str:
     )
     low, high = summary["ranges"].get(name, (None, None))
     possible = f" of {number(high)}" if high is not None and low == 0 else ""
-    total, failing = (sum(x) for x in zip(*((p["seeds"]["total"], p["seeds_with_signs"]) for p in points), strict=True))
-    runs = "seeds" if len(points) == 1 else f"runs (seeds of all {len(points)} points)"
+    steps, last = counted(summary["steps"], "outer step"), number(final["interquartile_mean"])
     return (
-        f"{where[0].upper()}{where[1:]} from {number(first)} to {number(final['interquartile_mean'])} {interval}{possible} "
-        f"in {summary['steps']:,} outer steps (interquartile mean and 95 % interval over {seeds['total']} seeds)"
-        f"{'; ' + known if known else ''}. {seeds['alive']} of {seeds['total']} seeds alive, "
-        f"{seeds['converged']} converged. Signs of failure: in {failing or 'none'} of {total} {runs}."
+        f"{where[0].upper()}{where[1:]} from {number(first)} after the first step to {last}{interval}{possible} in {steps} "
+        f"({_averaged(final['seeds'], seeds['total'])}){'; ' + known if known else ''}. "
+        f"{seeds['alive']} of {counted(seeds['total'], 'seed')} alive, {seeds['converged']} converged. "
+        f"Signs of failure: in {_failing(points)}. {unfinished(summary)}".rstrip()
     )
+
+
+def _averaged(num: int, total: int) -> str:
+    """What the numbers of a headline are, over `num` of `total` seeds."""
+    never = f"; {total - num:,} never had a finite value" if num < total else ""
+    return f"interquartile mean{' and 95 % interval' if num > 1 else ''} over {counted(num, 'seed')}{never}"
+
+
+def _failing(points: Sequence[dict[str, Any]]) -> str:
+    """In how many runs signs of failure are seen."""
+    total, failing = (sum(x) for x in zip(*((p["seeds"]["total"], p["seeds_with_signs"]) for p in points), strict=True))
+    of_all = (
+        counted(total, "seed") if len(points) == 1 else f"{counted(total, 'run')} (seeds of all {len(points)} points)"
+    )
+    return f"{failing or 'none'} of {of_all}"
 
 
 def sign_items(summary: dict[str, Any]) -> list[str]:
     """The signs of failure, one sentence each, or one that says that no seed shows any and what was looked for."""
-    return sign_sentences(summary) or [f"None found in any seed. Looked for: {LOOKED_FOR}."]
+    return sign_sentences(summary) or [
+        f"None found in any seed. Looked for: {looked_for(summary['points'][0]['metrics'])}."
+    ]
 
 
 def to_svg(figure: Figure, title: str) -> str:
@@ -174,10 +191,16 @@ def to_svg(figure: Figure, title: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()[file.getvalue().index("<svg") :]
-    for pattern, replacement in SVG_SAVINGS.items():
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    svg = re.sub(r' d="[^"]+"', lambda path: re.sub(r"\s*([A-Zz])\s*", r"\1", path[0]), svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^>]+>", _short_tag, re.sub(r">\s+<", "><", svg))
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" font-family="{FONTS}" ', 1)
+
+
+def _short_tag(tag: re.Match[str]) -> str:
+    short = tag[0]
+    for pattern, replacement in SVG_SAVINGS.items():
+        short = re.sub(pattern, replacement, short)
+    return short
 
 
 def _figure(name: str, figure: Figure) -> str:

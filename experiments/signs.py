@@ -5,7 +5,7 @@ so that healthy seeds seldom show one. Arrays are [seed, step], with NaN where n
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,10 @@ GROWTH = 10.0
 LAST = 3  # steps at least, which are the end for that
 STILL = 1e-6  # below it, nothing moves
 DETERMINISTIC = 0.05  # nats of entropy, below which a policy over finitely many actions explores hardly any more
+# A density may have negative entropy and still explore. In each dimension a deviation a hundred times smaller, on average,
+# does so no more; how many dimensions there are is told by the start, since a standard normal has UNIT nats in each.
+NARROWED = float(np.log(100))
+UNIT = float(0.5 * np.log(2 * np.pi * np.e))
 FAR = 0.1  # nats of KL, above which that was learned, and not inherited from the reference
 FEW = 0.1  # share of the rollouts, below which importance weights leave too few
 NOISE = 5.0  # standard errors that a fall must exceed
@@ -58,48 +62,69 @@ def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goa
 
     Args:
         values: metric -> [seed, step].
-        diverged: [seed] bool.
+        diverged: [seed] bool; of those seeds nothing else is told, since it would be what follows from that.
         goal: None where nothing tells how good a seed is under the true reward.
     """
     seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
+    helps = "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"
     found = [
-        Sign("Diverged", diverged, "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"),
-        *_never_finite(values, diverged),
+        *_never_finite(values),
         *_collapse(seen, goal),
         *_fall(seen, goal),
         *_stillness(seen),
         *_growth(seen),
         *_few(seen),
     ]
+    found = [Sign("Diverged", diverged, helps), *(sign._replace(seeds=sign.seeds & ~diverged) for sign in found)]
     return [sign for sign in found if sign.seeds.any()]
 
 
-LOOKED_FOR = (
-    "a seed that diverged or measured nothing; a policy that collapsed onto nearly one action a state; an end below the "
-    "reference policy or the start; a reward or a policy that never moves; an exploding gradient or critic loss; "
-    "importance weights that leave few rollouts"
-)
+LOOKED_FOR = {  # what, and the metrics of which one at least is needed to see it
+    "a seed that diverged or measured nothing": (),
+    "a policy that collapsed onto nearly one action a state, or, of continuous actions, whose deviation shrank a "
+    "hundredfold": ("policy_entropy",),
+    "an end below the reference policy or the start": ("true_score", "true_return"),
+    "a reward or a policy that never moves": ("gradient_norm", "reward_change", "kl_to_reference"),
+    "an exploding gradient or critic loss": ("gradient_norm", "critic_loss"),
+    "importance weights that leave few rollouts": ("weight_ess",),
+}
 
 
-def _never_finite(values, diverged) -> Iterator[Sign]:
+def looked_for(names: Collection[str]) -> str:
+    """What is looked for where the metrics `names` were measured, in words."""
+    return "; ".join(what for what, needed in LOOKED_FOR.items() if not needed or any(x in names for x in needed))
+
+
+def _never_finite(values) -> Iterator[Sign]:
     for name, x in values.items():
-        yield Sign(f"Never measured: {_words(name)}", ~np.isfinite(x).any(axis=1) & ~diverged, "smaller step sizes")
+        yield Sign(f"Never measured: {_words(name)}", ~np.isfinite(x).any(axis=1), "smaller step sizes")
 
 
 def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
     if "policy_entropy" not in values:
         return
-    entropy = late(values["policy_entropy"])
-    # A density, unlike a distribution over actions, may have negative entropy and still explore.
-    seeds = (entropy > -STILL) & (entropy < DETERMINISTIC)
+    seeds, how = _unexploring(values["policy_entropy"])
     if "kl_to_reference" in values:
         seeds &= late(values["kl_to_reference"]) > FAR
     if goal is not None and goal.name in values:  # where rewards differ much, the best policy is nearly deterministic
         x = values[goal.name]
         reference, best = ends(x, goal)
         seeds &= late(x) < (reference + best) / 2
-    what = f"Collapsed onto nearly one action a state (entropy below {DETERMINISTIC} nats), far from what is possible"
+    what = f"Collapsed onto nearly one action a state ({how}), far from what is possible"
     yield Sign(what, seeds, "a larger --kl-weight, a smaller --policy-step-size")
+
+
+def _unexploring(entropy) -> tuple[np.ndarray, str]:
+    """Which seeds explore hardly any more at the end, and by what that is told."""
+    if not np.any(
+        entropy < -STILL
+    ):  # finitely many actions; of a density some seed's would be negative, if it collapsed
+        return late(entropy) < DETERMINISTIC, f"entropy below {DETERMINISTIC} nats"
+    dimensions = np.fmax(1, np.round(_quietly(np.nanmedian, entropy[None, :, 0])[0] / UNIT))
+    least = dimensions * NARROWED
+    return entropy[:, 0] - late(
+        entropy
+    ) > least, f"entropy fell by more than {least:.3g} nats, its deviation a hundredfold"
 
 
 def _fall(values, goal: Goal | None) -> Iterator[Sign]:
@@ -122,7 +147,7 @@ def _stillness(values) -> Iterator[Sign]:
     helps = {
         "gradient_norm": "a longer --segment-length, so that segments differ",
         "reward_change": "a larger --reward-step-size",
-        "kl_to_reference": "a larger --policy-step-size, a smaller --kl-weight",
+        "kl_to_reference": "a larger --policy-step-size, a smaller --kl-weight where it is above 0",
     }
     for name in [name for name in helps if name in values]:
         seeds = np.nanmax(np.abs(values[name]), axis=1, initial=0) < STILL

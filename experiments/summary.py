@@ -5,6 +5,7 @@ finite values, and over the survivors alone, which is the kinder and the more bi
 """
 
 import functools
+import json
 import math
 import textwrap
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from bilevel.rates import percentiles
+from bilevel.rates import MIN_SEEDS, percentiles
 from experiments.signs import Goal, find_signs
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
@@ -51,7 +52,7 @@ METRICS = {
     "critic_loss": Metric("critic loss", "squared learned reward"),
     "weight_ess": Metric("rollouts that count in line 7", "share"),
 }
-SURVIVORS = "survivors: last, 95 % interval"  # the column of a table
+SURVIVORS = "survivors: last, 95 %"  # the column of a table
 KEY_METRICS = ("true_score", "true_return", "upper_objective", "kl_to_reference")
 
 
@@ -67,6 +68,25 @@ def metric_names(dataset: xr.Dataset) -> list[str]:
     found = [str(name) for name, x in dataset.items() if set(x.dims) == {"hyper", "seed", "step"}]
     found = [name for name in found if name not in (*COUNTS, "status")]
     return [name for name in METRICS if name in found] + sorted(set(found) - set(METRICS))
+
+
+def shown_metrics(dataset: xr.Dataset) -> list[str]:
+    """Those of `metric_names` that tell something of their own.
+
+    Left out are a loss that is 0 throughout, since nothing is fitted, and the gradient norm where it is the same numbers as
+    the policy's, whose name and unit are right then: where the reward rests.
+    """
+    names = metric_names(dataset)
+    idle = [name for name in names if name.endswith("_loss") and _is_zero(dataset[name].values)]
+    norms = [dataset[name].values for name in ("gradient_norm", "policy_gradient_norm") if name in names]
+    if len(norms) == 2 and np.array_equal(*norms, equal_nan=True):
+        idle.append("gradient_norm")
+    return [name for name in names if name not in idle]
+
+
+def _is_zero(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and not finite.any()
 
 
 def key_metrics(names: list[str]) -> list[str]:
@@ -116,7 +136,7 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 def point_label(point: dict[str, Any]) -> str:
     """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
-    return ", ".join(f"{name} = {number(value)}" for name, value in point.items())
+    return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -129,6 +149,11 @@ def number(value: Any, digits: int = 4) -> str:
 def bracket(interval: list[float] | None, digits: int = 4) -> str:
     """An interval in brackets; a dash for one that is not there."""
     return "–" if interval is None else f"[{number(interval[0], digits)}, {number(interval[1], digits)}]"
+
+
+def counted(num: int, noun: str) -> str:
+    """So many of something, as in `1 seed` or `7,500 outer steps`."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 class Estimate(NamedTuple):
@@ -221,22 +246,25 @@ def summarise(
     """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
 
     Args:
-        dataset: dims (hyper, seed, step); see `metric_names`.
+        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
         timing: seconds and speeds of the run, copied.
         baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
 
     Returns:
         `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
         `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts; `signs` of failure, each with
-        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any. Beside them `cost`, summed
-        over the points, `steps`, `seconds`, and by metric `labels`, `units`, and `ranges` where what is possible is known.
+        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any; `alike` tells whether all of
+        several seeds have equal values throughout. Beside them `cost`, summed over the points, `steps` done and
+        `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where what is
+        possible is known.
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
-    about = {name: dataset[name].attrs for name in metric_names(dataset)}
+    about = {name: dataset[name].attrs for name in shown_metrics(dataset)}
     names = [name for name in COUNTS if name in dataset]
     return {
         "steps": dataset.sizes["step"],
+        "configured_steps": json.loads(dataset.attrs.get("config", "{}")).get("steps"),
         "points": points,
         "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
         "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
@@ -278,7 +306,12 @@ def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goa
             for sign in signs
         ],
         "seeds_with_signs": int(some.sum()),
+        "alike": len(alive) > 1 and all(_equal_seeds(metric(dataset, name, hyper)) for name in metrics),
     }
+
+
+def _equal_seeds(values: np.ndarray) -> bool:
+    return np.array_equal(values, np.broadcast_to(values[0], values.shape), equal_nan=True)
 
 
 def sign_sentences(summary: dict[str, Any]) -> list[str]:
@@ -293,9 +326,14 @@ def sign_sentences(summary: dict[str, Any]) -> list[str]:
 
 
 def _seed_words(seeds: Sequence[int], total: int) -> str:
-    shown = ", ".join(map(str, seeds[:MOST_NAMED]))
-    more = f" and {len(seeds) - MOST_NAMED:,} more" if len(seeds) > MOST_NAMED else ""
-    return f"{len(seeds):,} of {total:,} seeds ({'seed' if len(seeds) == 1 else 'seeds'} {shown}{more})"
+    return (
+        f"{len(seeds):,} of {counted(total, 'seed')} ({'seed' if len(seeds) == 1 else 'seeds'} {_first_named(seeds)})"
+    )
+
+
+def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
+    more = f" and {len(items) - MOST_NAMED:,} more" if len(items) > MOST_NAMED else ""
+    return separator.join(map(str, items[:MOST_NAMED])) + more
 
 
 def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
@@ -349,20 +387,25 @@ def format_table(summary: dict[str, Any]) -> str:
 
 
 def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]) -> list[str]:
+    labels = [title, *(label for label, _, _ in rows)]
     for digits in (4, 3):
         head = ["first", "last", "95 % interval", "alive", *more]
         cells = [head, *(_format_row(point, name, more, digits) for _, point, name in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         room = WIDTH - sum(widths) - 2 * len(widths)
-        if room >= max(len(label) for label, _, _ in rows):
+        if room >= max(map(len, labels)):
             break
-    labels = [label if len(label) <= room else label[: room - 1] + "…" for label in [title, *(row[0] for row in rows)]]
-    indent = max(map(len, labels))
-    lines = [
-        label.ljust(indent) + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        for label, row in zip(labels, cells, strict=True)
-    ]
-    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+    indent = next((size for size in (max(map(len, labels)), len(title)) if size <= room), 2)
+    (*above, head), *lines = [_format_line(*line, widths, indent) for line in zip(labels, cells, strict=True)]
+    return [*above, head, "─" * len(head), *(part for line in lines for part in line)]
+
+
+def _format_line(label: str, row: list[str], widths: list[int], indent: int) -> list[str]:
+    """A row of the table; above it, whole, a label for which there is no room beside it."""
+    cells = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+    return (
+        [label.ljust(indent) + cells] if len(label) <= indent else [*textwrap.wrap(label, WIDTH), " " * indent + cells]
+    )
 
 
 def _format_row(point: dict, name: str, more: list[str], digits: int) -> list[str]:
@@ -386,17 +429,45 @@ def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
         for p in summary["points"]
         for death in p["seeds"]["deaths"]
     ]
-    more = [f"and {len(deaths) - MOST_NAMED} more"] if len(deaths) > MOST_NAMED else []
     notes = [
-        f"Interquartile mean over all seeds after the first and the last of {summary['steps']:,} outer steps, 95 % "
+        f"Interquartile mean over all seeds after the first and the last of {counted(summary['steps'], 'outer step')}, 95 % "
         "bootstrap interval over seeds. A diverged seed counts with its last finite values, if it ever had any.",
+        unfinished(summary),
+        *_about_seeds(summary, headline_metric(names)),
         _sentence("Units", [f"{unit} for {', '.join(labels)}" for unit, labels in units.items()], "; "),
-        _sentence("Diverged", deaths[:MOST_NAMED] + more),
+        _sentence("Diverged", [_first_named(deaths)] if deaths else []),
         *(f"Sign of failure. {sentence}" for sentence in sign_sentences(summary)),
         _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
         _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
     ]
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH)]
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+
+
+def unfinished(summary: dict[str, Any]) -> str:
+    """A sentence that says how far a run has come that has not come to its end; "" of one that has."""
+    done, configured = summary["steps"], summary["configured_steps"]
+    return f"Unfinished: {done:,} of {counted(configured, 'outer step')} are done." if done < (configured or 0) else ""
+
+
+def _about_seeds(summary: dict[str, Any], name: str | None) -> list[str]:
+    """What must be known of the seeds of means and intervals: sentences, each with the points of which it is true."""
+    found: dict[str, list[str]] = {}
+    for point in summary["points"] if name else []:
+        for sentence in _about_seeds_of(point, name):
+            found.setdefault(sentence, []).append(point_label(point["hyper"]))
+    return [
+        say if len(where) == len(summary["points"]) else f"{say.removesuffix('.')}: at {_first_named(where, '; ')}."
+        for say, where in found.items()
+    ]
+
+
+def _about_seeds_of(point: dict[str, Any], name: str) -> list[str]:
+    total, num = point["seeds"]["total"], point["metrics"][name]["last"]["all"]["seeds"]
+    few = f"An interval over {counted(num, 'seed')} covers less than 95 %; {MIN_SEEDS} or more are needed."
+    alike = "Seeds do not differ, their values are equal throughout, and an interval over them tells nothing."
+    never = f"{total - num:,} of {counted(total, 'seed')} never had a finite value and count in no mean."
+    own = [alike] if point["alike"] and num else [few] if 1 < num < MIN_SEEDS else []
+    return own + ([never] if num < total else [])
 
 
 def time_words(name: str, value: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from experiments.figures import centred_rewards, draw, save_pngs
 from experiments.report import headline, sign_items, to_svg, write_report
@@ -17,6 +18,7 @@ from experiments.summary import COUNTS, format_table, summarise
 
 BASELINES = {"true_return": {"optimal policy": 7.1, "reference policy": 0.9}}
 GRID = np.array([[0, 1, 2], [3, -1, 4]], np.int32)
+SVG = "{http://www.w3.org/2000/svg}"
 RIGHT = np.array([0.0, 1.0, 0.0, 0.0])
 
 
@@ -155,6 +157,26 @@ def test_curves_of_the_same_numbers_are_drawn_once():
     assert [axes.get_title() for axes in figure.axes] == ["policy gradient norm", "critic loss"]
 
 
+def test_where_the_reward_rests_the_gradient_norm_is_told_once_with_the_unit_of_the_policys():
+    norm = dataset().gradient_norm.values
+    table = format_table(summarise(dataset(policy_gradient_norm=norm)))
+    assert sum("gradient norm" in line for line in table.splitlines()) == 2  # its row, and its unit
+    assert "learned reward / unit of λ for policy gradient norm" in table and "unit of φ" not in table
+
+
+def test_a_loss_that_is_0_throughout_has_no_panel_and_no_row_for_nothing_is_fitted():
+    run = dataset(critic_loss=0.0)
+    assert [axes.get_title() for axes in draw(run)["optimisation"].axes] == ["gradient norm"]
+    assert "critic loss" not in format_table(summarise(run))
+    for fitted in (only(0, np.eye(30)[3], np.zeros(30)), np.full(30, np.nan)):
+        assert "critic loss" in format_table(summarise(dataset(critic_loss=fitted)))
+
+
+def test_a_thousand_is_written_out_on_the_axis_of_a_sweep():
+    panels = draw(dataset(sweep={"sigma": [0.001, 1000.0, 100_000.0]}))["sweep"].axes
+    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["0.001", "1000", "100000"]
+
+
 def test_what_was_spent_before_the_first_step_explains_no_curve():
     labels_first = np.where(np.arange(30) == 0, 320, 0)
     figure = draw(dataset(labels=labels_first))["cost"]
@@ -216,6 +238,16 @@ def test_an_svg_is_small_well_formed_and_holds_no_id_twice(swept):
     assert ids and len(ids) == len(set(ids))
 
 
+def test_the_texts_of_an_svg_are_those_of_the_figure():
+    small = {"sigma": [0.001, 0.0025, 0.0075], "odd": ["1.2345 d", "b", "c"]}
+    level = 1 + 0.001 * np.arange(12).reshape(3, 4, 1)
+    for name, figure in draw(dataset(sweep=small, true_return=level), {"true_return": {"best": 1.0125}}).items():
+        drawn = {text.get_text().strip() for text in figure.findobj(Text)}
+        shown = [text.text.strip() for text in ElementTree.fromstring(to_svg(figure, name)).iter(f"{SVG}text")]
+        assert shown and set(shown) <= drawn
+        assert {text.get_text() for text in figure.legends[0].get_texts()} <= {*shown}
+
+
 def test_long_runs_and_wide_sweeps_stay_below_the_size_limit():
     run = dataset(num_steps=400, sweep={"sigma": np.geomspace(0.1, 1, 14)}).drop_vars(COUNTS)
     assert len(to_svg(draw(run)["outcomes"], "outcomes")) < 150_000
@@ -243,6 +275,12 @@ def test_a_healthy_run_has_no_sign_and_says_what_was_looked_for():
     assert one_sign(dataset(), BASELINES).startswith("None found in any seed. Looked for")
 
 
+def test_what_was_looked_for_is_what_the_metrics_could_show():
+    assert "weights" not in one_sign(dataset()) and "weights" in one_sign(dataset(weight_ess=1.0))
+    short = "None found in any seed. Looked for: a seed that diverged or measured nothing."
+    assert one_sign(dataset()[["upper_objective"]]) == short
+
+
 def test_a_thousand_healthy_seeds_have_no_sign():
     noise = np.random.default_rng(1).normal(size=(1000, 30))
     run = dataset(num_seeds=1000, true_return=1 + 0.3 * noise, critic_loss=np.exp(noise), gradient_norm=np.exp(noise))
@@ -262,6 +300,14 @@ def test_a_seed_that_died_at_once_is_told_once():
     values[0] = np.nan
     run = dataset(true_return=values, status=2 * np.isnan(values).astype(np.int32))
     assert one_sign(run).startswith("Diverged: 1 of 4 seeds (seed 0).")
+
+
+def test_of_a_diverged_seed_nothing_else_is_told():
+    ends = np.where(np.arange(30) < 12, 0.0, np.nan)
+    still = {name: only(1, ends, healthy(name)) for name in ("gradient_norm", "kl_to_reference", "critic_loss")}
+    falls = only(1, np.linspace(2, 1, 30), healthy("true_return"))
+    run = dataset(**still, true_return=falls, status=only(1, np.where(np.arange(30) < 12, 0, 2), np.zeros(30, int)))
+    assert one_sign(run).startswith("Diverged: 1 of 4 seeds (seed 1).")
 
 
 def test_a_metric_that_a_living_seed_never_has_is_told():
@@ -300,12 +346,38 @@ def test_negative_entropy_of_a_density_is_no_sign():
     assert one_sign(dataset(policy_entropy=-2.0, true_return=np.full(30, 2.0)), BASELINES).startswith("None found")
 
 
+def density(dimensions, last):
+    """The entropy of a Gaussian policy that starts as the standard normal; its last value is that of seed 1."""
+    start = 1.42 * dimensions
+    return only(1, np.linspace(start, last, 30), np.linspace(start, start - 1, 30))
+
+
+@pytest.mark.parametrize(("dimensions", "last", "fell"), [(1, -26.8, 4.61), (1, -4.0, 4.61), (17, -60.0, 78.3)])
+def test_a_gaussian_policy_that_collapsed_far_from_what_is_possible_is_told(dimensions, last, fell):
+    poor = {
+        "policy_entropy": density(dimensions, last),
+        "true_return": only(1, np.full(30, 2.0), healthy("true_return")),
+    }
+    sign = one_sign(dataset(**poor), BASELINES)
+    assert sign.startswith(f"Collapsed onto nearly one action a state (entropy fell by more than {fell} nats")
+    assert "1 of 4 seeds (seed 1)" in sign
+    assert one_sign(dataset(policy_entropy=poor["policy_entropy"]), BASELINES).startswith("None found")
+    assert one_sign(dataset(**poor, kl_to_reference=0.01), BASELINES).startswith("None found")
+
+
+@pytest.mark.parametrize(("dimensions", "last"), [(1, -3.0), (1, 0.02), (17, -20.0)])
+def test_a_gaussian_policy_that_narrowed_and_explores_still_is_no_sign(dimensions, last):
+    narrow = {"policy_entropy": density(dimensions, last), "true_return": np.full(30, 2.0)}
+    narrow["policy_entropy"][2, 15] = -0.1  # a density, as some seed shows
+    assert one_sign(dataset(**narrow), BASELINES).startswith("None found")
+
+
 def test_a_seed_that_never_moves_is_told():
     assert one_sign(dataset(gradient_norm=only(3, np.full(30, 1e-9), np.ones(30)))).startswith(
         "Never moved: the gradient norm stayed below 1e-06: 1 of 4 seeds (seed 3)."
     )
     assert "Never moved: the reward change" in one_sign(dataset(reward_change=0.0))
-    assert "Never moved: the KL to the reference" in one_sign(dataset(kl_to_reference=1e-9))
+    assert "a smaller --kl-weight where it is above 0" in one_sign(dataset(kl_to_reference=1e-9))
 
 
 def test_a_seed_that_ends_below_the_reference_policy_is_told_and_one_just_around_it_is_not():
@@ -359,15 +431,44 @@ def test_the_table_and_the_headline_count_the_seeds_with_signs():
 def test_the_headline_tells_from_where_to_where_and_between_what():
     values = np.linspace(1, 6, 30)
     text = headline(summarise(dataset(true_return=values)), BASELINES)
-    assert text.startswith("True return from 1 to 6 [6, 6] in 30 outer steps")
+    assert text.startswith("True return from 1 after the first step to 6 [6, 6] in 30 outer steps")
     assert "optimal policy 7.1, reference policy 0.9. 4 of 4 seeds alive" in text
+
+
+def test_the_headline_counts_the_seeds_of_the_mean_and_those_that_never_had_a_finite_value():
+    dead = np.isin(np.arange(8), (2, 5))[:, None]
+    run = dataset(num_seeds=8, true_return=np.where(dead, np.nan, 3.0), status=2 * dead)
+    text = headline(summarise(run), {})
+    assert "(interquartile mean and 95 % interval over 6 seeds; 2 never had a finite value)" in text
+    assert "6 of 8 seeds alive" in text
+    assert "2 of 8 seeds never had a finite value and count in no mean." in format_table(summarise(run))
+
+
+def test_a_run_of_one_seed_and_one_step_has_no_interval_and_no_plural():
+    text = headline(summarise(dataset(num_seeds=1, num_steps=1, true_return=3.0, kl_to_reference=1.0)), {})
+    assert text.startswith(
+        "True return from 3 after the first step to 3 in 1 outer step (interquartile mean over 1 seed)."
+    )
+    assert "1 of 1 seed alive" in text and "in none of 1 seed." in text
+    dead = dataset(num_seeds=1, num_steps=1, status=2)
+    assert one_sign(dead).startswith("Diverged: 1 of 1 seed (seed 0).")
+    assert "of 1 outer step, 95 %" in format_table(summarise(dead))
+
+
+def test_an_unfinished_run_says_so_in_its_headline_and_its_table():
+    run = dataset(num_steps=30)
+    for steps, said in ((200_000, True), (30, False)):
+        summary = summarise(run.assign_attrs(config=json.dumps({"steps": steps})))
+        for text in (headline(summary, {}), format_table(summary)):
+            assert ("Unfinished: 30 of 200,000 outer steps are done." in text) == said
 
 
 def test_the_headline_of_a_world_with_a_score_is_in_its_unit_and_range():
     run = dataset(true_score=np.linspace(20, 173, 30))
-    assert headline(summarise(run), {}).startswith("True score from 20 to 173 [173, 173] in 30")
+    assert headline(summarise(run), {}).startswith("True score from 20 after the first step to 173 [173, 173] in 30")
     run.true_score.attrs.update(long_name="steps survived", units="steps", valid_min=0, valid_max=500)
-    assert headline(summarise(run), {}).startswith("Steps survived from 20 to 173 [173, 173] of 500 in 30 outer steps")
+    text = headline(summarise(run), {})
+    assert text.startswith("Steps survived from 20 after the first step to 173 [173, 173] of 500 in 30 outer steps")
     assert "steps for steps survived" in format_table(summarise(run))
     figure = draw(run)["outcomes"]
     assert (figure.axes[0].get_title(), figure.axes[0].get_ylabel()) == ("steps survived", "steps")
@@ -377,7 +478,7 @@ def test_the_headline_of_a_world_with_a_score_is_in_its_unit_and_range():
 def test_the_headline_of_a_sweep_says_that_it_is_the_best_point():
     values = np.array([2.0, 5.0, 3.0])[:, None, None]
     text = headline(summarise(dataset(sweep={"sigma": [1.0, 2.0, 3.0]}, true_return=values)), {})
-    assert text.startswith("At sigma = 2, the best of 3 points by this number: true return from 5 to 5")
+    assert text.startswith("At sigma = 2, the best of 3 points by this number: true return from 5 after the first")
 
 
 def test_a_report_is_one_page_complete_in_itself(tmp_path):

@@ -18,6 +18,7 @@ from experiments.summary import (
     hyper_points,
     last_finite,
     metric_names,
+    point_label,
     summarise,
 )
 
@@ -202,4 +203,50 @@ def test_the_table_is_at_most_100_columns_wide_and_aligned(num_seeds, scale):
     table = format_table(summarise(dataset(values | {"status": status}, **{name: [0.123456, 1.0]}), TIMING))
     lines = table.splitlines()
     assert max(map(len, lines)) <= 100
-    assert len({len(line) for line in lines[:4]}) == 1
+    beside_labels = [line for line in lines[: lines.index("")] if "  " in line or line.startswith("─")]
+    assert len(beside_labels) == 4 and len({*map(len, beside_labels)}) == 1
+
+
+def test_rows_of_a_sweep_of_three_hyperparameters_can_be_told_apart():
+    sweep = {"policy_step_size": [0.001, 0.01], "reward_step_size": [0.001, 0.001], "proxy_step_ratio": [1.5, 1.25]}
+    status = np.zeros((2, 5, 20), np.int32)
+    status[0, 0, 7:] = 2
+    lines = format_table(summarise(dataset(noisy(2) | {"status": status}, **sweep))).splitlines()
+    for label in (
+        "policy_step_size = 0.001, reward_step_size = 0.001, proxy_step_ratio = 1.5",
+        "policy_step_size = 0.01, reward_step_size = 0.001, proxy_step_ratio = 1.25",
+    ):
+        assert sum(line.startswith(label) for line in lines) == 2
+
+
+FEW = "An interval over {} seeds covers less than 95 %; 5 or more are needed"
+ALIKE = "Seeds do not differ"
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 4, 5])
+def test_an_interval_over_too_few_seeds_is_said_to_cover_less(num_seeds):
+    table = format_table(summarise(dataset(noisy(num_seeds=num_seeds))))
+    assert (FEW.format(num_seeds) in table) == (1 < num_seeds < 5) and ALIKE not in table
+
+
+def test_a_sweep_names_the_points_whose_interval_is_over_too_few_seeds():
+    values = noisy(2, num_seeds=6)
+    for x in values.values():
+        x[1, :3] = np.nan
+    table = " ".join(format_table(summarise(dataset(values, sigma=[0.1, 1.0]))).split())
+    assert f"{FEW.format(3)}: at sigma = 1." in table
+    assert "3 of 6 seeds never had a finite value and count in no mean: at sigma = 1." in table
+
+
+@pytest.mark.parametrize("num_seeds", [2, 8])
+def test_seeds_that_are_equal_throughout_are_said_not_to_differ(num_seeds):
+    equal = {name: np.repeat(x, num_seeds, axis=1) for name, x in noisy(num_seeds=1).items()}
+    table = format_table(summarise(dataset(equal)))
+    assert ALIKE in table and "covers less" not in table
+    equal["critic_loss"][0, 0, 3] += 1e-6
+    assert ALIKE not in format_table(summarise(dataset(equal)))
+    assert ALIKE not in format_table(summarise(dataset(noisy(num_seeds=1))))
+
+
+def test_points_that_differ_in_their_sixth_digit_have_labels_that_differ():
+    assert point_label({"sigma": 0.100001}) != point_label({"sigma": 0.100002})
