@@ -173,7 +173,7 @@ def train_command(arguments: list[str], voice: Voice) -> int:
 
 def tune_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel tune`."""
-    from experiments.arguments import OutputOptions, parse_train, take
+    from experiments.arguments import OutputOptions, given_options, parse_train, take
     from experiments.options import OptionError
     from experiments.processes import ProcessOptions
     from experiments.tune import RANGES, TuneOptions, tune
@@ -181,8 +181,7 @@ def tune_command(arguments: list[str], voice: Voice) -> int:
     config, output, processes, options = parse_train(arguments, "bilevel tune", search=TuneOptions)
     if processes != ProcessOptions() or output != OutputOptions(output.out):
         raise OptionError("tune runs in one process, from its start to its end; required: options of the run and --out")
-    flags = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    given = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    given = given_options(arguments)
     rest = arguments
     for name in ("out", *(field.name for field in dataclasses.fields(TuneOptions))):
         rest = take(name, rest, "")[1]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from experiments.algorithms import ALGORITHMS
-from experiments.config import PARTS, Config, check, default_config, unknown_option
+from experiments.config import PARTS, Config, check, default_config, refuse_idle, unknown_option
 from experiments.options import OptionError, check_fields, count
 from experiments.output import FLAGS
 from experiments.processes import ProcessOptions
@@ -54,7 +54,15 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     config = Config(world, algorithm, **{name: parsed[name] for name in PARTS})
     for name in ("output", *more):
         check_fields(parsed[name])
-    return check(config), *(parsed[name] for name in others)
+    check(config)
+    refuse_idle(config, given_options(rest))
+    return config, *(parsed[name] for name in others)
+
+
+def given_options(arguments: Iterable[str]) -> list[str]:
+    """The options that the arguments name, as fields are called; a switch by either of its flags."""
+    names = (flag[2:].replace("-", "_") for flag, _ in _by_flag(arguments) if flag)
+    return [name.removeprefix("no_") for name in names]
 
 
 def take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:

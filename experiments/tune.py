@@ -20,7 +20,7 @@ from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER, RunState
 from bilevel.types import Hyper
 from experiments.build import arithmetic, build
-from experiments.config import Config, sweep
+from experiments.config import Config, choices_wanted, sweep
 from experiments.driver import choose_devices
 from experiments.files import write_json
 from experiments.options import OptionError, count, option
@@ -229,7 +229,7 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         )
     if config.gradients == "exact":
         raise OptionError("--gradients is exact, which takes no samples to count; required: --gradients sampled")
-    names = [name for name in names if name != "critic_step_size" or config.critic == "td"]
+    names = [name for name in names if not choices_wanted(config, name)]
     if several := sweep(config)[0]:
         raise OptionError(
             f"--{several[0].replace('_', '-')} has several values; required: one, the problem to tune for"

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from bilevel.types import Hyper
 from experiments import configure, groups, worlds
 from experiments.__main__ import main
-from experiments.config import as_dict
+from experiments.build import build
+from experiments.config import EFFECTS, as_dict, choices_wanted, from_dict, sweep
 from experiments.options import OptionError
 
 CASES = {
@@ -93,6 +96,41 @@ CASES = {
     "hypergradient of another algorithm": (
         ["train", "--algorithm", "alternating", "--hypergradient", "naive"],
         ["--hypergradient"],
+    ),
+    "a sweep of sigma that line 7 does not read": (
+        ["train", "--gradients", "exact", "--segment-length", "2", "--hypergradient", "naive", "--sigma", "0.1", "3"],
+        [
+            "--sigma has no effect with --hypergradient naive, --gradients exact",
+            "it is one of --hypergradient proxy, --gradients sampled",
+        ],
+    ),
+    "a step size of no critic": (
+        ["train", "--critic", "monte_carlo", "--critic-step-size", "0.1", "3"],
+        ["--critic-step-size has no effect with --critic monte_carlo; it is one of --critic td"],
+    ),
+    "a count of no critic": (
+        ["train", "--critic=monte_carlo", "--num_targets=3"],
+        ["--num-targets has no effect with --critic monte_carlo; it is one of --critic td"],
+    ),
+    "a switch of no critic": (
+        ["train", "--critic", "exact", "--no-average-critic"],
+        ["--average-critic has no effect with --critic exact"],
+    ),
+    "a batch of exact gradients": (
+        ["train", "--batch-size", "8", "--gradients", "exact", "--segment-length", "2"],
+        ["--batch-size has no effect with --gradients exact; it is one of --gradients sampled"],
+    ),
+    "an estimator of what is not estimated": (
+        ["train", "--hypergradient", "naive", "--estimator", "coupled"],
+        ["--estimator has no effect with --hypergradient naive; it is one of --hypergradient proxy"],
+    ),
+    "a search for nothing": (
+        ["tune", "--budget", "9999", "--critic", "monte_carlo", "--num-targets", "3"],
+        ["--num-targets has no effect"],
+    ),
+    "a search without samples": (
+        ["tune", "--budget", "9999", "--gradients", "exact"],
+        ["--gradients is exact", "--gradients sampled"],
     ),
     "error rate above a half": (["train", "--error-rate", "0.7"], ["--error-rate is 0.7", "[0, 0.5]"]),
     "myopia of zero": (["train", "--myopia", "0"], ["--myopia is 0.0"]),
@@ -212,6 +250,67 @@ def test_from_python_an_option_that_is_none_is_refused_with_the_nearest_or_where
     }.items():
         with pytest.raises(OptionError, match=f"bilevel on gridworld has no option --{name}; {advice}"):
             configure(**{name: 1})
+
+
+def test_from_python_a_sweep_without_effect_is_refused_and_a_value_that_runs_share_is_not():
+    with pytest.raises(OptionError, match="--critic-step-size has no effect with --critic monte_carlo; it is one of"):
+        configure(critic="monte_carlo", critic_step_size=(0.1, 3.0))
+    for critic in ("td", "monte_carlo"):
+        config = configure(critic=critic, critic_step_size=0.1, num_targets=3)
+        assert from_dict(as_dict(config)) == config
+
+
+TINY = dict(states=3, actions=2, successors=2, batch_size=4, num_pairs=2, rollout_length=4, segment_length=2)
+TINY |= dict(num_policy_steps=2, num_targets=1, num_transitions=8, num_chains=4, critic_hidden=(4,))
+CHANGED = dict(num_targets=2, num_transitions=12, num_chains=2, average_critic=False, reset_critic=True)
+CHANGED |= dict(critic_step_size=0.3, critic_radius=0.01, critic_model="table", critic_hidden=(3,), batch_size=6)
+CHANGED |= dict(num_pairs=3, rollout_length=5, estimator="coupled", critic="monte_carlo", sigma=3.0)
+
+
+def algorithm_of(**options):
+    """A small one, its hyperparameters constants of its program."""
+    config = configure("garnet", **TINY | options)
+    (point,) = sweep(config)[1]
+    return build(config).make(Hyper(**point))[0]
+
+
+def program(**options):
+    """Its step, as text."""
+    algorithm = algorithm_of(**options)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    return str(jax.make_jaxpr(algorithm.step)(jax.random.key(0), state))
+
+
+@pytest.mark.slow
+def test_each_option_that_some_choices_leave_without_effect_changes_the_program_under_the_others():
+    assert set(CHANGED) == {name for names, _ in EFFECTS for name in names}
+    before = program()
+    assert before == program()
+    assert all(program(**{name: value}) != before for name, value in CHANGED.items())
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"critic": "monte_carlo"}, {"critic": "exact"}, {"hypergradient": "naive"}, {"gradients": "exact"}]
+)
+def test_options_that_a_choice_is_said_to_leave_without_effect_do_not_change_the_program(chosen):
+    config = configure("garnet", **TINY | chosen)
+    idle = {name: value for name, value in CHANGED.items() if choices_wanted(config, name)}
+    assert idle and program(**chosen | idle) == program(**chosen)
+
+
+@pytest.mark.parametrize(("gradients", "has_effect"), [("exact", False), ("sampled", True)])
+def test_without_line_7_sigma_moves_what_is_learned_by_the_samples_alone(gradients, has_effect):
+    chosen = dict(gradients=gradients, hypergradient="naive", policy="table", reward="table", critic="monte_carlo")
+    assert bool(choices_wanted(configure("garnet", **TINY | chosen), "sigma")) != has_effect
+
+    def learned(sigma):
+        algorithm = algorithm_of(**chosen, sigma=sigma)
+        key = jax.random.key(0)
+        state = jax.lax.fori_loop(0, 2, lambda _, x: algorithm.step(key, x)[0], algorithm.init(key))
+        return algorithm.params(state)
+
+    low, high = jax.tree.leaves(jax.jit(lambda: (learned(0.1).reward, learned(3.0).reward))())
+    assert np.any(low != high) == has_effect
 
 
 def arrays(**changes):

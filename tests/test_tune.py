@@ -182,7 +182,6 @@ BAD = {
     "a budget too small": (["--budget", "100"], ["--budget is 100", "at least", "--candidates"]),
     "one candidate": (["--budget", "1000000", "--candidates", "1"], ["--candidates is 1", "at least 2"]),
     "another algorithm": (["--budget", "9999", "--algorithm", "alternating"], ["alternating", "--algorithm bilevel"]),
-    "exact gradients": (["--budget", "9999", "--gradients", "exact"], ["--gradients is exact", "sampled"]),
     "a sweep": (["--budget", "9999", "--kl-weight", "0.2", "0.5"], ["--kl-weight has several values"]),
     "nothing to tune": (
         [
