@@ -335,9 +335,12 @@ def test_what_does_not_make_a_group_of_processes_is_refused(tmp_path, capsys, ar
 
 @pytest.mark.parametrize("process", ["0", "1"])
 @pytest.mark.parametrize(
-    "address", ["nowhere", "host:99999", "localhost:0", "host:²", ":1234", "[::1]:1234:5", "::1:1234", "a b:1", "http://a:1"]
+    "address",
+    ["nowhere", "host:99999", "localhost:0", "host:²", ":1234", "[::1]:1234:5", "::1:1234", "a b:1", "http://a:1"],
 )
-def test_an_address_without_a_port_that_can_be_is_refused_by_every_process(tmp_path, capsys, monkeypatch, address, process):
+def test_an_address_without_a_port_that_can_be_is_refused_by_every_process(
+    tmp_path, capsys, monkeypatch, address, process
+):
     monkeypatch.setattr(processes, "_join", lambda *arguments: pytest.fail("this should have been refused before"))
     place = ["--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", process]
     assert main(["train", *place, "--out", str(tmp_path / "run")]) == 2
