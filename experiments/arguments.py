@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -50,6 +51,7 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     others = {"output": OutputOptions(), "processes": ProcessOptions()} | {name: kind() for name, kind in more.items()}
     parts = default_config(world, algorithm).parts | others
     chosen = {"world": world, "algorithm": algorithm}
+    _refuse_beyond_floats(parts.values(), rest)
     parsed = _parse({name: parts[name] for name in (*more, *ORDER)}, chosen, rest, program)
     config = Config(world, algorithm, **{name: parsed[name] for name in PARTS})
     for name in ("output", *more):
@@ -154,6 +156,22 @@ def _by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     yield flag, values
 
 
+def _refuse_beyond_floats(parts: Iterable[Any], arguments: Iterable[str]) -> None:
+    """Raises OptionError for a number so large or so small that a float of it is infinite or 0."""
+    homes = {field.name: (part, field) for part in parts for field in dataclasses.fields(part)}
+    for flag, words in _by_flag(arguments):
+        part, field = homes.get(flag.removeprefix("--").replace("-", "_"), (None, None))
+        kind = get_type_hints(type(part))[field.name] if field else None
+        for word in words if float in (kind, *get_args(kind)) else ():
+            number, digits = _read(word, float), word.lower().partition("e")[0]
+            vanishes = number == 0 and any(digit in digits for digit in "123456789")
+            if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
+                required = field.metadata.get("required", "a number")
+                raise OptionError(
+                    f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
+                )
+
+
 def _check_values(part: Any, name: str, values: list[str]) -> None:
     """Raises OptionError unless the words are a value of that option of the part, or several where it takes several."""
     flag, kind, shown = "--" + name.replace("_", "-"), get_type_hints(type(part))[name], " ".join(values)
@@ -164,7 +182,7 @@ def _check_values(part: Any, name: str, values: list[str]) -> None:
     if get_origin(kind) is not tuple:
         if len(values) != 1:
             raise OptionError(
-                f"{flag} got {shown or 'no value'}; required: one value; the default is {getattr(part, name)}"
+                f"{flag} got {shown or 'no value'}; required: one value; the default is {str(getattr(part, name)) or 'none'}"
             )
         check_fields(dataclasses.replace(part, **{name: _read(shown, kind)}))
     elif "," in shown:

@@ -85,12 +85,23 @@ def build(config: Config) -> Setup:
 
 
 def check_segments(config: Config, world: World) -> None:
-    """Raises OptionError if a segment, which begins where an episode does, would be longer than one."""
+    """Raises OptionError if a segment, which begins where an episode does, would be longer, or there are too many."""
     if world.env.horizon is not None and config.segment_length > world.env.horizon:
         raise OptionError(
             f"--segment-length is {config.segment_length}; required: at most {world.env.horizon}, the steps of an episode "
             f"of {config.world_name}"
         )
+    if config.gradients == "exact":
+        pairs = world.env.num_states * world.env.num_actions
+        longest = max(
+            length for length in range(exact.MAX_SEGMENTS.bit_length()) if pairs**length <= exact.MAX_SEGMENTS
+        )
+        if pairs > 1 and config.segment_length > longest:
+            fits = f"--segment-length {longest} or less, or" if longest else "a smaller world, or"
+            raise OptionError(
+                f"--segment-length is {config.segment_length} with --gradients exact, which lists all (S·A)^H segments, here "
+                f"{pairs}^{config.segment_length}, and at most {exact.MAX_SEGMENTS}; required: {fits} --gradients sampled"
+            )
 
 
 def build_models(config: Config, world: World) -> tuple[Model, Model, Model]:

@@ -245,12 +245,15 @@ def _rounded(config: Config, values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _check_rounded(config: Config) -> None:
-    for part in config.parts.values():
-        values = {f.name: _rounded(config, getattr(part, f.name)) for f in dataclasses.fields(part) if f.type is Values}
-        try:
-            check_fields(dataclasses.replace(part, **values))
-        except OptionError as error:
-            raise OptionError(f"in {config.precision}, {error}") from error
+    fields = [(part, f) for part in config.parts.values() for f in dataclasses.fields(part) if f.type is Values]
+    for part, field in fields:
+        values = getattr(part, field.name)
+        for value, rounded in zip(values, _rounded(config, values), strict=True):
+            if not field.metadata["test"](rounded):
+                raise OptionError(
+                    f"--{_flag(field.name)} is {value!r}, which is {rounded!r} in {config.precision}; required: "
+                    f"{field.metadata['required']}: give another, or --precision float64"
+                )
 
 
 def _check_sweep(config: Config) -> None:
