@@ -92,16 +92,18 @@ def check_segments(config: Config, world: World) -> None:
             f"of {config.world_name}"
         )
     if config.gradients == "exact":
-        pairs = world.env.num_states * world.env.num_actions
-        longest = max(
-            length for length in range(exact.MAX_SEGMENTS.bit_length()) if pairs**length <= exact.MAX_SEGMENTS
+        _check_number(config.segment_length, world.env.num_states * world.env.num_actions)
+
+
+def _check_number(length: int, pairs: int) -> None:
+    most = exact.MAX_SEGMENTS
+    longest = max(fits for fits in range(most.bit_length()) if pairs**fits <= most)
+    if pairs > 1 and length > longest:
+        instead = f"--segment-length {longest} or less" if longest else "a smaller world"
+        raise OptionError(
+            f"--segment-length is {length} with --gradients exact, which lists all (S·A)^H segments, here {pairs}^{length}, "
+            f"and at most {most}; required: {instead}, or --gradients sampled"
         )
-        if pairs > 1 and config.segment_length > longest:
-            fits = f"--segment-length {longest} or less, or" if longest else "a smaller world, or"
-            raise OptionError(
-                f"--segment-length is {config.segment_length} with --gradients exact, which lists all (S·A)^H segments, here "
-                f"{pairs}^{config.segment_length}, and at most {exact.MAX_SEGMENTS}; required: {fits} --gradients sampled"
-            )
 
 
 def build_models(config: Config, world: World) -> tuple[Model, Model, Model]:
