@@ -62,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     voice = Voice("--quiet" in arguments, "--json" in arguments)
     arguments = [argument for argument in arguments if argument not in ("--quiet", "--json")]
+    if arguments[:1] == ["--version"] and len(arguments) > 1:
+        complain(f"bilevel: --version got {shlex.join(arguments[1:])}; required: nothing more")
+        return 2
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         voice.answer(version() if arguments == ["--version"] else HELP)
         return voice.code
@@ -173,16 +176,19 @@ def train_command(arguments: list[str], voice: Voice) -> int:
 
 def tune_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel tune`."""
-    from experiments.arguments import OutputOptions, parse_train, take
+    from experiments.arguments import OutputOptions, given_options, parse_train, take
     from experiments.options import OptionError
     from experiments.processes import ProcessOptions
     from experiments.tune import RANGES, TuneOptions, tune
 
-    config, output, processes, options = parse_train(arguments, "bilevel tune", search=TuneOptions)
-    if processes != ProcessOptions() or output != OutputOptions(output.out):
-        raise OptionError("tune runs in one process, from its start to its end; required: options of the run and --out")
-    flags = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    given = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    config, output, _, options = parse_train(arguments, "bilevel tune", search=TuneOptions)
+    given = given_options(arguments)
+    others = {field.name for kind in (OutputOptions, ProcessOptions) for field in dataclasses.fields(kind)} - {"out"}
+    if strange := [f"--{name.replace('_', '-')}" for name in given if name in others]:
+        raise OptionError(
+            f"tune got {', '.join(strange)}; it runs in one process, from its start to its end; required: options of the "
+            "run and of the search, and --out"
+        )
     rest = arguments
     for name in ("out", *(field.name for field in dataclasses.fields(TuneOptions))):
         rest = take(name, rest, "")[1]
@@ -205,9 +211,9 @@ def report_command(arguments: list[str], voice: Voice) -> int:
             "usage: bilevel report RUN\n\nWrite the figures, summary and report of a run folder anew; print its table."
         )
         return 0
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    if len(arguments) != 1 or not arguments[0] or arguments[0].startswith("-"):
         raise OptionError(
-            f"report got {' '.join(arguments) or 'no argument'}; required: one run folder, as in bilevel report runs/NAME"
+            f"report got {shlex.join(arguments) or 'no argument'}; required: one run folder, as in bilevel report runs/NAME"
         )
     page = report(Path(arguments[0]), voice.say)
     voice.table(page.with_name("summary.json"))
@@ -231,7 +237,7 @@ def bench_command(arguments: list[str], voice: Voice) -> int:
     from experiments.arguments import parse_train, take
     from experiments.driver import choose_devices
     from experiments.files import make_folder
-    from experiments.options import OptionError, choose
+    from experiments.options import MOST, OptionError, choose
     from experiments.processes import ProcessOptions
 
     if ASKS_HELP & set(arguments) and "--plan" not in arguments:
@@ -251,8 +257,8 @@ def bench_command(arguments: list[str], voice: Voice) -> int:
     target, rest = take("target", [x for x in arguments if x != "--plan"], "cpu")
     choose("--target", target, plan.TARGETS)
     number, rest = take("target-devices", rest, "")
-    if number and not (number.isdecimal() and int(number)):
-        raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1")
+    if number and not (number.isdecimal() and len(number) <= len(str(MOST)) and 1 <= int(number) <= MOST):
+        raise OptionError(f"--target-devices is {number!r}; required: a whole number, at least 1 and at most {MOST}")
     config, _, processes = parse_train(rest)
     if processes != ProcessOptions():
         raise OptionError(
@@ -263,6 +269,7 @@ def bench_command(arguments: list[str], voice: Voice) -> int:
     with _without_cache():
         made = plan.plan(config, target, count)
     voice.say(plan.describe(config, target, count, made))
+    voice.numbers(plan.as_json(target, count, made))
     return 0
 
 
@@ -297,7 +304,7 @@ def study_command(arguments: list[str], voice: Voice) -> int:
         print("\n".join(f"  {name:20s}{about}" for name, about in STUDIES.items()))
         return 0
     if len(rest) != 1:
-        raise OptionError(f"study got {rest}; required: one name, as in bilevel study ladder")
+        raise OptionError(f"study got {shlex.join(rest) or 'no name'}; required: one name, as in bilevel study ladder")
     choose("study", rest[0], STUDIES)
     folder = make_folder(out or f"runs/{rest[0]}")
     compile_fast()
@@ -326,7 +333,7 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel verify`."""
     from experiments.arguments import take
     from experiments.files import RunFolderError
-    from experiments.options import OptionError
+    from experiments.options import OptionError, nearest
     from experiments.verify import CLAIMS
     from experiments.verify.runner import load_each, verify
 
@@ -339,7 +346,10 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
     out, rest = take("out", arguments, "runs/verify")
     names = [name for name in rest if name != "--quick"]
     if options := [name for name in names if name.startswith("-")]:
-        raise OptionError(f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone")
+        hint = "".join(f"; did you mean {near}?" for near in nearest(options[0], ("--quick", "--out")))
+        raise OptionError(
+            f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone{hint}"
+        )
     compile_fast()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

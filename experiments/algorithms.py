@@ -91,6 +91,8 @@ class TwoStageOptions(StepOptions):
         return two_stage(problem, gradients, TwoStageConfig(*counts, *self.optimizers()), hyper)
 
 
+SHARES = ("b1", "b2", "b3", "decay", "momentum", "rho")  # of the past that an optimizer's running means keep
+
 ALGORITHMS = {"bilevel": BilevelOptions, "alternating": AlternatingOptions, "two_stage": TwoStageOptions}
 
 
@@ -100,12 +102,10 @@ def optimizer(option: str, text: str) -> Optimizer:
     Raises:
         OptionError: optax has none of that name, or it does not take those arguments.
     """
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
     constructor = choose(f"--{option}", name, OPTIMIZERS)
     try:
-        arguments = {key.strip(): float(value) for key, value in (pair.split("=") for pair in rest.split(",") if pair)}
-        if not all(map(math.isfinite, arguments.values())):
-            raise ValueError("an argument is not finite")
+        arguments = _arguments(rest) if colon else {}
         ours = constructor(0.1, **arguments)
         jax.eval_shape(lambda x: ours.update(x, ours.init(x), x), jnp.zeros(1))
     except (TypeError, ValueError) as error:
@@ -114,6 +114,21 @@ def optimizer(option: str, text: str) -> Optimizer:
             f"({str(error).splitlines()[0]})"
         ) from error
     return functools.partial(constructor, **arguments)
+
+
+def _arguments(text: str) -> dict[str, float]:
+    """The numbers of `argument=number,…`; raises ValueError for what is none, or not one that an optimizer can use."""
+    arguments = {}
+    for pair in text.split(","):
+        name, _, number = (word.strip() for word in pair.partition("="))
+        if not name or not number:
+            raise ValueError(f"{pair!r} is no argument=number")
+        if name in arguments:
+            raise ValueError(f"{name} is given twice")
+        arguments[name] = float(number)
+        if not 0 <= arguments[name] < (1 if name in SHARES else math.inf):
+            raise ValueError(f"{name} must be {'in [0, 1)' if name in SHARES else 'finite and at least 0'}")
+    return arguments
 
 
 def _is_optimizer(name: str, constructor) -> bool:

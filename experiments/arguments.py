@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from experiments.algorithms import ALGORITHMS
-from experiments.config import PARTS, Config, check, default_config, unknown_option
+from experiments.config import PARTS, Config, check, default_config, refuse_idle, unknown_option
 from experiments.options import OptionError, check_fields, count
 from experiments.output import FLAGS
 from experiments.processes import ProcessOptions
@@ -50,11 +51,20 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     others = {"output": OutputOptions(), "processes": ProcessOptions()} | {name: kind() for name, kind in more.items()}
     parts = default_config(world, algorithm).parts | others
     chosen = {"world": world, "algorithm": algorithm}
+    _refuse_beyond_floats(parts.values(), rest)
     parsed = _parse({name: parts[name] for name in (*more, *ORDER)}, chosen, rest, program)
     config = Config(world, algorithm, **{name: parsed[name] for name in PARTS})
     for name in ("output", *more):
         check_fields(parsed[name])
-    return check(config), *(parsed[name] for name in others)
+    check(config)
+    refuse_idle(config, given_options(rest))
+    return config, *(parsed[name] for name in others)
+
+
+def given_options(arguments: Iterable[str]) -> list[str]:
+    """The options that the arguments name, as fields are called; a switch by either of its flags."""
+    names = (flag[2:].replace("-", "_") for flag, _ in _by_flag(arguments) if flag)
+    return [name.removeprefix("no_") for name in names]
 
 
 def take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
@@ -146,6 +156,22 @@ def _by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     yield flag, values
 
 
+def _refuse_beyond_floats(parts: Iterable[Any], arguments: Iterable[str]) -> None:
+    """Raises OptionError for a number so large or so small that a float of it is infinite or 0."""
+    homes = {field.name: (part, field) for part in parts for field in dataclasses.fields(part)}
+    for flag, words in _by_flag(arguments):
+        part, field = homes.get(flag.removeprefix("--").replace("-", "_"), (None, None))
+        kind = get_type_hints(type(part))[field.name] if field else None
+        for word in words if float in (kind, *get_args(kind)) else ():
+            number, digits = _read(word, float), word.lower().partition("e")[0]
+            vanishes = number == 0 and any(digit in digits for digit in "123456789")
+            if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
+                required = field.metadata.get("required", "a number")
+                raise OptionError(
+                    f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
+                )
+
+
 def _check_values(part: Any, name: str, values: list[str]) -> None:
     """Raises OptionError unless the words are a value of that option of the part, or several where it takes several."""
     flag, kind, shown = "--" + name.replace("_", "-"), get_type_hints(type(part))[name], " ".join(values)
@@ -156,7 +182,7 @@ def _check_values(part: Any, name: str, values: list[str]) -> None:
     if get_origin(kind) is not tuple:
         if len(values) != 1:
             raise OptionError(
-                f"{flag} got {shown or 'no value'}; required: one value; the default is {getattr(part, name)}"
+                f"{flag} got {shown or 'no value'}; required: one value; the default is {str(getattr(part, name)) or 'none'}"
             )
         check_fields(dataclasses.replace(part, **{name: _read(shown, kind)}))
     elif "," in shown:

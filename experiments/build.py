@@ -85,11 +85,24 @@ def build(config: Config) -> Setup:
 
 
 def check_segments(config: Config, world: World) -> None:
-    """Raises OptionError if a segment, which begins where an episode does, would be longer than one."""
+    """Raises OptionError if a segment, which begins where an episode does, would be longer, or there are too many."""
     if world.env.horizon is not None and config.segment_length > world.env.horizon:
         raise OptionError(
             f"--segment-length is {config.segment_length}; required: at most {world.env.horizon}, the steps of an episode "
             f"of {config.world_name}"
+        )
+    if config.gradients == "exact":
+        _check_number(config.segment_length, world.env.num_states * world.env.num_actions)
+
+
+def _check_number(length: int, pairs: int) -> None:
+    most = exact.MAX_SEGMENTS
+    longest = max(fits for fits in range(most.bit_length()) if pairs**fits <= most)
+    if pairs > 1 and length > longest:
+        instead = f"--segment-length {longest} or less" if longest else "a smaller world"
+        raise OptionError(
+            f"--segment-length is {length} with --gradients exact, which lists all (S·A)^H segments, here {pairs}^{length}, "
+            f"and at most {most}; required: {instead}, or --gradients sampled"
         )
 
 

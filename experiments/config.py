@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
@@ -62,8 +62,14 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: A
         options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
 
     Raises:
-        OptionError: an option is unknown or out of its range, or two do not fit each other.
+        OptionError: an option is unknown, out of its range or swept without effect, or two do not fit each other.
     """
+    config = _assemble(world, algorithm, options)
+    refuse_idle(config, sweep(config)[0])  # single values are often shared by runs, of which some have no use for them
+    return config
+
+
+def _assemble(world: str, algorithm: str, options: Mapping[str, Any]) -> Config:
     parts = default_config(world, algorithm).parts
     for name, value in options.items():
         home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
@@ -132,7 +138,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def from_dict(flat: dict[str, Any]) -> Config:
     """The configuration that `as_dict` wrote, checked again."""
     options = {name: _from_json(value) for name, value in flat.items() if name not in ("world", "algorithm")}
-    return configure(flat["world"], flat["algorithm"], **options)
+    return _assemble(flat["world"], flat["algorithm"], options)
 
 
 class Named(TypedDict):
@@ -180,6 +186,38 @@ def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
     return [name for name, values in axes.items() if len(values) > 1], points
 
 
+# Options without effect -----------------------------------------------------------------------------------------------
+
+CRITIC = ("num_targets", "num_transitions", "num_chains", "average_critic", "reset_critic", "critic_step_size")
+CRITIC += ("critic_radius", "critic_model", "critic_hidden")
+SAMPLES = ("critic", *CRITIC, "batch_size", "num_pairs", "rollout_length", "estimator")
+EFFECTS = (  # options, and the choices any of which gives them an effect
+    (CRITIC, {"critic": "td"}),
+    (SAMPLES, {"gradients": "sampled"}),
+    (("estimator",), {"hypergradient": "proxy"}),
+    (("sigma",), {"hypergradient": "proxy", "gradients": "sampled"}),  # samples are of the policy that sigma penalises
+)
+
+
+def choices_wanted(config: Config, name: str) -> dict[str, str]:
+    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one."""
+    for options, choices in EFFECTS:
+        if name in options and all(getattr(config, kind, value) != value for kind, value in choices.items()):
+            return choices
+    return {}
+
+
+def refuse_idle(config: Config, given: Iterable[str]) -> None:
+    """Raises OptionError for the first of the options given that has no effect beside what is chosen."""
+    for name in given:
+        if wanted := choices_wanted(config, name):
+            chosen, others = (
+                ", ".join(f"--{_flag(kind)} {value}" for kind, value in choices.items())
+                for choices in ({kind: getattr(config, kind) for kind in wanted}, wanted)
+            )
+            raise OptionError(f"--{_flag(name)} has no effect with {chosen}; it is one of {others}: leave it out")
+
+
 # Checks across options ------------------------------------------------------------------------------------------------
 
 
@@ -207,12 +245,15 @@ def _rounded(config: Config, values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _check_rounded(config: Config) -> None:
-    for part in config.parts.values():
-        values = {f.name: _rounded(config, getattr(part, f.name)) for f in dataclasses.fields(part) if f.type is Values}
-        try:
-            check_fields(dataclasses.replace(part, **values))
-        except OptionError as error:
-            raise OptionError(f"in {config.precision}, {error}") from error
+    fields = [(part, f) for part in config.parts.values() for f in dataclasses.fields(part) if f.type is Values]
+    for part, field in fields:
+        values = getattr(part, field.name)
+        for value, rounded in zip(values, _rounded(config, values), strict=True):
+            if not field.metadata["test"](rounded):
+                raise OptionError(
+                    f"--{_flag(field.name)} is {value!r}, which is {rounded!r} in {config.precision}; required: "
+                    f"{field.metadata['required']}: give another, or --precision float64"
+                )
 
 
 def _check_sweep(config: Config) -> None:

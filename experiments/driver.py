@@ -12,6 +12,7 @@ import jax
 
 from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
+from bilevel.run import DIVERGED
 from bilevel.types import Learned
 from envs.base import World
 from experiments.alike import refuse_differences
@@ -53,7 +54,8 @@ def train(
 ) -> Path:
     """Runs a configuration to its end, from wherever its folder stands; returns the folder.
 
-    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit.
+    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit. A run that was finished
+    on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
 
     Args:
         config: from `experiments.config.configure`.
@@ -67,6 +69,8 @@ def train(
         Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
             raises KeyboardInterrupt.
     """
+    if not isinstance(config, Config):
+        raise OptionError(f"config is {config!r}; required: what configure returns, as in train(configure(seeds=32))")
     with arithmetic(config), requests_to_stop() as requests:
         refuse_differences(config, out, allow_layout_change)
         say = say if is_main() else silent
@@ -77,6 +81,9 @@ def train(
             manifest, notes = agree(lambda: compare(folder, config, devices, allow_layout_change))
             for note in notes:
                 say(f"note: {note}")
+            if not manifest:
+                agree(lambda: str(report(folder, say)))
+                return folder
             announce(config, folder, devices, say)
             studies = prepare(folder, manifest["groups"], config, setup, devices, say)
             agree(lambda: describe(folder, config, setup.world, manifest))
@@ -116,6 +123,8 @@ def choose_devices(config: Config) -> tuple[jax.Device, ...]:
 def compare(folder: Path, config: Config, devices, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
     """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
 
+    The manifest is empty where the run was finished on another layout: nothing is to be run then.
+
     Raises:
         RunFolderError: it is another run; the message lists what differs.
     """
@@ -124,7 +133,14 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision, packages, config.files())
     manifest["layout"]["num_devices"] = len(devices)
     begun = (folder / "manifest.json").exists()
-    notes = _continue(folder, manifest, allow_layout_change) if begun else []
+    changes, notes = _continue(folder, manifest) if begun else ([], [])
+    if changes and not allow_layout_change:
+        if is_finished(folder, config):
+            return {}, [f"it was finished on another layout ({'; '.join(changes)}): it is left as it is"]
+        raise RunFolderError(
+            f"{folder} was run on another layout: {'; '.join(changes)}; required: run it there, or pass {LAYOUT_OPTION} (in "
+            "Python allow_layout_change=True) to go on here, where bits may differ"
+        )
     if left := [name for name in ("metrics", "checkpoints") if not begun and (folder / name).exists()]:
         raise RunFolderError(
             f"{folder} has {' and '.join(left)} but no manifest.json; required: the manifest, to know what was run: restore "
@@ -157,8 +173,8 @@ def ignored(folder: Path, groups: list[Group]) -> list[str]:
     return [f"ignored in {folder}, for it is not of this run: {', '.join(strange[:5])}{more}"]
 
 
-def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool) -> list[str]:
-    """Notes on a run that goes on with this manifest, which gets the changes of layout until now.
+def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now.
 
     Raises:
         RunFolderError: it would be another run.
@@ -171,14 +187,17 @@ def _continue(folder: Path, manifest: dict[str, Any], allow_layout_change: bool)
         raise RunFolderError(
             f"{folder} holds another run: {'; '.join(refused)}; required: the same settings, or another --out"
         )
-    if layout and not allow_layout_change:
-        raise RunFolderError(
-            f"{folder} was run on another layout: {'; '.join(layout)}; run it there, or pass {LAYOUT_OPTION} "
-            "to go on here, where bits may differ"
-        )
     changes += [layout] if layout else []
     manifest["layout_changes"] = changes
-    return notes + [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
+    return layout, notes + [f"the device layout changed ({'; '.join(change)}): bits may differ" for change in changes]
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the folder's run has all seeds that are asked for, each group its last checkpoint, and its summary."""
+    groups = all_groups(folder)
+    ends = [folder / "checkpoints" / group.name / str(config.steps) for group in groups]
+    whole = sum(group.num_seeds for group in groups) == config.seeds and all(end.is_dir() for end in ends)
+    return whole and (folder / "summary.json").exists()
 
 
 def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:
@@ -262,7 +281,7 @@ def check_description(folder: Path) -> None:
 def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
     """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
 
-    Warns of each newer one that is damaged, or of another run.
+    Warns of each newer one that is damaged, or of another run, and of a seed that diverged.
 
     Args:
         path: the run's folder.
@@ -277,7 +296,7 @@ def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
     _, points = sweep(config)
     for name, given, number in (("seed", seed, config.seeds), ("point", point, len(points))):
-        if not (hasattr(given, "__index__") and 0 <= given < number):
+        if isinstance(given, bool) or not (hasattr(given, "__index__") and 0 <= given < number):
             raise RunFolderError(f"{folder} has no {name} {given!r}; required: a whole number from 0 to {number - 1}")
     groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
     if not groups:
@@ -292,4 +311,11 @@ def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")
         for note in notes:
             warnings.warn(note, stacklevel=2)
+        status, steps = (study.of_lanes(x)[point, seed - groups[0].first_seed] for x in (state.status, state.steps))
+        if status == DIVERGED:
+            warnings.warn(
+                f"seed {seed} at point {point} of {folder} diverged in outer step {steps + 1}: its parameters are those "
+                "before, the last that were finite",
+                stacklevel=2,
+            )
         return jax.tree.map(lambda x: x[point, seed - groups[0].first_seed], study.learned(state))

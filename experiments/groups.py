@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -262,9 +262,12 @@ class Study:
     def learned(self, state: RunState) -> Learned:
         """Host arrays [hyper, seed, …]."""
         algorithm, _ = self.setup.make(Hyper())
-        flat = self.layout.gather(jax.jit(jax.vmap(jax.vmap(algorithm.params)))(state.algorithm))
+        return self.of_lanes(jax.jit(jax.vmap(jax.vmap(algorithm.params)))(state.algorithm))
+
+    def of_lanes(self, tree: Any) -> Any:
+        """Host arrays [hyper, seed, …] of device arrays [blocks, lanes a block, …]."""
         shape = (self.num_points, self.group.num_seeds)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), self.layout.gather(tree))
 
 
 def _size(tree) -> int:

@@ -37,7 +37,7 @@ def positive(default, finite=True):
 
 def at_least_zero(default):
     """A finite number that is 0 or more."""
-    return option(default, "a number, at least 0", lambda x: 0 <= x < math.inf)
+    return option(default, "a finite number, at least 0", lambda x: 0 <= x < math.inf)
 
 
 def unit(default, low=True, high=True):
@@ -183,7 +183,7 @@ def choose(kind: str, name: str, choices) -> Any:
 
 def nearest(name: str, choices) -> list[str]:
     """The choice that is spelled most like `name`, if one is spelled much like it."""
-    return difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return difflib.get_close_matches(name, choices, n=1, cutoff=0.7)  # not gpu for tpu
 
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
@@ -206,7 +206,7 @@ def check_fields(part) -> None:
                 required = field.metadata["required"]
             if required:
                 default = " ".join(map(str, field.default if isinstance(field.default, tuple) else (field.default,)))
-                raise OptionError(f"{flag} is {value!r}; required: {required}; the default is {default}")
+                raise OptionError(f"{flag} is {value!r}; required: {required}; the default is {default or 'none'}")
 
 
 def _mismatch(value, kind) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 FLAGS = """Every command takes --quiet, to say errors alone, and --json, to print its last table as JSON, on one line, and
 other lines to standard error."""
@@ -57,8 +57,12 @@ class Voice:
 
     def table(self, path: Path) -> None:
         """Prints the last table, which the command has written to a JSON file, if it is wanted as JSON."""
+        self.numbers(json.loads(path.read_bytes()) if self.json else None)
+
+    def numbers(self, table: Any) -> None:
+        """Prints a last table of JSON values, if it is wanted as JSON."""
         if self.json:
-            self.answer(json.dumps(json.loads(path.read_bytes())))
+            self.answer(json.dumps(table))
 
     @contextlib.contextmanager
     def writing(self, stream: TextIO) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """What a run will take before it is launched: memory a device from its compiled program, time from a short run."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,12 @@ def lower_for(study: Study, chunk: int, target: str) -> None:
         raise OptionError(
             f"--target {target} cannot run this ({reason}); required: operations that it knows"
         ) from error
+
+
+def as_json(target: str, num_devices: int, made: Plan) -> dict[str, Any]:
+    """The plan as JSON values: its attributes, and for what it was made; no room where it has no bound."""
+    room = made.room if made.room is not None and np.isfinite(made.room) else None
+    return {"target": target, "devices": num_devices, **made._asdict(), "room": room}
 
 
 def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:

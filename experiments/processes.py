@@ -5,6 +5,7 @@ import errno
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -109,23 +110,37 @@ def _check_place(options: ProcessOptions) -> bool:
     Raises:
         OptionError: they say a part of it, or what cannot be.
     """
-    parts = (bool(options.coordinator), bool(options.num_processes), options.process_id >= 0)
-    if not any(parts):
+    place = {
+        "--coordinator": options.coordinator != "",
+        "--num-processes": options.num_processes > 0,
+        "--process-id": options.process_id >= 0,
+    }
+    if not any(place.values()):
         return False
-    if not options.distributed:
-        raise OptionError("--coordinator, --num-processes and --process-id were given; required: --distributed too")
-    if not all(parts):
+    place["--distributed"] = options.distributed
+    given, missing = ([name for name, is_given in place.items() if is_given == wanted] for wanted in (True, False))
+    if missing:
         raise OptionError(
-            f"--coordinator is {options.coordinator!r}, --num-processes {options.num_processes}, --process-id "
-            f"{options.process_id}; required: all three, or none of them where JAX can detect the cluster"
+            f"{', '.join(given)} came without {', '.join(missing)}; required: all four, or --distributed alone where JAX "
+            "can detect the cluster"
         )
-    host, _, port = options.coordinator.rpartition(":")
-    if not (options.process_id < options.num_processes and host and port.isdecimal()):
+    if not _is_address(options.coordinator):
         raise OptionError(
-            f"--coordinator is {options.coordinator!r}, --process-id {options.process_id} of {options.num_processes}; "
-            "required: HOST:PORT, and a number below --num-processes"
+            f"--coordinator is {options.coordinator!r}; required: HOST:PORT, a port from 1 to 65535, as in host0:1234, "
+            "192.0.2.1:1234 or [2001:db8::1]:1234"
+        )
+    if options.process_id >= options.num_processes:
+        raise OptionError(
+            f"--process-id is {options.process_id} with --num-processes {options.num_processes}; required: a number below "
+            "--num-processes"
         )
     return True
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is HOST:PORT, with an IPv6 address in brackets and a port that can be listened at."""
+    found = re.fullmatch(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):([0-9]{1,5})", text)
+    return found is not None and 0 < int(found[2]) < 2**16
 
 
 def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
@@ -137,6 +152,8 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
     if None in place:
         raise ValueError("no cluster is detected")
     address, count, process = place
+    if not 0 < split(address)[1] < 2**16:
+        raise ValueError(f"its coordinator is {address}, whose port is none")
 
     def lost(reason: str) -> None:
         if stages.joined.is_set() and not stages.left.is_set():

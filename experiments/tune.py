@@ -10,6 +10,7 @@ and exact values are not computed; a run that diverged scores worst. All candida
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER, RunState
 from bilevel.types import Hyper
 from experiments.build import arithmetic, build
-from experiments.config import Config, sweep
+from experiments.config import Config, choices_wanted, sweep
 from experiments.driver import choose_devices
 from experiments.files import write_json
 from experiments.options import OptionError, count, option
@@ -34,15 +35,26 @@ RANGES = {  # of the log-uniform law: four or five decades, since a network want
     "critic_step_size": (1e-3, 1e1),
 }
 RATE = 3  # of each rung one candidate in so many goes on
+MOST_BUDGET = 2**63 - 1
 FIRST_SEED = 2**31  # beyond those of a run, which is then judged on other randomness than chose its numbers
+
+
+def whole(word: str) -> int:
+    """The whole number from 1 to `MOST_BUDGET` that a word is, as 10000000 or 1e7; 0 for any other word."""
+    try:
+        number = Decimal(word)
+        fits = 1 <= number <= MOST_BUDGET and number == number.to_integral_value()
+    except InvalidOperation:
+        return 0
+    return int(number) if fits else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TuneOptions:
     """The search. Options among sigma, policy-step-size, reward-step-size, critic-step-size that are given stay as given."""
 
-    budget: int = option(0, "a whole number above 0, as in --budget 10000000", lambda x: 0 <= x < 2**63)
-    """N, environment transitions of the whole search, to be given, as in 10000000; labels are counted beside."""
+    budget: str = option("", f"a whole number from 1 to {MOST_BUDGET}, as 10000000 or 1e7", lambda x: not x or whole(x))
+    """N, environment transitions of the whole search, to be given, as 10000000 or 1e7; labels are counted beside."""
     candidates: int = count(27, 2)
     """Random configurations in the first rung; a third of each rung goes on."""
     tries: int = count(1)
@@ -229,7 +241,7 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         )
     if config.gradients == "exact":
         raise OptionError("--gradients is exact, which takes no samples to count; required: --gradients sampled")
-    names = [name for name in names if name != "critic_step_size" or config.critic == "td"]
+    names = [name for name in names if not choices_wanted(config, name)]
     if several := sweep(config)[0]:
         raise OptionError(
             f"--{several[0].replace('_', '-')} has several values; required: one, the problem to tune for"
@@ -260,6 +272,7 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
             "--budget was not given; required: the environment transitions that the whole search may take, all candidates "
             "together, as in bilevel tune --budget 10000000"
         )
+    budget = whole(options.budget)
     with arithmetic(config):
         setup = build(config)
 
@@ -267,7 +280,7 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
             return setup.make(hyper)[0], None  # without the measurements, which know the true reward
 
         transitions = step_transitions(make) * options.tries
-        rungs = plan_rungs(options.budget, options.candidates, transitions)
+        rungs = plan_rungs(budget, options.candidates, transitions)
         cost = spent(rungs, transitions)
         hyper = draw_candidates(config.seed, options.candidates, names, sweep(config)[1][0])
         devices, chunk = choose_devices(config), min(rungs[0].steps, 10)
@@ -276,9 +289,7 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
         ours = programs(make, config.seed, chunk, layout, NEVER)
         seeds = FIRST_SEED + np.arange(options.tries)
         with open_run(out) as folder, Progress(cost // transitions * options.tries, say) as progress:
-            say(
-                f"{len(rungs)} rungs, {cost:,} of {options.budget:,} transitions; searching {', '.join(map(_flag, names))}"
-            )
+            say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(_flag, names))}")
             lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
             for ranking in successive_halving(rungs, lanes.advance):
@@ -315,7 +326,7 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
     command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (_flag(n), f"{v:g}"))])
     say(f"to run next: {command}")
     summary = {
-        "budget": options.budget,
+        "budget": whole(options.budget),
         "transitions": cost,
         "seed": config.seed,
         "ranges": {name: RANGES[name] for name in names},

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from bilevel.types import Hyper
 from experiments import configure, groups, worlds
 from experiments.__main__ import main
-from experiments.config import as_dict
+from experiments.build import build
+from experiments.config import EFFECTS, as_dict, choices_wanted, from_dict, sweep
 from experiments.options import OptionError
 
 CASES = {
@@ -62,9 +65,23 @@ CASES = {
         ["--sigma is", "above 0"],
     ),
     "sigma that single precision cannot hold": (["train", "--sigma", "1e39"], ["--sigma is", "above 0"]),
-    "discount that rounds to one": (["train", "--discount", "0.99999999999"], ["--discount is 1.0", "[0, 1)"]),
+    "discount that rounds to one": (
+        ["train", "--discount", "0.99999999999"],
+        ["--discount is 0.99999999999, which is 1.0 in float32; required: a number in [0, 1)"],
+    ),
     "sigmas that round to one number": (["train", "--sigma", "0.1", "0.10000000001"], ["--sigma repeats", "float32"]),
-    "sigma that float32 does not have": (["train", "--sigma", "1e-300"], ["--sigma is", "above 0"]),
+    "sigma that float32 does not have": (
+        ["train", "--sigma", "1e-300"],
+        ["--sigma is 1e-300, which is 0.0 in float32; required: a finite number above 0", "--precision float64"],
+    ),
+    "sigma beyond floats": (
+        ["train", "--sigma", "0.1", "1e400"],
+        ["--sigma is 1e400, which as a floating-point number is inf; required: a finite number above 0"],
+    ),
+    "sigma below floats": (["train", "--sigma=1e-400"], ["--sigma is 1e-400, which as a floating-point number is 0.0"]),
+    "an error rate below floats": (["train", "--error-rate", "1e-400"], ["--error-rate is 1e-400", "in [0, 0.5]"]),
+    "a tolerance without end": (["train", "--gradient-tolerance", "inf"], ["required: a finite number, at least 0"]),
+    "a cell of none": (["train", "--world", "cartpole", "--cells", "0", "3", "8", "6"], ["the default is none"]),
     "a seed that would wrap": (["train", "--seed", "4294967296"], ["--seed is 4294967296", "at most 4294967295"]),
     "steps without end": (["train", "--steps", "1" + "0" * 22], ["--steps is 1", "at most"]),
     "seeds without end": (["train", "--seeds", "1000000000000"], ["--seeds is", "at most"]),
@@ -93,6 +110,41 @@ CASES = {
     "hypergradient of another algorithm": (
         ["train", "--algorithm", "alternating", "--hypergradient", "naive"],
         ["--hypergradient"],
+    ),
+    "a sweep of sigma that line 7 does not read": (
+        ["train", "--gradients", "exact", "--segment-length", "2", "--hypergradient", "naive", "--sigma", "0.1", "3"],
+        [
+            "--sigma has no effect with --hypergradient naive, --gradients exact",
+            "it is one of --hypergradient proxy, --gradients sampled",
+        ],
+    ),
+    "a step size of no critic": (
+        ["train", "--critic", "monte_carlo", "--critic-step-size", "0.1", "3"],
+        ["--critic-step-size has no effect with --critic monte_carlo; it is one of --critic td"],
+    ),
+    "a count of no critic": (
+        ["train", "--critic=monte_carlo", "--num_targets=3"],
+        ["--num-targets has no effect with --critic monte_carlo; it is one of --critic td"],
+    ),
+    "a switch of no critic": (
+        ["train", "--critic", "exact", "--no-average-critic"],
+        ["--average-critic has no effect with --critic exact"],
+    ),
+    "a batch of exact gradients": (
+        ["train", "--batch-size", "8", "--gradients", "exact", "--segment-length", "2"],
+        ["--batch-size has no effect with --gradients exact; it is one of --gradients sampled"],
+    ),
+    "an estimator of what is not estimated": (
+        ["train", "--hypergradient", "naive", "--estimator", "coupled"],
+        ["--estimator has no effect with --hypergradient naive; it is one of --hypergradient proxy"],
+    ),
+    "a search for nothing": (
+        ["tune", "--budget", "9999", "--critic", "monte_carlo", "--num-targets", "3"],
+        ["--num-targets has no effect"],
+    ),
+    "a search without samples": (
+        ["tune", "--budget", "9999", "--gradients", "exact"],
+        ["--gradients is exact", "--gradients sampled"],
     ),
     "error rate above a half": (["train", "--error-rate", "0.7"], ["--error-rate is 0.7", "[0, 0.5]"]),
     "myopia of zero": (["train", "--myopia", "0"], ["--myopia is 0.0"]),
@@ -126,9 +178,32 @@ CASES = {
     "optimizer's argument": (["train", "--policy-optimizer", "sgd:speed=3"], ["sgd:speed=3", "sgd:momentum=0.9"]),
     "optimizer that is a line search": (["train", "--reward-optimizer", "lbfgs"], ["lbfgs", "required: one of"]),
     "optimizer with a key": (["train", "--reward-optimizer", "noisy_sgd"], ["noisy_sgd", "required: one of"]),
-    "optimizer's argument that is not finite": (["train", "--policy-optimizer", "sgd:momentum=nan"], ["not finite"]),
+    "optimizer's argument that is not finite": (["train", "--policy-optimizer", "adam:eps=nan"], ["finite"]),
+    "optimizer with a share of all": (["train", "--policy-optimizer", "adam:b1=2"], ["b1 must be in [0, 1)"]),
+    "optimizer with a negative share": (["train", "--policy-optimizer", "adam:b1=-1"], ["b1 must be in [0, 1)"]),
+    "optimizer with a negative number": (["train", "--policy-optimizer", "adam:eps=-1"], ["eps must be finite and at"]),
+    "optimizer without its arguments": (["train", "--policy-optimizer", "sgd:"], ["'sgd:'", "no argument=number"]),
+    "optimizer's argument without a value": (
+        ["train", "--reward-optimizer", "sgd:momentum"],
+        ["'sgd:momentum'", "('momentum' is no argument=number)"],
+    ),
+    "optimizer's argument twice": (
+        ["train", "--policy-optimizer", "sgd:momentum=0.9,momentum=0.8"],
+        ["(momentum is given twice)"],
+    ),
     "optimizer's argument without a number": (["train", "--policy-optimizer", "adam:b1"], ["adam:b1", "sgd:momentum"]),
-    "too many segments": (["train", "--gradients", "exact"], ["(S·A)^H", "at most 4096", "shorten the segments"]),
+    "too many segments": (
+        ["train", "--gradients", "exact"],
+        ["--segment-length is 10 with --gradients exact", "100^10"],
+    ),
+    "segments that would fit": (
+        ["train", "--gradients", "exact", "--world", "garnet", "--states", "4", "--actions", "2"],
+        ["(S·A)^H segments, here 8^10, and at most 4096", "--segment-length 4 or less, or --gradients sampled"],
+    ),
+    "no segment that would fit": (
+        ["train", "--gradients", "exact", "--world", "garnet", "--states", "2049", "--actions", "2"],
+        ["required: a smaller world, or --gradients sampled"],
+    ),
     "more devices than there are": (["train", "--devices", "999"], ["--devices is 999", "at most"]),
     "gymnax has no such environment": (
         ["train", "--world", "gymnax", "--environment", "Pendulum-v9"],
@@ -140,6 +215,20 @@ CASES = {
         ["tune"],
         ["--budget was not given", "environment transitions", "bilevel tune --budget 10000000"],
     ),
+    "a search without end": (["tune", "--budget", "1" + "0" * 30], ["--budget is '1000", f"from 1 to {2**63 - 1}"]),
+    "a search for nothing at all": (
+        ["tune", "--budget", "0"],
+        ["--budget is '0'; required: a whole number from 1", "the default is none"],
+    ),
+    "a search of half a transition": (["tune", "--budget", "1e-1"], ["--budget is '1e-1'; required: a whole number"]),
+    "a search by several": (["tune", "--budget", "9999", "--distributed"], ["tune got --distributed", "one process"]),
+    "a search that is stopped": (["tune", "--budget", "9999", "--stopped-code", "0"], ["tune got --stopped-code"]),
+    "a report of no name": (["report", ""], ["report got ''", "one run folder"]),
+    "a version of something": (["--version", "foo"], ["--version got foo"]),
+    "a study of no name": (["study"], ["study got no name; required: one name"]),
+    "a misspelt option of verify": (["verify", "--quik"], ["verify got --quik", "did you mean --quick?"]),
+    "too many devices": (["bench", "--plan", "--target-devices", "1" + "0" * 20], ["at least 1 and at most 1048576"]),
+    "more digits than a number has": (["bench", "--plan", "--target-devices", "9" * 5000], ["--target-devices is"]),
     "a report of an option": (["report", "--fast"], ["got --fast", "one run folder"]),
     "a reference that is no file": (["train", "--reference", "expert"], ["--reference is 'expert'", ".npz"]),
     "a reference that is missing": (["train", "--reference", "expert.npz"], ["expert.npz cannot be read"]),
@@ -191,6 +280,8 @@ FAR = {
     "algorithm": (["train", "--algorithm", "qqqqq"], "bilevel, alternating"),
     "option": (["train", "--zzzzqq", "3"], "--steps, --seeds"),
     "study": (["study", "qqqqq"], "bandit, cartpole"),
+    "world a little": (["train", "--world", "zebra"], "gridworld, garnet"),
+    "target": (["bench", "--plan", "--target", "gpu"], "cpu, cuda, tpu"),
     "claim": (["verify", "qqqqq"], "P1.bias, P1.value"),
     "optimizer": (["train", "--policy-optimizer", "zzz"], "adabelief, adadelta"),
 }
@@ -212,6 +303,67 @@ def test_from_python_an_option_that_is_none_is_refused_with_the_nearest_or_where
     }.items():
         with pytest.raises(OptionError, match=f"bilevel on gridworld has no option --{name}; {advice}"):
             configure(**{name: 1})
+
+
+def test_from_python_a_sweep_without_effect_is_refused_and_a_value_that_runs_share_is_not():
+    with pytest.raises(OptionError, match="--critic-step-size has no effect with --critic monte_carlo; it is one of"):
+        configure(critic="monte_carlo", critic_step_size=(0.1, 3.0))
+    for critic in ("td", "monte_carlo"):
+        config = configure(critic=critic, critic_step_size=0.1, num_targets=3)
+        assert from_dict(as_dict(config)) == config
+
+
+TINY = dict(states=3, actions=2, successors=2, batch_size=4, num_pairs=2, rollout_length=4, segment_length=2)
+TINY |= dict(num_policy_steps=2, num_targets=1, num_transitions=8, num_chains=4, critic_hidden=(4,))
+CHANGED = dict(num_targets=2, num_transitions=12, num_chains=2, average_critic=False, reset_critic=True)
+CHANGED |= dict(critic_step_size=0.3, critic_radius=0.01, critic_model="table", critic_hidden=(3,), batch_size=6)
+CHANGED |= dict(num_pairs=3, rollout_length=5, estimator="coupled", critic="monte_carlo", sigma=3.0)
+
+
+def algorithm_of(**options):
+    """A small one, its hyperparameters constants of its program."""
+    config = configure("garnet", **TINY | options)
+    (point,) = sweep(config)[1]
+    return build(config).make(Hyper(**point))[0]
+
+
+def program(**options):
+    """Its step, as text."""
+    algorithm = algorithm_of(**options)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    return str(jax.make_jaxpr(algorithm.step)(jax.random.key(0), state))
+
+
+@pytest.mark.slow
+def test_each_option_that_some_choices_leave_without_effect_changes_the_program_under_the_others():
+    assert set(CHANGED) == {name for names, _ in EFFECTS for name in names}
+    before = program()
+    assert before == program()
+    assert all(program(**{name: value}) != before for name, value in CHANGED.items())
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"critic": "monte_carlo"}, {"critic": "exact"}, {"hypergradient": "naive"}, {"gradients": "exact"}]
+)
+def test_options_that_a_choice_is_said_to_leave_without_effect_do_not_change_the_program(chosen):
+    config = configure("garnet", **TINY | chosen)
+    idle = {name: value for name, value in CHANGED.items() if choices_wanted(config, name)}
+    assert idle and program(**chosen | idle) == program(**chosen)
+
+
+@pytest.mark.parametrize(("gradients", "has_effect"), [("exact", False), ("sampled", True)])
+def test_without_line_7_sigma_moves_what_is_learned_by_the_samples_alone(gradients, has_effect):
+    chosen = dict(gradients=gradients, hypergradient="naive", policy="table", reward="table", critic="monte_carlo")
+    assert bool(choices_wanted(configure("garnet", **TINY | chosen), "sigma")) != has_effect
+
+    def learned(sigma):
+        algorithm = algorithm_of(**chosen, sigma=sigma)
+        key = jax.random.key(0)
+        state = jax.lax.fori_loop(0, 2, lambda _, x: algorithm.step(key, x)[0], algorithm.init(key))
+        return algorithm.params(state)
+
+    low, high = jax.tree.leaves(jax.jit(lambda: (learned(0.1).reward, learned(3.0).reward))())
+    assert np.any(low != high) == has_effect
 
 
 def arrays(**changes):

@@ -79,9 +79,19 @@ def test_a_plan_predicts_the_memory_of_the_program_that_then_runs():
 def test_a_plan_for_a_device_that_is_not_here_predicts_no_time(capsys):
     options = ["--world", "garnet", "--policy", "table", "--reward", "table", "--critic", "monte_carlo", "--seeds", "6"]
     assert main(["bench", "--plan", "--target", "tpu", "--target-devices", "2", *options]) == 0
+    said = capsys.readouterr().out
+    assert "time: not predicted, since no tpu device is here" in said
+    assert "6 lanes, 100 outer steps, on 2 tpu device(s)" in said
+
+
+def test_a_plan_as_json_is_its_numbers_on_one_line(capsys):
+    options = ["--world", "garnet", "--policy", "table", "--reward", "table", "--critic", "monte_carlo", "--seeds", "6"]
+    assert main(["bench", "--plan", "--json", "--target", "tpu", "--target-devices", "2", *options]) == 0
     said = capsys.readouterr()
-    assert "time: not predicted, since no tpu device is here" in said.out + said.err
-    assert "6 lanes, 100 outer steps, on 2 tpu device(s)" in said.out + said.err
+    found = json.loads(said.out)
+    assert said.out.count("\n") == 1 and set(found) == {"target", "devices", *plan.Plan._fields}
+    assert (found["target"], found["devices"], found["lanes"], found["run_seconds"]) == ("tpu", 2, 6, None)
+    assert f"memory: {found['bytes_a_device'] / 1e6:,.1f} MB a device" in said.err
 
 
 @pytest.mark.parametrize(

@@ -311,15 +311,17 @@ def test_one_process_agrees_with_itself():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--num-processes", "2"], ["required: --distributed too"]),
-        (["--distributed", "--process-id", "0"], ["--process-id 0", "all three, or none"]),
         (
-            ["--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
-            ["--process-id 2 of 2", "a number below --num-processes"],
+            ["--num-processes", "2"],
+            ["--num-processes came without --coordinator, --process-id, --distributed", "required: all four"],
         ),
         (
-            ["--distributed", "--coordinator", "nowhere", "--num-processes", "2", "--process-id", "0"],
-            ["'nowhere'", "HOST:PORT"],
+            ["--distributed", "--process-id", "0"],
+            ["--process-id, --distributed came without --coordinator, --num-processes", "--distributed alone"],
+        ),
+        (
+            ["--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
+            ["--process-id is 2 with --num-processes 2", "a number below --num-processes"],
         ),
         (["--distributed", "--peer-timeout", "1"], ["--peer-timeout is 1", "at least 10"]),
     ],
@@ -329,6 +331,36 @@ def test_what_does_not_make_a_group_of_processes_is_refused(tmp_path, capsys, ar
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and all(word in said for word in words), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+@pytest.mark.parametrize(
+    "address",
+    ["nowhere", "host:99999", "localhost:0", "host:²", ":1234", "[::1]:1234:5", "::1:1234", "a b:1", "http://a:1"],
+)
+def test_an_address_without_a_port_that_can_be_is_refused_by_every_process(
+    tmp_path, capsys, monkeypatch, address, process
+):
+    monkeypatch.setattr(processes, "_join", lambda *arguments: pytest.fail("this should have been refused before"))
+    place = ["--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", process]
+    assert main(["train", *place, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"bilevel: --coordinator is {address!r}; required: HOST:PORT, a port from 1 to 65535")
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("address", ["host0:1", "192.0.2.1:65535", "[2001:db8::1]:1234", "[fe80::1%eth0]:80"])
+def test_an_address_with_a_host_and_a_port_is_taken(address):
+    assert processes._check_place(processes.ProcessOptions(True, address, 2, 1))
+
+
+def test_a_detected_address_whose_port_is_none_is_refused(tmp_path, capsys, monkeypatch):
+    def detected(*arguments):
+        return "host:99999", 2, 0, None
+
+    monkeypatch.setattr(processes.ClusterEnv, "auto_detect_unset_distributed_params", detected)
+    assert main(["train", "--distributed", "--out", str(tmp_path / "run")]) == 2
+    assert "its coordinator is host:99999, whose port is none" in capsys.readouterr().err
 
 
 LEAVES = """

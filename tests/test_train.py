@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from bilevel.run import DIVERGED
 from experiments import configure, driver, groups, load_params, load_run, train
 from experiments.files import RunFolderError
+from experiments.options import OptionError
 from experiments.run_folder import open_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -117,7 +119,7 @@ def test_learned_parameters_are_those_of_the_seed(whole):
     table = np.load(folder / "tables.npz")["learned_reward"]
     for point, seed in ((0, 2), (1, 0)):
         np.testing.assert_array_equal(load_params(folder, seed, point).reward, table[point, seed])
-    for seed in (3, -1, 1.5, "0"):
+    for seed in (3, -1, 1.5, "0", True):
         with pytest.raises(RunFolderError, match=f"no seed {seed!r}; required: a whole number from 0 to 2"):
             load_params(folder, seed)
     with pytest.raises(RunFolderError, match="no point 2; required: a whole number from 0 to 1"):
@@ -248,11 +250,48 @@ def test_another_device_layout_needs_the_option_that_the_message_names(whole, tm
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["layout"]["num_devices"] = 7
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunFolderError, match="--allow-layout-change"):
-        train(tiny(), folder)
+    with pytest.raises(RunFolderError, match=r"pass --allow-layout-change \(in Python allow_layout_change=True\)"):
+        train(tiny(steps=8), folder)
     for _ in range(2):  # and the report goes on saying so
-        train(tiny(), folder, allow_layout_change=True)
+        train(tiny(steps=8), folder, allow_layout_change=True)
         assert (folder / "report.html").read_text().count("bits may differ") == 1
+
+
+def test_a_finished_run_of_another_device_layout_is_returned_as_it_is_and_one_without_its_end_is_not(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["layout"]["num_devices"] = 7
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def written():
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "report.html")]
+        return {path: path.read_bytes() for path in files if path.suffix != ".png"}
+
+    before, said = written(), []
+    assert train(tiny(), folder, say=said.append) == folder and written() == before
+    assert said[0].startswith("note: it was finished on another layout (layout.num_devices: was 7, now ")
+    assert "true return" in "\n".join(said)
+    with pytest.raises(RunFolderError, match="was run on another layout"):
+        train(tiny(seeds=4), folder)
+    shutil.rmtree(folder / "checkpoints" / "000000-000002" / "7")
+    with pytest.raises(RunFolderError, match="was run on another layout"):
+        train(tiny(), folder)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"seeds": 3}, "gridworld"])
+def test_what_configure_did_not_make_cannot_be_trained(config, tmp_path):
+    with pytest.raises(OptionError, match=r"config is .*; required: what configure returns"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_parameters_of_a_seed_that_diverged_come_with_a_warning(tmp_path):
+    config = cheap(steps=4, reward_step_size=1e38, reward_optimizer="sgd")
+    folder = train(config, tmp_path / "run")
+    steps = (load_run(folder).status.values[0, 1] != DIVERGED).sum()
+    with pytest.warns(UserWarning, match=f"seed 1 at point 0 of .* diverged in outer step {steps + 1}: its parameters"):
+        params = load_params(folder, 1)
+    assert np.all(np.isfinite(params.reward))
 
 
 def test_the_name_of_a_run_depends_on_what_is_computed_alone(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from experiments.tune import (
     spent,
     step_transitions,
     successive_halving,
+    whole,
 )
 
 TINY = ["--world", "garnet", "--states", "3", "--actions", "2", "--policy", "table", "--reward", "table"]
@@ -43,6 +44,13 @@ def test_the_rungs_cost_no_more_than_the_budget_and_equally_much(num, transition
         assert np.all(added[1:] == 3 * added[:-1])
         one_more = [rung._replace(steps=rung.steps // added[0] * (added[0] + 1)) for rung in rungs]
         assert one_more[0].candidates * one_more[0].steps * transitions * len(rungs) > budget
+
+
+def test_a_whole_number_may_have_an_exponent():
+    words = {"1": 1, "10000000": 10**7, "1e7": 10**7, "1.5E6": 1_500_000, str(2**63 - 1): 2**63 - 1}
+    assert {word: whole(word) for word in words} == words
+    for word in ("0", "-1", "1.5", "1e-3", "1e19", "1e999999999", "inf", "nan", "much", "", str(2**63)):
+        assert whole(word) == 0
 
 
 def test_a_budget_below_one_step_a_rung_is_refused_with_what_is_needed():
@@ -178,11 +186,10 @@ def test_two_searches_at_once_and_a_folder_of_something_else_are_refused(tmp_pat
 
 BAD = {
     "no budget": ([], ["--budget was not given", "transitions", "--budget 10000000"]),
-    "a budget of a word": (["--budget", "much"], ["much"]),
-    "a budget too small": (["--budget", "100"], ["--budget is 100", "at least", "--candidates"]),
+    "a budget of a word": (["--budget", "much"], ["--budget is 'much'; required: a whole number"]),
+    "a budget too small": (["--budget", "1e2"], ["--budget is 100", "at least", "--candidates"]),
     "one candidate": (["--budget", "1000000", "--candidates", "1"], ["--candidates is 1", "at least 2"]),
     "another algorithm": (["--budget", "9999", "--algorithm", "alternating"], ["alternating", "--algorithm bilevel"]),
-    "exact gradients": (["--budget", "9999", "--gradients", "exact"], ["--gradients is exact", "sampled"]),
     "a sweep": (["--budget", "9999", "--kl-weight", "0.2", "0.5"], ["--kl-weight has several values"]),
     "nothing to tune": (
         [
