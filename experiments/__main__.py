@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
+from experiments.interruption import STOPPING, Ending, Stopped, end_at_once
 from experiments.output import FLAGS, Voice, complain, discard, prepare_streams
 
 HELP = f"""usage: bilevel COMMAND [OPTIONS]
@@ -32,15 +34,18 @@ bilevel train --help                                    every option of the defa
 bilevel train --world bandit --algorithm alternating --help     … and of others
 """
 ASKS_HELP = {"-h", "--help"}
+VOICE = {"--quiet", "--json"}
 
 AFTER = {  # an interruption
     "train": "the same command resumes from the newest checkpoint",
     "verify": "the same command goes on from what it had measured",
 }
+INTERRUPTED = 130
 
 
 def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
+    end_at_once(endings(sys.argv[1:]))
     prepare_streams()
     code = main()
     for stream in (sys.stdout, sys.stderr):
@@ -56,12 +61,32 @@ def command() -> None:
     sys.exit(code)
 
 
+def endings(arguments: list[str]) -> dict[int, Ending]:
+    """How signals end a command while no run of its own listens to them, by number of the signal.
+
+    The arguments are not read by then, which takes the imports: of them the command and `--stopped-code` are looked for.
+    """
+    name = next((argument for argument in arguments if argument not in VOICE), "")
+    interrupted = Ending(INTERRUPTED, _interrupted(name))
+    if name == "verify":
+        return {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
+    if name != "train":
+        return {signal.SIGINT: interrupted}
+    codes = re.findall(r"--stopped[-_]code[= ](\d{1,3})", " ".join(arguments))
+    stopped = Ending(int(codes[-1]) if codes else 0, "stopped before it went on, as asked; the same command does")
+    return {signal.SIGINT: interrupted, **dict.fromkeys(STOPPING, stopped)}
+
+
+def _interrupted(name: str) -> str:
+    return f"interrupted; {AFTER.get(name, 'nothing was kept: run it again')}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked or an output that cannot be
     written, 3 if a claim is stopped by an error, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     voice = Voice("--quiet" in arguments, "--json" in arguments)
-    arguments = [argument for argument in arguments if argument not in ("--quiet", "--json")]
+    arguments = [argument for argument in arguments if argument not in VOICE]
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         voice.answer(version() if arguments == ["--version"] else HELP)
         return voice.code
@@ -92,8 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         complain("bilevel: " + " ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        complain(f"\nbilevel: interrupted; {AFTER.get(arguments[0], 'nothing was kept: run it again')}")
-        return 130
+        complain(f"\nbilevel: {_interrupted(arguments[0])}")
+        return INTERRUPTED
 
 
 def version() -> str:
@@ -152,7 +177,6 @@ def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
     from experiments.arguments import parse_train
     from experiments.driver import train
-    from experiments.interruption import Stopped
     from experiments.processes import is_main, joined
 
     config, output, processes = parse_train(arguments)
@@ -341,7 +365,6 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
     if options := [name for name in names if name.startswith("-")]:
         raise OptionError(f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone")
     compile_fast()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = verify(names, out, "--quick" in rest, voice.say)
     except (OptionError, RunFolderError):
@@ -349,8 +372,6 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
     except Exception:
         traceback.print_exc()
         return 3
-    finally:
-        signal.signal(signal.SIGTERM, before)
     voice.table(Path(out) / ("quick" if "--quick" in rest else "full") / "summary.json")
     return int(any(result["verdict"] == "fails" for result in results.values()))
 

@@ -160,3 +160,89 @@ def test_a_thread_that_cannot_listen_to_signals_runs_without():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+# Before a run listens ---------------------------------------------------------------------------------------------------
+
+# The command, which gets a signal while it imports a module, inside a callback of Python's garbage collection: Python drops
+# what is raised there, and JAX has such a callback.
+WHILE_IT_IMPORTS = """
+import gc, importlib.abc, os, sys
+module, number, sys.argv = sys.argv[1], int(sys.argv[2]), ["bilevel", *sys.argv[3:]]
+
+
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            gc.callbacks.append(signalled)
+            gc.collect()
+
+
+def signalled(phase, info):
+    gc.callbacks.remove(signalled)
+    os.kill(os.getpid(), number)
+
+
+from experiments.__main__ import command
+sys.meta_path.insert(0, Signals())
+command()
+"""
+GOES_ON, MEASURED = "the same command resumes", "the same command goes on from what it had measured"
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "arguments", "code", "words"),
+    [
+        ("jax", signal.SIGINT, ["--quiet", "train", *TINY], 130, GOES_ON),
+        ("experiments.driver", signal.SIGINT, ["train", *TINY], 130, GOES_ON),
+        ("jax", signal.SIGTERM, ["train", *TINY], 0, "stopped before it went on, as asked; the same command does"),
+        ("jax", signal.SIGHUP, ["train", *TINY, "--stopped-code", "75"], 75, "stopped before"),
+        ("experiments.driver", signal.SIGTERM, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
+        ("experiments.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
+        ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "nothing was kept: run it again"),
+    ],
+)
+def test_one_signal_ends_a_command_wherever_it_comes_and_says_so_in_a_line(
+    tmp_path, module, number, arguments, code, words
+):
+    command = [
+        sys.executable,
+        "-c",
+        WHILE_IT_IMPORTS,
+        module,
+        str(int(number)),
+        *arguments,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == code and len(lines) == 1, done.stderr
+    assert lines[0].startswith("bilevel: ") and words in lines[0]
+
+
+def test_a_second_ctrl_c_ends_the_command_wherever_it_comes(tmp_path):
+    send = "gc.callbacks.append(twice), gc.collect()"
+    script = f"""
+import gc, os, signal, sys
+from experiments import groups
+from experiments.__main__ import command
+sys.argv[:] = ["bilevel", "train", *{TINY!r}, "--out", {str(tmp_path / "run")!r}]
+honest, groups.write_metrics = groups.write_metrics, lambda *rest: (honest(*rest), {send})
+
+
+def twice(phase, info):
+    gc.callbacks.remove(twice)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+command()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 130 and len(lines) == 2 and GOES_ON in lines[1], done.stderr
+    assert not [*(tmp_path / "run").glob("checkpoints/*/2")]
