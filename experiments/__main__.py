@@ -142,6 +142,7 @@ def set_up_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_enable_preemption_service", False)  # would take SIGTERM away from whoever listens here
     if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
         jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -175,6 +176,7 @@ def hush_closed_loops() -> None:
 
 def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
+    from experiments.alike import refuse_other_options
     from experiments.arguments import parse_train
     from experiments.driver import train
     from experiments.processes import is_main, joined
@@ -182,6 +184,7 @@ def train_command(arguments: list[str], voice: Voice) -> int:
     config, output, processes = parse_train(arguments)
     command = "bilevel train " + shlex.join(arguments)
     with joined(processes):
+        refuse_other_options({"--peer-timeout": processes.peer_timeout, "--stopped-code": output.stopped_code})
         try:
             folder = train(config, output.out or None, output.allow_layout_change, voice.say, command.strip())
         except Stopped as stopped:
