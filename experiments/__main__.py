@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 
 from experiments.interruption import STOPPING, Ending, Stopped, end_at_once
@@ -73,7 +72,9 @@ def endings(arguments: list[str]) -> dict[int, Ending]:
     if name != "train":
         return {signal.SIGINT: interrupted}
     codes = re.findall(r"--stopped[-_]code[= ](\d{1,3})", " ".join(arguments))
-    stopped = Ending(int(codes[-1]) if codes else 0, "stopped before it went on, as asked; the same command does")
+    stopped = Ending(
+        int(codes[-1]) if codes else 0, "stopped before it began, as asked; the same command begins it, or resumes it"
+    )
     return {signal.SIGINT: interrupted, **dict.fromkeys(STOPPING, stopped)}
 
 
@@ -116,13 +117,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (OptionError, RunFolderError, CheckpointError) as error:
         complain("bilevel: " + " ".join(str(error).split()))
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):  # Stopped: a run inside of a study
         complain(f"\nbilevel: {_interrupted(arguments[0])}")
         return INTERRUPTED
 
 
 def version() -> str:
     """The versions of this package, JAX and Python, in a line."""
+    from importlib import metadata  # late: no signal is heard until the imports above are over
+
     installed = {package.name: package.version for package in metadata.distributions()}
     ours = {"bilevel": "bilevel-rlhf", "jax": "jax"}
     versions = {name: installed.get(package, "(not installed)") for name, package in ours.items()}
@@ -152,6 +155,8 @@ def compile_fast() -> None:
 
     Studies compile many programs outside of runs. Has no effect once a device was used.
     """
+    from importlib import metadata
+
     accelerators = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
     if os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerators:
         flags = os.environ.get("XLA_FLAGS", "")

@@ -14,6 +14,7 @@ import pytest
 from experiments import configure, driver, groups, load_run, train
 from experiments.__main__ import main
 from experiments.interruption import Stopped, requests_to_stop
+from experiments.studies import cartpole
 
 TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
 TINY += ["--reward", "table", "--segment-length", "2", "--num-policy-steps", "1", "--width", "2", "--seeds", "2"]
@@ -162,6 +163,13 @@ def test_a_thread_that_cannot_listen_to_signals_runs_without():
     assert found == [False]
 
 
+def test_a_study_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
+    signalled(signal.SIGTERM)
+    monkeypatch.setattr(cartpole, "main", lambda folder, say: train(tiny(), folder / "run"))
+    assert main(["study", "cartpole", "--out", str(tmp_path)]) == 130
+    assert "bilevel: interrupted" in capsys.readouterr().err
+
+
 # Before a run listens ---------------------------------------------------------------------------------------------------
 
 # The command, which gets a signal while it imports a module, inside a callback of Python's garbage collection: Python drops
@@ -196,7 +204,7 @@ GOES_ON, MEASURED = "the same command resumes", "the same command goes on from w
     [
         ("jax", signal.SIGINT, ["--quiet", "train", *TINY], 130, GOES_ON),
         ("experiments.driver", signal.SIGINT, ["train", *TINY], 130, GOES_ON),
-        ("jax", signal.SIGTERM, ["train", *TINY], 0, "stopped before it went on, as asked; the same command does"),
+        ("jax", signal.SIGTERM, ["train", *TINY], 0, "stopped before it began, as asked; the same command begins it"),
         ("jax", signal.SIGHUP, ["train", *TINY, "--stopped-code", "75"], 75, "stopped before"),
         ("experiments.driver", signal.SIGTERM, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
         ("experiments.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),

@@ -199,7 +199,7 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path, number, cod
     process.send_signal(number)
     said, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == code, said
-    assert ("interrupted" if code == 130 else "stopped before it went on") in complaint(said)
+    assert ("interrupted" if code == 130 else "stopped before it began") in complaint(said)
 
 
 def test_two_processes_of_one_number_are_told_that_they_may_be_that(tmp_path):
