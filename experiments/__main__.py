@@ -6,13 +6,14 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 
+from experiments.interruption import STOPPING, Ending, Stopped, end_at_once
 from experiments.output import FLAGS, Voice, complain, discard, prepare_streams
 
 HELP = f"""usage: bilevel COMMAND [OPTIONS]
@@ -32,15 +33,18 @@ bilevel train --help                                    every option of the defa
 bilevel train --world bandit --algorithm alternating --help     … and of others
 """
 ASKS_HELP = {"-h", "--help"}
+VOICE = {"--quiet", "--json"}
 
 AFTER = {  # an interruption
     "train": "the same command resumes from the newest checkpoint",
     "verify": "the same command goes on from what it had measured",
 }
+INTERRUPTED = 130
 
 
 def command() -> None:
     """`bilevel` as a process of its own. Ends at once where a save was cut short, whose threads wait for each other."""
+    end_at_once(endings(sys.argv[1:]))
     prepare_streams()
     code = main()
     for stream in (sys.stdout, sys.stderr):
@@ -56,12 +60,34 @@ def command() -> None:
     sys.exit(code)
 
 
+def endings(arguments: list[str]) -> dict[int, Ending]:
+    """How signals end a command while no run of its own listens to them, by number of the signal.
+
+    The arguments are not read by then, which takes the imports: of them the command and `--stopped-code` are looked for.
+    """
+    name = next((argument for argument in arguments if argument not in VOICE), "")
+    interrupted = Ending(INTERRUPTED, _interrupted(name))
+    if name == "verify":
+        return {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
+    if name != "train":
+        return {signal.SIGINT: interrupted}
+    codes = re.findall(r"--stopped[-_]code[= ](\d{1,3})", " ".join(arguments))
+    stopped = Ending(
+        int(codes[-1]) if codes else 0, "stopped before it began, as asked; the same command begins it, or resumes it"
+    )
+    return {signal.SIGINT: interrupted, **dict.fromkeys(STOPPING, stopped)}
+
+
+def _interrupted(name: str) -> str:
+    return f"interrupted; {AFTER.get(name, 'nothing was kept: run it again')}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; its exit code: 0, 1 if a claim fails, 2 for a mistake in what was asked or an output that cannot be
     written, 3 if a claim is stopped by an error, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     voice = Voice("--quiet" in arguments, "--json" in arguments)
-    arguments = [argument for argument in arguments if argument not in ("--quiet", "--json")]
+    arguments = [argument for argument in arguments if argument not in VOICE]
     if arguments[:1] == ["--version"] and len(arguments) > 1:
         complain(f"bilevel: --version got {shlex.join(arguments[1:])}; required: nothing more")
         return 2
@@ -94,13 +120,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (OptionError, RunFolderError, CheckpointError) as error:
         complain("bilevel: " + " ".join(str(error).split()))
         return 2
-    except KeyboardInterrupt:
-        complain(f"\nbilevel: interrupted; {AFTER.get(arguments[0], 'nothing was kept: run it again')}")
-        return 130
+    except (KeyboardInterrupt, Stopped):  # Stopped: a run inside of a study
+        complain(f"\nbilevel: {_interrupted(arguments[0])}")
+        return INTERRUPTED
 
 
 def version() -> str:
     """The versions of this package, JAX and Python, in a line."""
+    from importlib import metadata  # late: no signal is heard until the imports above are over
+
     installed = {package.name: package.version for package in metadata.distributions()}
     ours = {"bilevel": "bilevel-rlhf", "jax": "jax"}
     versions = {name: installed.get(package, "(not installed)") for name, package in ours.items()}
@@ -120,6 +148,7 @@ def set_up_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_enable_preemption_service", False)  # would take SIGTERM away from whoever listens here
     if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ:
         jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -129,6 +158,8 @@ def compile_fast() -> None:
 
     Studies compile many programs outside of runs. Has no effect once a device was used.
     """
+    from importlib import metadata
+
     accelerators = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
     if os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerators:
         flags = os.environ.get("XLA_FLAGS", "")
@@ -153,14 +184,15 @@ def hush_closed_loops() -> None:
 
 def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
+    from experiments.alike import refuse_other_options
     from experiments.arguments import parse_train
     from experiments.driver import train
-    from experiments.interruption import Stopped
     from experiments.processes import is_main, joined
 
     config, output, processes = parse_train(arguments)
     command = "bilevel train " + shlex.join(arguments)
     with joined(processes):
+        refuse_other_options({"--peer-timeout": processes.peer_timeout, "--stopped-code": output.stopped_code})
         try:
             folder = train(config, output.out or None, output.allow_layout_change, voice.say, command.strip())
         except Stopped as stopped:
@@ -351,7 +383,6 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
             f"verify got {' '.join(options)}; required: names of claims, --quick and --out FOLDER alone{hint}"
         )
     compile_fast()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = verify(names, out, "--quick" in rest, voice.say)
     except (OptionError, RunFolderError):
@@ -359,8 +390,6 @@ def verify_command(arguments: list[str], voice: Voice) -> int:
     except Exception:
         traceback.print_exc()
         return 3
-    finally:
-        signal.signal(signal.SIGTERM, before)
     voice.table(Path(out) / ("quick" if "--quick" in rest else "full") / "summary.json")
     return int(any(result["verdict"] == "fails" for result in results.values()))
 

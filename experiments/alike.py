@@ -27,6 +27,7 @@ PLACES = re.compile(r"cache|visible_devices|num_cpu_devices|address|timeout|dump
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 VERSION = "version of "
 MOST_NAMED = 8
+LONGEST = 86_400_000  # milliseconds that process 0 may take to come here
 _comparisons = itertools.count()
 
 
@@ -42,6 +43,16 @@ def refuse_differences(config: Config, out: str | Path | None, allow_layout_chan
         return
     _compare(_asked(config, out, allow_layout_change) | _code(config) | _versions(config) | _settings())
     _compare(_devices())
+
+
+def refuse_other_options(options: Mapping[str, Any]) -> None:
+    """Compares options of the command that a run knows nothing of, by their flags, as `refuse_differences` does; before it.
+
+    Raises:
+        OptionError: in every process, where one differs.
+    """
+    if distributed.global_state.client is not None:
+        _compare(options)
 
 
 def _asked(config: Config, out: str | Path | None, allow_layout_change: bool) -> dict[str, Any]:
@@ -90,17 +101,20 @@ def _hash(path: Path) -> str:
 
 
 def _compare(facts: Mapping[str, Any]) -> None:
-    """Compares the facts, JSON values by name, with those of all other processes.
+    """Compares the facts, JSON values by name, and the number of processes with those of all other processes.
 
     Digests alone are exchanged unless they differ, through the store of JAX's distributed runtime: a collective would wait
     for programs and shapes that may differ too.
     """
     state = distributed.global_state
     store, folder = state.client, f"bilevel/alike/{next(_comparisons)}"
-    text = json.dumps(facts, sort_keys=True)
+    text = json.dumps({"--num-processes": state.num_processes} | facts, sort_keys=True)
+    if state.process_id == 0:
+        store.key_value_set(f"{folder}/count", str(state.num_processes))
     store.key_value_set(f"{folder}/facts/{state.process_id}", text)
     store.key_value_set(f"{folder}/digest/{state.process_id}", hashlib.sha256(text.encode()).hexdigest())
-    while len(digests := store.key_value_dir_get(f"{folder}/digest/")) < state.num_processes:
+    count = int(store.blocking_key_value_get(f"{folder}/count", LONGEST))  # whatever this process was told
+    while len(digests := store.key_value_dir_get(f"{folder}/digest/")) < count:
         time.sleep(0.05)  # the watch ends this process if another never comes
     alike: dict[str, list[int]] = {}
     for process, digest in sorted((int(key.rpartition("/")[2]), digest) for key, digest in digests):

@@ -1,13 +1,55 @@
-"""A signal that asks a run to stop: the running chunk ends, its checkpoint is written, and the run stops in good order."""
+"""Signals that ask for an end: a command ends at once; a run ends its chunk and writes the checkpoint first."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 # SIGHUP: the terminal was closed; SIGUSR1: a scheduler's warning. Not every platform has them.
-ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+ASKING = [*STOPPING, signal.SIGINT]
+
+
+class Ending(NamedTuple):
+    """How a signal ends a process.
+
+    Attributes:
+        code: exit code.
+        line: what is said of it.
+    """
+
+    code: int
+    line: str
+
+
+def end_at_once(endings: Mapping[int, Ending]) -> None:
+    """From now on each of these signals ends this process at once; while a run listens (`requests_to_stop`), it decides.
+
+    At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go on.
+    Nothing is lost by it, for files are written whole. Those that `requests_to_stop` leaves ignored stay so.
+
+    Args:
+        endings: by number of the signal.
+    """
+
+    def end(number, frame):
+        _write(f"bilevel: {endings[number].line}")
+        os._exit(endings[number].code)
+
+    for number in _heard(endings):
+        signal.signal(number, end)
+
+
+def _heard(numbers: Iterable[int]) -> list[int]:
+    always = (signal.SIGTERM, signal.SIGINT)
+    return [number for number in numbers if number in always or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _write(line: str) -> None:
+    with suppress(OSError):  # whoever read the lines may have been interrupted too
+        os.write(2, f"\n{line}\n".encode())
 
 
 class Stopped(Exception):
@@ -30,6 +72,9 @@ class Requests:
     def end(self, step: int, last_step: int) -> None:
         """Ends a run at `step`, whose checkpoint is complete.
 
+        Each of several processes ends by the signal that it got itself. One that got none, and stops since another did, ends
+        as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go on.
+
         Raises:
             KeyboardInterrupt: Ctrl-C asked.
             Stopped: another signal did, or another process was asked.
@@ -41,10 +86,10 @@ class Requests:
 
 @contextmanager
 def requests_to_stop() -> Iterator[Requests]:
-    """Collects the signals of `ASKING` while the block runs; a second Ctrl-C raises KeyboardInterrupt at once.
+    """Collects the signals of `ASKING` while the block runs; a second Ctrl-C does at once what it did before the block.
 
-    SIGHUP stays ignored where it was, as under nohup. In a thread other than the main one, which cannot listen to signals,
-    nothing is collected.
+    That is to raise KeyboardInterrupt, unless `end_at_once` has changed it. SIGHUP stays ignored where it was, as under
+    nohup. In a thread other than the main one, which cannot listen to signals, nothing is collected.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
@@ -55,14 +100,14 @@ def requests_to_stop() -> Iterator[Requests]:
         again = signal.SIGINT in requests.received
         requests.received.append(number)
         if number == signal.SIGINT and again:
-            raise KeyboardInterrupt
+            at_once = before[number] if callable(before[number]) else signal.default_int_handler
+            return at_once(number, frame)
         hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        with suppress(OSError):  # whoever read the lines may have been interrupted too
-            os.write(2, f"\nstopping when the running chunk has ended{hint}\n".encode())
+        _write(f"stopping when the running chunk has ended{hint}")
 
-    always = (signal.SIGTERM, signal.SIGINT)
-    heard = [number for number in ASKING if number in always or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, receive) for number in heard}
+    before = {number: signal.getsignal(number) for number in _heard(ASKING)}
+    for number in before:
+        signal.signal(number, receive)
     try:
         yield requests
     finally:

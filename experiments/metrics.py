@@ -148,6 +148,7 @@ def _seal(owner: str, piece: Piece) -> str:
 
 
 def digest_of_arrays(arrays: Arrays) -> np.ndarray:
+    """SHA-256 [32] uint8 of arrays with their names, types and shapes, in any order."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -155,14 +156,16 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
     if not 0 < split(address)[1] < 2**16:
         raise ValueError(f"its coordinator is {address}, whose port is none")
 
+    twice = ", or two processes have the same --process-id" if given else ""
+
     def lost(reason: str) -> None:
         if stages.joined.is_set() and not stages.left.is_set():
-            _end(reason, 0)
+            _end(reason + twice, 0)
 
     def give_up() -> None:
         _say(
-            f"not all {count} processes have come within {timeout} s, or process 0 is not at {address}; required: "
-            "the same command in each of them, at about the same time"
+            f"not all {count} processes have come within {timeout} s, or process 0 is not at {address}{twice}; required: "
+            f"the same command in each of them, at about the same time{', with its own --process-id' if given else ''}"
         )
         os._exit(2)
 
@@ -170,7 +173,9 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
+        # In a thread, so that this one hears signals meanwhile, which it does not inside of JAX.
+        joining = ThreadPoolExecutor(1).submit(
+            jax.distributed.initialize,
             open_relay(address, LESS * timeout, lost, stages.joined) if process else address,
             count,
             process,
@@ -179,6 +184,7 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
             heartbeat_timeout_seconds=2 * timeout,  # the watch below is sooner, and clearer
             shutdown_timeout_seconds=timeout,
         )
+        joining.result()
         stages.joined.set()
     finally:
         timer.cancel()

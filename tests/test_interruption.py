@@ -14,6 +14,7 @@ import pytest
 from experiments import configure, driver, groups, load_run, train
 from experiments.__main__ import main
 from experiments.interruption import Stopped, requests_to_stop
+from experiments.studies import cartpole
 
 TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
 TINY += ["--reward", "table", "--segment-length", "2", "--num-policy-steps", "1", "--width", "2", "--seeds", "2"]
@@ -160,3 +161,96 @@ def test_a_thread_that_cannot_listen_to_signals_runs_without():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_a_study_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
+    signalled(signal.SIGTERM)
+    monkeypatch.setattr(cartpole, "main", lambda folder, say: train(tiny(), folder / "run"))
+    assert main(["study", "cartpole", "--out", str(tmp_path)]) == 130
+    assert "bilevel: interrupted" in capsys.readouterr().err
+
+
+# Before a run listens ---------------------------------------------------------------------------------------------------
+
+# The command, which gets a signal while it imports a module, inside a callback of Python's garbage collection: Python drops
+# what is raised there, and JAX has such a callback.
+WHILE_IT_IMPORTS = """
+import gc, importlib.abc, os, sys
+module, number, sys.argv = sys.argv[1], int(sys.argv[2]), ["bilevel", *sys.argv[3:]]
+
+
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            gc.callbacks.append(signalled)
+            gc.collect()
+
+
+def signalled(phase, info):
+    gc.callbacks.remove(signalled)
+    os.kill(os.getpid(), number)
+
+
+from experiments.__main__ import command
+sys.meta_path.insert(0, Signals())
+command()
+"""
+GOES_ON, MEASURED = "the same command resumes", "the same command goes on from what it had measured"
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "arguments", "code", "words"),
+    [
+        ("jax", signal.SIGINT, ["--quiet", "train", *TINY], 130, GOES_ON),
+        ("experiments.driver", signal.SIGINT, ["train", *TINY], 130, GOES_ON),
+        ("jax", signal.SIGTERM, ["train", *TINY], 0, "stopped before it began, as asked; the same command begins it"),
+        ("jax", signal.SIGHUP, ["train", *TINY, "--stopped-code", "75"], 75, "stopped before"),
+        ("experiments.driver", signal.SIGTERM, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
+        ("experiments.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
+        ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "nothing was kept: run it again"),
+    ],
+)
+def test_one_signal_ends_a_command_wherever_it_comes_and_says_so_in_a_line(
+    tmp_path, module, number, arguments, code, words
+):
+    command = [
+        sys.executable,
+        "-c",
+        WHILE_IT_IMPORTS,
+        module,
+        str(int(number)),
+        *arguments,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == code and len(lines) == 1, done.stderr
+    assert lines[0].startswith("bilevel: ") and words in lines[0]
+
+
+def test_a_second_ctrl_c_ends_the_command_wherever_it_comes(tmp_path):
+    send = "gc.callbacks.append(twice), gc.collect()"
+    script = f"""
+import gc, os, signal, sys
+from experiments import groups
+from experiments.__main__ import command
+sys.argv[:] = ["bilevel", "train", *{TINY!r}, "--out", {str(tmp_path / "run")!r}]
+honest, groups.write_metrics = groups.write_metrics, lambda *rest: (honest(*rest), {send})
+
+
+def twice(phase, info):
+    gc.callbacks.remove(twice)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+command()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 130 and len(lines) == 2 and GOES_ON in lines[1], done.stderr
+    assert not [*(tmp_path / "run").glob("checkpoints/*/2")]

@@ -133,6 +133,14 @@ def test_killed_on_four_processes_a_run_goes_on_on_two_bit_for_bit(tmp_path, run
                 "--steps is 20 in 3 processes (0, 1, 3), 22 in process 2",
             ],
         ),
+        (
+            {1: ["--stopped-code", "75", "--peer-timeout", "40"]},
+            [
+                f"--peer-timeout is {TIMEOUT} in process 0, 40 in process 1",
+                "--stopped-code is 0 in process 0, 75 in process 1",
+            ],
+        ),
+        ({1: ["--num-processes", "3"]}, ["--num-processes is 2 in process 0, 3 in process 1"]),
     ],
 )
 def test_what_differs_between_processes_is_named_by_all_before_anything_compiles(tmp_path, own, words):
@@ -176,6 +184,30 @@ def test_process_0_listens_at_its_address_alone_and_gives_up_in_a_line_when_nobo
     assert not answers("127.0.0.2")  # of this machine too
     ((code, said),) = outcome([process])
     assert code == 2 and "not all 2 processes have come within 10 s" in complaint(said)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path, number, code):
+    (process,) = launch(tmp_path / "run", 2, "--stopped-code", "75", timeout=200, only=[0])
+    address = process.args[process.args.index("--coordinator") + 1]
+
+    def waits():
+        with socket.socket() as probe:
+            return probe.connect_ex(split(address)) == 0
+
+    wait_for(waits, [process])
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == code, said
+    assert ("interrupted" if code == 130 else "stopped before it began") in complaint(said)
+
+
+def test_two_processes_of_one_number_are_told_that_they_may_be_that(tmp_path):
+    started = launch(tmp_path / "run", 3, timeout=10, own={2: ["--process-id", "1"]})
+    waiting = [(code, said) for code, said in outcome(started) if code == 2]
+    assert len(waiting) >= 2  # JAX ends one, where it learns of both
+    for _, said in waiting:
+        assert "or two processes have the same --process-id" in complaint(said)
 
 
 def test_an_address_that_is_not_this_machines_alone_is_not_listened_at(monkeypatch, capsys):
