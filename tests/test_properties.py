@@ -74,8 +74,8 @@ RANGES |= {
 def test_a_configuration_survives_its_json(options, world):
     try:
         config = configure(world, "bilevel", **options)
-    except OptionError as error:  # two values of a sweep may be one in float32
-        assert "repeats a value" in str(error) or "float32" in str(error)
+    except OptionError as error:  # two values of a sweep may be one in float32, and a world's own critic may read none
+        assert any(words in str(error) for words in ("repeats a value", "float32", "has no effect"))
         assume(False)
     read = from_dict(json.loads(json.dumps(as_dict(config), allow_nan=False)))
     assert read == config
