@@ -74,7 +74,8 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
     for figure in figures.values():  # once, and not each time that it is saved
         for axes in figure.axes:  # as a number: a relative size is another when it is saved, and with it the ticks
             axes.tick_params(which="both", labelsize=STYLE["font.size"])
-        figure.get_layout_engine().execute(figure)
+        for _ in range(2):  # panels that the first has made smaller choose other ticks, whose labels may be wider
+            figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figures
 

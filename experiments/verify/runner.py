@@ -204,7 +204,7 @@ def imported(name: str) -> frozenset[str]:
         found.add(current := waiting.pop())
         spec = importlib.util.find_spec(current)
         path = Path(spec.origin)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Import):
                 names = {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
