@@ -230,11 +230,17 @@ def _refuse_pipes(directory: Path) -> None:
     # Orbax looks into every checkpoint when it opens them, and a read of a pipe would wait for ever.
     for path, _, files in os.walk(directory):
         for name in files:
-            with suppress(FileNotFoundError):  # of a run that goes on
-                if not stat.S_ISREG(os.stat(os.path.join(path, name)).st_mode):
-                    raise CheckpointError(
-                        f"{path}/{name} is no file; required: what was written: remove its checkpoint"
-                    )
+            if not _may_be_read(os.path.join(path, name)):
+                raise CheckpointError(f"{path}/{name} is no file; required: what was written: move it away")
+
+
+def _may_be_read(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:  # of a run that goes on
+        return True
+    except OSError:
+        return False
 
 
 @contextmanager

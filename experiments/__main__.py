@@ -36,6 +36,7 @@ ASKS_HELP = {"-h", "--help"}
 VOICE = {"--quiet", "--json"}
 
 AFTER = {  # an interruption
+    "study": "runs that it had begun, if it makes any, resume with the same command",
     "train": "the same command resumes from the newest checkpoint",
     "verify": "the same command goes on from what it had measured",
 }
@@ -185,7 +186,8 @@ def hush_closed_loops() -> None:
 def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
     from experiments.alike import refuse_other_options
-    from experiments.arguments import parse_train
+    from experiments.arguments import given_options, parse_train
+    from experiments.config import idle
     from experiments.driver import train
     from experiments.processes import is_main, joined
 
@@ -193,6 +195,8 @@ def train_command(arguments: list[str], voice: Voice) -> int:
     command = "bilevel train " + shlex.join(arguments)
     with joined(processes):
         refuse_other_options({"--peer-timeout": processes.peer_timeout, "--stopped-code": output.stopped_code})
+        for sentence in idle(config, given_options(arguments)) if is_main() else ():
+            voice.say(f"note: {sentence}")
         try:
             folder = train(config, output.out or None, output.allow_layout_change, voice.say, command.strip())
         except Stopped as stopped:

@@ -110,10 +110,13 @@ def _compare(facts: Mapping[str, Any]) -> None:
     store, folder = state.client, f"bilevel/alike/{next(_comparisons)}"
     text = json.dumps({"--num-processes": state.num_processes} | facts, sort_keys=True)
     if state.process_id == 0:
-        store.key_value_set(f"{folder}/count", str(state.num_processes))
+        store.key_value_set(f"{folder}/count/0", str(state.num_processes))
     store.key_value_set(f"{folder}/facts/{state.process_id}", text)
     store.key_value_set(f"{folder}/digest/{state.process_id}", hashlib.sha256(text.encode()).hexdigest())
-    count = int(store.blocking_key_value_get(f"{folder}/count", LONGEST))  # whatever this process was told
+    # Whatever this process was told; looked for again and again, since a signal is not heard in a call that waits.
+    while not (count := store.key_value_dir_get(f"{folder}/count/")):
+        time.sleep(0.05)
+    count = int(count[0][1])
     while len(digests := store.key_value_dir_get(f"{folder}/digest/")) < count:
         time.sleep(0.05)  # the watch ends this process if another never comes
     alike: dict[str, list[int]] = {}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from experiments.algorithms import ALGORITHMS
-from experiments.config import PARTS, Config, check, default_config, refuse_idle, unknown_option
+from experiments.config import PARTS, Config, check, default_config, refuse_idle_sweep, unknown_option
 from experiments.options import OptionError, check_fields, count
 from experiments.output import FLAGS
 from experiments.processes import ProcessOptions
@@ -57,7 +57,7 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     for name in ("output", *more):
         check_fields(parsed[name])
     check(config)
-    refuse_idle(config, given_options(rest))
+    refuse_idle_sweep(config)
     return config, *(parsed[name] for name in others)
 
 

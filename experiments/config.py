@@ -65,7 +65,7 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: A
         OptionError: an option is unknown, out of its range or swept without effect, or two do not fit each other.
     """
     config = _assemble(world, algorithm, options)
-    refuse_idle(config, sweep(config)[0])  # single values are often shared by runs, of which some have no use for them
+    refuse_idle_sweep(config)
     return config
 
 
@@ -195,27 +195,39 @@ EFFECTS = (  # options, and the choices any of which gives them an effect
     (CRITIC, {"critic": "td"}),
     (SAMPLES, {"gradients": "sampled"}),
     (("estimator",), {"hypergradient": "proxy"}),
-    (("sigma",), {"hypergradient": "proxy", "gradients": "sampled"}),  # samples are of the policy that sigma penalises
 )
 
 
 def choices_wanted(config: Config, name: str) -> dict[str, str]:
-    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one."""
+    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one.
+
+    Of an algorithm that is not ours nothing is known: it may have options of the same names.
+    """
+    if type(config.algorithm).__module__ != ALGORITHMS["bilevel"].__module__:
+        return {}
     for options, choices in EFFECTS:
         if name in options and all(getattr(config, kind, value) != value for kind, value in choices.items()):
             return choices
     return {}
 
 
-def refuse_idle(config: Config, given: Iterable[str]) -> None:
-    """Raises OptionError for the first of the options given that has no effect beside what is chosen."""
+def idle(config: Config, given: Iterable[str]) -> list[str]:
+    """A sentence on each of the options given that has no effect beside what is chosen."""
+    said = []
     for name in given:
         if wanted := choices_wanted(config, name):
             chosen, others = (
                 ", ".join(f"--{_flag(kind)} {value}" for kind, value in choices.items())
                 for choices in ({kind: getattr(config, kind) for kind in wanted}, wanted)
             )
-            raise OptionError(f"--{_flag(name)} has no effect with {chosen}; it is one of {others}: leave it out")
+            said.append(f"--{_flag(name)} has no effect with {chosen}; it is one of {others}")
+    return said
+
+
+def refuse_idle_sweep(config: Config) -> None:
+    """Raises OptionError for a sweep of an option without effect, whose points would be one. A single value does no harm."""
+    for sentence in idle(config, sweep(config)[0]):
+        raise OptionError(f"{sentence}: give it one value, or leave it out")
 
 
 # Checks across options ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,8 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
         )
     manifest["identity"] = identity_of(folder) if begun else new_identity()
     groups = all_groups(folder, config.seeds)
-    refuse_adopted(folder, groups[len(groups_of(folder)) :])
+    if "groups" in manifest_of(folder):  # not of a run from before they were written down
+        refuse_adopted(folder, groups[len(groups_of(folder)) :])
     manifest["groups"] = [list(group) for group in groups]
     if not manifest["identity"]:
         notes.append("the run was begun before runs had an identity: files of another run in its folder go unnoticed")
@@ -197,7 +198,15 @@ def is_finished(folder: Path, config: Config) -> bool:
     groups = all_groups(folder)
     ends = [folder / "checkpoints" / group.name / str(config.steps) for group in groups]
     whole = sum(group.num_seeds for group in groups) == config.seeds and all(end.is_dir() for end in ends)
-    return whole and (folder / "summary.json").exists()
+    return whole and _summarised(folder) == (config.steps, config.seeds)
+
+
+def _summarised(folder: Path) -> tuple[int, int] | None:
+    """Of how many steps and seeds the run's summary is, which is written last; None where there is none."""
+    summary = read_json(folder, "summary.json", dict, {})
+    with suppress(KeyError, IndexError, TypeError):  # of another version
+        return summary["steps"], summary["points"][0]["seeds"]["total"]
+    return None
 
 
 def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:

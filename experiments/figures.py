@@ -185,13 +185,14 @@ def _draw_final_values(
     axes: Axes, dataset: xr.Dataset, name: str, hyper: str, lines: dict[str, list[int]], colors: Mapping
 ) -> None:
     points = hyper_points(dataset)
-    x = dataset[hyper].values if dataset[hyper].dtype.kind in "iuf" else np.array([str(p[hyper]) for p in points])
+    x = dataset[hyper].values
+    numeric = x.dtype.kind in "iuf" and np.isfinite(x).all()
+    x = x if numeric else np.array([str(p[hyper]) for p in points])
     for label, line in lines.items():
-        line = sorted(line, key=lambda i: x[i]) if x.dtype.kind in "iuf" else line
+        line = sorted(line, key=lambda i: x[i]) if numeric else line
         y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
         style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
         axes.errorbar(x[line], y.center, bars(y), color=colors[label], **style)
-    numeric = x.dtype.kind in "iuf"
     if numeric and x.min() > 0 and x.max() > 10 * x.min():
         axes.set_xscale("log")
     if numeric and len(np.unique(x)) <= 8:

@@ -105,7 +105,7 @@ def run_groups(
 
 def _made(folder: Path, name: str) -> str:
     directory = make_folder(folder, name)
-    if links := [str(entry) for entry in sorted(directory.iterdir()) if entry.is_symlink()]:
+    if links := [str(entry) for entry in sorted(directory.iterdir()) if entry.name.isdigit() and entry.is_symlink()]:
         raise RunFolderError(
             f"{links[0]} is a link; as newer ones come old checkpoints are removed, but none through a link: replace it by "
             "a copy, or remove it"

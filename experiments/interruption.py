@@ -3,13 +3,15 @@
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 # SIGHUP: the terminal was closed; SIGUSR1: a scheduler's warning. Not every platform has them.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 ASKING = [*STOPPING, signal.SIGINT]
+
+OVER = threading.Event()  # a run that listened has ended
 
 
 class Ending(NamedTuple):
@@ -28,23 +30,22 @@ def end_at_once(endings: Mapping[int, Ending]) -> None:
     """From now on each of these signals ends this process at once; while a run listens (`requests_to_stop`), it decides.
 
     At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go on.
-    Nothing is lost by it, for files are written whole. Those that `requests_to_stop` leaves ignored stay so.
+    Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
+    `STOPPING` do nothing once a run has ended.
 
     Args:
         endings: by number of the signal.
     """
 
     def end(number, frame):
+        if number in STOPPING and OVER.is_set():  # nothing is left to stop, and the command is about to end
+            return
         _write(f"bilevel: {endings[number].line}")
         os._exit(endings[number].code)
 
-    for number in _heard(endings):
-        signal.signal(number, end)
-
-
-def _heard(numbers: Iterable[int]) -> list[int]:
-    always = (signal.SIGTERM, signal.SIGINT)
-    return [number for number in numbers if number in always or signal.getsignal(number) != signal.SIG_IGN]
+    for number in endings:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def _write(line: str) -> None:
@@ -105,11 +106,14 @@ def requests_to_stop() -> Iterator[Requests]:
         hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         _write(f"stopping when the running chunk has ended{hint}")
 
-    before = {number: signal.getsignal(number) for number in _heard(ASKING)}
+    always = (signal.SIGTERM, signal.SIGINT)
+    heard = [number for number in ASKING if number in always or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in heard}
     for number in before:
         signal.signal(number, receive)
     try:
         yield requests
     finally:
+        OVER.set()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -346,7 +346,7 @@ def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[
             f"{folder}/sweep.json holds {len(values)} points and the metrics {num_hyper}: restore the file"
         )
     new = {*names} - {"hyper", "seed", "step", *metrics}
-    axes = [axis for name in names if isinstance(axis := config.get(name), list)]
+    axes = [[*map(_real, axis)] for name in names if isinstance(axis := config.get(name), list)]
     asked = [list(point) for point in itertools.product(*axes)]
     if len(new) < len(names) or values != asked:
         raise RunFolderError(
@@ -354,6 +354,11 @@ def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[
             "were asked for, in their order, are required: restore the file"
         )
     return {name: ("hyper", [row[i] for row in values]) for i, name in enumerate(names)}
+
+
+def _real(value: float | str) -> float | str:
+    """An infinity as config.json, which has no number for it, spells it, as a number; anything else as it is."""
+    return float(value) if value in ("inf", "-inf") else value
 
 
 def _about_score(folder: Path) -> dict[str, str | float]:

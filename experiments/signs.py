@@ -116,15 +116,12 @@ def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
 
 def _unexploring(entropy) -> tuple[np.ndarray, str]:
     """Which seeds explore hardly any more at the end, and by what that is told."""
-    if not np.any(
-        entropy < -STILL
-    ):  # finitely many actions; of a density some seed's would be negative, if it collapsed
-        return late(entropy) < DETERMINISTIC, f"entropy below {DETERMINISTIC} nats"
+    last = late(entropy)
+    if np.all(~(entropy < -STILL)):  # finitely many actions: of a density that collapsed some seed's is negative
+        return last < DETERMINISTIC, f"entropy below {DETERMINISTIC} nats"
     dimensions = np.fmax(1, np.round(_quietly(np.nanmedian, entropy[None, :, 0])[0] / UNIT))
     least = dimensions * NARROWED
-    return entropy[:, 0] - late(
-        entropy
-    ) > least, f"entropy fell by more than {least:.3g} nats, its deviation a hundredfold"
+    return entropy[:, 0] - last > least, f"entropy fell by more than {least:.3g} nats after the first step"
 
 
 def _fall(values, goal: Goal | None) -> Iterator[Sign]:

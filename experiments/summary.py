@@ -141,7 +141,7 @@ def point_label(point: dict[str, Any]) -> str:
 
 def number(value: Any, digits: int = 4) -> str:
     """A number as people read it; a dash for one that is not there."""
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+    if value is None or value != value:
         return "–"
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
@@ -297,7 +297,7 @@ def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goa
         metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
     cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
     return {
-        "hyper": {name: _json_number(value) for name, value in point.items()},
+        "hyper": {name: str(value) if value in (np.inf, -np.inf) else value for name, value in point.items()},
         "seeds": seed_counts(dataset, hyper),
         "metrics": metrics,
         "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},

@@ -24,6 +24,7 @@ from bilevel.types import Comparison, Trajectory
 from envs.base import MDP, World
 from envs.tabular import tabular
 from experiments import driver, groups
+from experiments.config import as_dict
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -44,7 +45,7 @@ def quick_runs():
     build, setups = driver.build, {}
 
     def build_once(config):
-        name = str((config.world, config.algorithm, config.run.seed))
+        name = json.dumps(as_dict(config) | dict.fromkeys(("steps", "seeds", "chunk")))
         setups[name] = setups.get(name) or build(config)
         return setups[name]
 

@@ -326,6 +326,15 @@ def test_growth_in_one_seed_is_told_but_not_a_rise_at_the_start(name, most):
     assert one_sign(dataset(**{name: np.minimum(growth**4, most**2)})).startswith("None found")
 
 
+def test_a_sweep_that_ends_in_infinity_is_drawn_and_named():
+    run = dataset(sweep={"critic_radius": [0.5, 2.0, np.inf]})
+    for figure in draw(run).values():
+        figure.draw_without_rendering()
+    summary = summarise(run)
+    assert [point["hyper"]["critic_radius"] for point in summary["points"]] == [0.5, 2.0, "inf"]
+    assert "critic_radius = inf" in format_table(summary)
+
+
 def test_growth_is_not_looked_for_in_fewer_steps_than_two_ends_have():
     for norms, found in (([1.0, 50, 50, 50, 50], False), ([1.0, 1, 1, 50, 50, 50], True)):
         sign = one_sign(dataset(num_steps=len(norms), gradient_norm=np.array(norms)))

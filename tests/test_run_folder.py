@@ -423,6 +423,12 @@ def test_a_run_loads_with_named_dimensions_and_swept_coordinates(run):
     assert json.loads(data.attrs["config"]) == WRITTEN
 
 
+def test_a_sweep_that_ends_in_infinity_is_loaded(run):
+    write_json(run, "config.json", CONFIG | {"radius": [0.5, 2.0, "inf"]})
+    write_json(run, "sweep.json", {"names": ["radius"], "values": [[0.5], [2.0], [np.inf]]})
+    assert load_run(run).radius.values.tolist() == [0.5, 2.0, np.inf]
+
+
 def test_a_run_without_a_sweep_has_one_point(tmp_path):
     with open_run(tmp_path / "run") as folder:
         write_json(folder, "config.json", CONFIG)

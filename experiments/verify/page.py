@@ -46,7 +46,7 @@ def short(x: float | str) -> str:
     return x if isinstance(x, str) else f"{x:.4g}"
 
 
-def interval(number: dict[str, Any]) -> str:
+def in_brackets(number: dict[str, Any]) -> str:
     """The ends of a number's interval in brackets; a dash where it has no length."""
     low, high = number["interval"]
     return "–" if low == high else f"[{short(low)}, {short(high)}]"
@@ -76,7 +76,7 @@ def _style(judged: dict[str, Any]) -> str:
 
 def _section(name: str, result: dict[str, Any], figure: Path) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>{interval(x)}</td>"
+        f"<tr><td>{html.escape(number)}</td><td>{short(x['center'])}</td><td>{in_brackets(x)}</td>"
         f"<td>{'' if x['margin'] is None else '[' + ', '.join(map(short, x['margin'])) + ']'}</td>"
         f"<td class='{_style(x)}'>{html.escape(': '.join([x['verdict'], *about(x)]))}</td></tr>"
         for number, x in result["numbers"].items()

@@ -25,7 +25,7 @@ from experiments.output import silent
 from experiments.run_folder import open_run
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
-from experiments.verify.page import MOST_FIGURE, about, in_words, interval, short, write_page
+from experiments.verify.page import MOST_FIGURE, about, in_brackets, in_words, short, write_page
 
 RESULT, STARTED, FIGURE = "result.json", "started.json", "figure.png"
 REPORTED, SHARES = 6, 24  # numbers without a margin that the table shows, and of an assumption
@@ -343,7 +343,7 @@ def _format(name: str, result: dict[str, Any]) -> str:
     for number, x in shown.items():
         margin = "" if x["margin"] is None else "[{}, {}]".format(*map(short, x["margin"]))
         lines.append(
-            layout.format(number, short(x["center"]), interval(x), margin, ": ".join([x["verdict"], *about(x)]))
+            layout.format(number, short(x["center"]), in_brackets(x), margin, ": ".join([x["verdict"], *about(x)]))
         )
     if len(others) > room:
         lines.append(f"… and {len(others) - room} more in summary.json")
