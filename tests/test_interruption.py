@@ -13,7 +13,7 @@ import pytest
 
 from experiments import configure, driver, groups, load_run, train
 from experiments.__main__ import main
-from experiments.interruption import Stopped, requests_to_stop
+from experiments.interruption import OVER, Ending, Stopped, end_at_once, requests_to_stop
 from experiments.studies import cartpole
 
 TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
@@ -210,7 +210,7 @@ GOES_ON, MEASURED = "the same command resumes", "the same command goes on from w
         ("experiments.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
         ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
         ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
-        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "nothing was kept: run it again"),
+        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "resume with the same command"),
     ],
 )
 def test_one_signal_ends_a_command_wherever_it_comes_and_says_so_in_a_line(
@@ -254,3 +254,22 @@ command()
     lines = [line for line in done.stderr.splitlines() if line]
     assert done.returncode == 130 and len(lines) == 2 and GOES_ON in lines[1], done.stderr
     assert not [*(tmp_path / "run").glob("checkpoints/*/2")]
+
+
+def test_once_a_run_has_ended_a_signal_to_stop_it_does_nothing_and_what_is_ignored_stays_so(monkeypatch):
+    codes, before = [], {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT)}
+    monkeypatch.setattr(os, "_exit", codes.append)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a script puts into the background
+        end_at_once({signal.SIGUSR1: Ending(75, "stopped"), signal.SIGINT: Ending(130, "interrupted")})
+        OVER.clear()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGUSR1)
+        assert codes == [75]
+        with requests_to_stop():
+            pass
+        signal.raise_signal(signal.SIGUSR1)
+        assert codes == [75]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

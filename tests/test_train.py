@@ -273,6 +273,12 @@ def test_a_finished_run_of_another_device_layout_is_returned_as_it_is_and_one_wi
     assert "true return" in "\n".join(said)
     with pytest.raises(RunFolderError, match="was run on another layout"):
         train(tiny(seeds=4), folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    for older in (summary | {"steps": 5}, {}):  # as a kill after the last checkpoint of an extension leaves it
+        (folder / "summary.json").write_text(json.dumps(older))
+        with pytest.raises(RunFolderError, match="was run on another layout"):
+            train(tiny(), folder)
+    (folder / "summary.json").write_text(json.dumps(summary))
     shutil.rmtree(folder / "checkpoints" / "000000-000002" / "7")
     with pytest.raises(RunFolderError, match="was run on another layout"):
         train(tiny(), folder)
