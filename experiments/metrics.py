@@ -348,7 +348,7 @@ def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[
     new = {*names} - {"hyper", "seed", "step", *metrics}
     axes = [[*map(_real, axis)] for name in names if isinstance(axis := config.get(name), list)]
     asked = [list(point) for point in itertools.product(*axes)]
-    if len(new) < len(names) or values != asked:
+    if not len(names) == len(new) == len(axes) or values != asked:
         raise RunFolderError(
             f"{folder}/sweep.json does not fit config.json: distinct names, none of them a metric's, and the values that "
             "were asked for, in their order, are required: restore the file"
