@@ -27,7 +27,6 @@ PLACES = re.compile(r"cache|visible_devices|num_cpu_devices|address|timeout|dump
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 VERSION = "version of "
 MOST_NAMED = 8
-LONGEST = 86_400_000  # milliseconds that process 0 may take to come here
 _comparisons = itertools.count()
 
 

@@ -276,5 +276,7 @@ def test_a_run_whose_outer_steps_do_not_grow_fails_and_the_honest_one_does_not(t
 
     for schedule, expected in ((complexity.schedule, {"holds", "not decided"}), (idle, {"fails"})):
         found = complexity.study(WEIGHT, sizes, tmp_path / schedule.__name__, print, schedule)
-        numbers = {p1_rate.NUMBERS[arm]: p1_rate.exponent(fit, "samples") for arm, fit in complexity.fits(found).items()}
+        numbers = {
+            p1_rate.NUMBERS[arm]: p1_rate.exponent(fit, "samples") for arm, fit in complexity.fits(found).items()
+        }
         assert together(judge(p1_rate.CLAIM, numbers)) in expected
