@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 __all__ = ["configure", "load_params", "load_policy", "load_run", "train"]
 
 if TYPE_CHECKING:
-    from experiments.config import configure
-    from experiments.driver import load_params, train
-    from experiments.metrics import load_run
-    from experiments.policy import load_policy
+    from experiments.runs.driver import load_params, train
+    from experiments.runs.metrics import load_run
+    from experiments.runs.policy import load_policy
+    from experiments.settings.config import configure
 else:
     # Loaded when first used: help and tab completion need none of it, and JAX takes a second to import.
     import importlib
 
     _HOMES = {
-        "configure": "experiments.config",
-        "train": "experiments.driver",
-        "load_params": "experiments.driver",
-        "load_policy": "experiments.policy",
-        "load_run": "experiments.metrics",
+        "configure": "experiments.settings.config",
+        "train": "experiments.runs.driver",
+        "load_params": "experiments.runs.driver",
+        "load_policy": "experiments.runs.policy",
+        "load_run": "experiments.runs.metrics",
     }
 
     def __getattr__(name):

@@ -13,8 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from experiments.interruption import STOPPING, Ending, Stopped, end_at_once
 from experiments.output import FLAGS, Voice, complain, discard, prepare_streams
+from experiments.runs.interruption import STOPPING, Ending, Stopped, end_at_once
 
 HELP = f"""usage: bilevel COMMAND [OPTIONS]
 
@@ -54,7 +54,7 @@ def command() -> None:
         except OSError:  # of a closed terminal, for example; the interpreter's own flush would fail too
             discard(stream)
     if code:
-        from experiments.processes import is_alone
+        from experiments.runs.processes import is_alone
 
         if is_alone():
             os._exit(code)
@@ -100,8 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported here, so that help comes at once and the devices are chosen before JAX looks at them.
     from bilevel.checkpoint import CheckpointError
     from experiments.files import RunFolderError
-    from experiments.options import OptionError, choose
-    from experiments.processes import RefusedByMain
+    from experiments.runs.processes import RefusedByMain
+    from experiments.settings.options import OptionError, choose
 
     commands = {
         "train": train_command,
@@ -185,11 +185,11 @@ def hush_closed_loops() -> None:
 
 def train_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel train`."""
-    from experiments.alike import refuse_other_options
-    from experiments.arguments import given_options, parse_train
-    from experiments.config import idle
-    from experiments.driver import train
-    from experiments.processes import is_main, joined
+    from experiments.runs.alike import refuse_other_options
+    from experiments.runs.driver import train
+    from experiments.runs.processes import is_main, joined
+    from experiments.settings.arguments import given_options, parse_train
+    from experiments.settings.config import idle
 
     config, output, processes = parse_train(arguments)
     command = "bilevel train " + shlex.join(arguments)
@@ -212,10 +212,10 @@ def train_command(arguments: list[str], voice: Voice) -> int:
 
 def tune_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel tune`."""
-    from experiments.arguments import OutputOptions, given_options, parse_train, take
-    from experiments.options import OptionError
-    from experiments.processes import ProcessOptions
-    from experiments.tune import RANGES, TuneOptions, tune
+    from experiments.commands.tune import RANGES, TuneOptions, tune
+    from experiments.runs.processes import ProcessOptions
+    from experiments.settings.arguments import OutputOptions, given_options, parse_train, take
+    from experiments.settings.options import OptionError
 
     config, output, _, options = parse_train(arguments, "bilevel tune", search=TuneOptions)
     given = given_options(arguments)
@@ -239,8 +239,8 @@ def tune_command(arguments: list[str], voice: Voice) -> int:
 
 def report_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel report RUN`."""
-    from experiments.driver import report
-    from experiments.options import OptionError
+    from experiments.runs.driver import report
+    from experiments.settings.options import OptionError
 
     if ASKS_HELP & set(arguments):
         print(
@@ -269,12 +269,12 @@ bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartp
 
 def bench_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel bench`."""
-    from experiments import bench, plan
-    from experiments.arguments import parse_train, take
-    from experiments.driver import choose_devices
+    from experiments.commands import bench, plan
     from experiments.files import make_folder
-    from experiments.options import MOST, OptionError, choose
-    from experiments.processes import ProcessOptions
+    from experiments.runs.driver import choose_devices
+    from experiments.runs.processes import ProcessOptions
+    from experiments.settings.arguments import parse_train, take
+    from experiments.settings.options import MOST, OptionError, choose
 
     if ASKS_HELP & set(arguments) and "--plan" not in arguments:
         print(BENCH_HELP)
@@ -327,9 +327,9 @@ def _without_cache():
 
 def study_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel study`."""
-    from experiments.arguments import take
     from experiments.files import make_folder
-    from experiments.options import OptionError, choose
+    from experiments.settings.arguments import take
+    from experiments.settings.options import OptionError, choose
     from experiments.studies import STUDIES
 
     out, rest = take("out", arguments, "")
@@ -367,9 +367,9 @@ otherwise 0, also with an assumption refuted, which is no failure of the code.
 
 def verify_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel verify`."""
-    from experiments.arguments import take
     from experiments.files import RunFolderError
-    from experiments.options import OptionError, nearest
+    from experiments.settings.arguments import take
+    from experiments.settings.options import OptionError, nearest
     from experiments.verify import CLAIMS
     from experiments.verify.runner import load_each, verify
 

@@ -12,8 +12,8 @@ import pytest
 import experiments
 from bilevel.types import Algorithm, Learned
 from experiments.__main__ import main
-from experiments.algorithms import ALGORITHMS, StepOptions
-from experiments.worlds import WORLDS
+from experiments.settings.algorithms import ALGORITHMS, StepOptions
+from experiments.settings.worlds import WORLDS
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

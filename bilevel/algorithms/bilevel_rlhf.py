@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import hypergradients
 from bilevel.ascent import Level, Optimizer, ascend
+from bilevel.gradients import hypergradients
 from bilevel.lookup import bind
 from bilevel.types import Algorithm, Cost, Gradients, Hyper, Hypergradient, Learned, Problem, total_cost
 
@@ -26,7 +26,7 @@ class BilevelConfig(NamedTuple):
             and for line 7, as in the paper.
         policy_optimizer: of both lower-level iterates.
         reward_optimizer: of the upper level.
-        hypergradient: what line 7 computes: the paper's, or another of `bilevel.hypergradients`.
+        hypergradient: what line 7 computes: the paper's, or another of `bilevel.gradients.hypergradients`.
     """
 
     num_policy_steps: int = 10

@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
-from bilevel.rates import Fit
 from bilevel.types import Hyper
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
+from experiments.runs.folder import kept
+from experiments.statistics.rates import Fit
 from experiments.studies import complexity
 from experiments.studies.complexity import CRITIC_STEP, DISCOUNT, POLICY_STEP, Level
 from experiments.studies.seeds import for_each_seed

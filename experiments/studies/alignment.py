@@ -26,17 +26,17 @@ from bilevel import exact, models
 from bilevel.algorithms.alternating import AlternatingConfig, alternating
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
-from bilevel.critics import TDSizes, td_critic
-from bilevel.exact_gradients import exact_gradients
+from bilevel.gradients.critics import TDSizes, td_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.lookup import bind, pair_table, policy_table
 from bilevel.preferences import annotator, excess_log_likelihood, log_likelihood
 from bilevel.run import DIVERGED, run, start
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Algorithm, Array, Gradients, Hyper, Model, Problem
 from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
-from experiments.summary import TRIM, Estimate, bars, estimate, share
+from experiments.report.summary import TRIM, Estimate, bars, estimate, share
+from experiments.runs.folder import kept
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
 SIGMA, REWARD_STEP = 0.02, 0.3

@@ -10,9 +10,9 @@ from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
 from bilevel.lanes import Layout, Make, Programs, programs
 from bilevel.run import DIVERGED, NEVER
 from bilevel.types import Hyper
+from experiments.commands.tune import Candidates, lanes_of, score
 from experiments.studies import complexity
 from experiments.studies.complexity import DISCOUNT, ROUNDING, Level
-from experiments.tune import Candidates, lanes_of, score
 
 KL_WEIGHT = complexity.WEIGHTS["one maximum"]
 WIDTH = 64  # lanes a device in one block

@@ -21,17 +21,17 @@ from matplotlib.figure import Figure
 
 from bilevel import exact, models
 from bilevel.ascent import Level, ascend
-from bilevel.critics import TDSizes, exact_critic, monte_carlo_critic, td_critic
-from bilevel.exact_gradients import exact_gradients
+from bilevel.gradients.critics import TDSizes, exact_critic, monte_carlo_critic, td_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.lookup import bind, policy_table
 from bilevel.preferences import annotator
-from bilevel.rates import interval
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.bandit import bandit, linear_bandit
 from envs.base import World
 from experiments.files import write_figure, write_json
-from experiments.summary import Estimate, estimate
+from experiments.report.summary import Estimate, estimate
+from experiments.statistics.rates import interval
 
 NUM_CONTEXTS, NUM_ACTIONS, DIMENSION, NORM_BOUND = 8, 4, 4, 3.0
 KL_WEIGHT, WIDTH = 1.0, 16

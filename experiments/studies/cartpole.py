@@ -31,11 +31,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config import Config, configure
-from experiments.driver import train
 from experiments.files import read_json, write_figure, write_json
-from experiments.metrics import load_run
-from experiments.summary import Estimate, counts, estimate, metric
+from experiments.report.summary import Estimate, counts, estimate, metric
+from experiments.runs.driver import train
+from experiments.runs.metrics import load_run
+from experiments.settings.config import Config, configure
 
 GOAL = 475.0  # steps survived of 500
 SEED = 1  # the world's defaults and what is varied here were chosen on seeds of another base seed, 0

@@ -28,21 +28,22 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from bilevel import exact, landscape, meters, models
+from bilevel import exact, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.critics import TDSizes, td_critic
-from bilevel.exact_gradients import exact_gradients
+from bilevel.exact import landscape, meters
+from bilevel.gradients.critics import TDSizes, td_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import Fit, power_law, unfitted
 from bilevel.run import run, start
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import tabular
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
+from experiments.report.summary import Estimate, bars, estimate
+from experiments.runs.folder import kept
+from experiments.statistics.rates import Fit, power_law, unfitted
 from experiments.studies.seeds import for_each_seed
-from experiments.summary import Estimate, bars, estimate
 
 DISCOUNT, LENGTH, ROLLOUT = 0.5, 3, 14  # 0.5^14 = 6e-5
 RADIUS, GRID = 4.0, 9  # of the square in which the assumption is looked at, and points a side from which it is searched

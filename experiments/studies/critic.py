@@ -28,17 +28,17 @@ import optax
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
-from bilevel.critics import TDSizes, td_critic
+from bilevel.gradients.critics import TDSizes, td_critic
 from bilevel.lookup import bind, pair_table
-from bilevel.rates import MIN_LEVELS, Fit, interval, power_law, undecided, unfitted
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.gridworld import gridworld
 from envs.tabular import tabular
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
+from experiments.report.summary import estimate
+from experiments.runs.folder import kept
+from experiments.statistics.rates import MIN_LEVELS, Fit, interval, power_law, undecided, unfitted
 from experiments.studies.seeds import for_each_seed
-from experiments.summary import estimate
 
 DISCOUNT, KL_WEIGHT = 0.8, 0.3
 POLICIES = ("random", "optimised")

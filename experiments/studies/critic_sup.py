@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from bilevel.rates import undecided
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
+from experiments.runs.folder import kept
+from experiments.statistics.rates import undecided
 from experiments.studies.critic import (
     DISCOUNT,
     POLICIES,

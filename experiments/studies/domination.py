@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from bilevel import exact, landscape, meters, models
-from bilevel.landscape import Stationary
+from bilevel import exact, models
+from bilevel.exact import landscape, meters
+from bilevel.exact.landscape import Stationary
 from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, log_likelihood
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import World
 from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
-from experiments.summary import Estimate, bars, estimate, share
+from experiments.report.summary import Estimate, bars, estimate, share
+from experiments.runs.folder import kept
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 3
 OBJECTIVES = {

@@ -22,9 +22,9 @@ from matplotlib.ticker import SymmetricalLogLocator
 
 from bilevel import exact
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.critics import monte_carlo_critic
-from bilevel.exact_gradients import exact_gradients
-from bilevel.hypergradients import (
+from bilevel.gradients.critics import monte_carlo_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.hypergradients import (
     Construct,
     closed_form,
     conjugate_gradients,
@@ -34,16 +34,16 @@ from bilevel.hypergradients import (
     proxy,
     unrolled,
 )
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.lookup import bind
 from bilevel.preferences import log_likelihood
 from bilevel.run import DIVERGED, run, start
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Hyper
 from envs.base import MDP
 from envs.tabular import garnet
 from experiments.files import write_figure, write_json
+from experiments.report.summary import Estimate, estimate
 from experiments.studies.ladder import problem
-from experiments.summary import Estimate, estimate
 
 NUM_STATES, NUM_ACTIONS, LENGTH, DISCOUNT = 3, 2, 3, 0.9
 KL_WEIGHTS = (0.5, 1.5)

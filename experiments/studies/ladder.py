@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from bilevel import exact, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.critics import TDSizes, exact_critic, td_critic
-from bilevel.exact_gradients import exact_gradients
+from bilevel.gradients.critics import TDSizes, exact_critic, td_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.preferences import annotator, log_likelihood
 from bilevel.run import run, start
-from bilevel.sampled_gradients import SampleSizes, sampled_gradients
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular

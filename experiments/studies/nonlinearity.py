@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.files import write_figure, write_json
+from experiments.report.summary import Estimate, bars, estimate, share
 from experiments.studies import critic
 from experiments.studies.approximation import (
     CLASSES,
@@ -41,7 +42,6 @@ from experiments.studies.reward_classes import (
     losses,
     measure_class,
 )
-from experiments.summary import Estimate, bars, estimate, share
 
 
 class Result(NamedTuple):

@@ -12,20 +12,21 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel import exact, landscape, meters, models
+from bilevel import exact, models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.exact_gradients import exact_gradients
-from bilevel.landscape import Stationary
+from bilevel.exact import landscape, meters
+from bilevel.exact.landscape import Stationary
+from bilevel.gradients.exact import exact_gradients
 from bilevel.lookup import bind, policy_table
 from bilevel.preferences import annotator
 from bilevel.run import DIVERGED, run, start
 from bilevel.types import Array, Hyper, Model, Problem
 from envs.base import MDP, World
 from envs.tabular import garnet, tabular
+from experiments.report.summary import rank_correlation
 from experiments.studies.alignment import MOMENTUM, POLICY_STEP, REWARD_STEP, SIGMA, TOLERANCE
 from experiments.studies.approximation import CLASSES
 from experiments.studies.domination import GAP
-from experiments.summary import rank_correlation
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT, LENGTH = 3, 2, 0.9, 2
 SCALE = 0.5  # standard deviation of the first reward of a table, about that of the networks'

@@ -6,7 +6,7 @@ critic, of λ, of λ′ relative to λ, and of φ, each pair on a grid; then K, 
 away Φ can be larger, and a run that ends above Φ* is counted.
 
 If two numbers could be tuned one after the other, the mean log gap would be additive in them: log gap = row + column. The
-*interaction share* of `bilevel.interaction` is the part of its variance over the grid that this leaves.
+*interaction share* of `experiments.statistics.interaction` is the part of its variance over the grid that this leaves.
 """
 
 import itertools
@@ -17,14 +17,14 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from bilevel.interaction import Interaction, interaction
 from bilevel.types import Hyper
+from experiments.commands.tune import step_transitions
 from experiments.files import write_figure, write_json
+from experiments.report.summary import estimate
+from experiments.statistics.interaction import Interaction, interaction
 from experiments.studies import complexity, tuning
 from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of
 from experiments.studies.complexity import ROUNDING, Level
-from experiments.summary import estimate
-from experiments.tune import step_transitions
 
 AXES = {
     "sigma": "σ",

@@ -19,12 +19,12 @@ import optax
 from matplotlib.figure import Figure
 
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf, step_cost
-from bilevel.hypergradients import proxy
-from bilevel.rates import Fit, interval, undecided
+from bilevel.gradients.hypergradients import proxy
 from bilevel.run import run, start
 from bilevel.types import Hyper
 from experiments.files import write_figure, write_json
-from experiments.run_folder import kept
+from experiments.runs.folder import kept
+from experiments.statistics.rates import Fit, interval, undecided
 from experiments.studies import complexity
 from experiments.studies.complexity import DISCOUNT, ESTIMATORS, EXPONENT, Learned, Level
 from experiments.studies.seeds import for_each_seed

@@ -15,15 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from bilevel import hypergradients
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, step_cost
+from bilevel.gradients import hypergradients
 from bilevel.types import Hyper
-from experiments.files import write_figure, write_json
-from experiments.studies import complexity
-from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of, program
-from experiments.studies.complexity import ROUNDING, Level
-from experiments.summary import estimate, rank_correlation
-from experiments.tune import (
+from experiments.commands.tune import (
     RANGES,
     Candidates,
     draw_candidates,
@@ -33,6 +28,11 @@ from experiments.tune import (
     step_transitions,
     successive_halving,
 )
+from experiments.files import write_figure, write_json
+from experiments.report.summary import estimate, rank_correlation
+from experiments.studies import complexity
+from experiments.studies.around import KL_WEIGHT, Runs, base_point, learn, make_of, program
+from experiments.studies.complexity import ROUNDING, Level
 
 SEARCH, FINAL, POOL = (
     10_000,

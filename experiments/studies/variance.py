@@ -15,13 +15,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
+from bilevel.gradients.sampled import ESTIMATORS, SampleSizes, return_difference
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import Fit, interval, power_law
-from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, return_difference
 from bilevel.types import Array, Hyper, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular
 from experiments.files import write_figure, write_json
+from experiments.statistics.rates import Fit, interval, power_law
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3
 SIGMAS = tuple(0.3 / 2**k for k in range(7))  # to 0.0047

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from bilevel.rates import Fit, Slope, verdict
+from experiments.statistics.rates import Fit, Slope, verdict
 
 INF = float("inf")
 
@@ -102,7 +102,7 @@ class Claim(NamedTuple):
 def judge(claim: Claim, numbers: dict[str, Interval]) -> dict[str, str]:
     """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
-    An exponent's tail must clear the margin too, for it to hold (`bilevel.rates.verdict`). On each share of instances that
+    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). On each share of instances that
     refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
     being one of every instance; the share says how common such instances are.
     """

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from experiments.report.summary import estimate
 from experiments.studies import actor_critic
-from experiments.summary import estimate
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent
 from experiments.verify.p1_rate import LEFT_OUT, MARGIN
 

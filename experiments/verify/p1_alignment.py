@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from experiments.report.summary import share
 from experiments.studies import alignment
 from experiments.studies.alignment import ABOVE, ALTERNATING, GAIN, PAPER, REALISABLE, SAMPLED
-from experiments.summary import share
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement
 
 QUICK = alignment.Sizes(num_seeds=16, kl_weights=(0.5, 1.5), num_steps=300, num_reward_steps=1000)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from bilevel import exact
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.rates import Slope, slope
 from bilevel.types import Array
 from envs.tabular import garnet, tabular
+from experiments.statistics.rates import Slope, slope
 from experiments.verify.claims import Budget, Claim, Margin, Measurement, exponent
 
 DISCOUNT, KL_WEIGHT, LENGTH = 0.9, 0.5, 3

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import exact, models
-from bilevel.critics import exact_critic
-from bilevel.exact_gradients import exact_gradients
+from bilevel.gradients.critics import exact_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import ESTIMATORS, SampleSizes, sampled_gradients
 from bilevel.lookup import bind
 from bilevel.preferences import annotator, log_likelihood
-from bilevel.sampled_gradients import ESTIMATORS, SampleSizes, sampled_gradients
 from bilevel.types import Array, Gradients, Hyper, Problem
 from envs.tabular import garnet, tabular
 from experiments.studies import variance

@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from bilevel import exact, models
-from bilevel.exact_gradients import exact_gradients
-from bilevel.hypergradients import Construct, closed_form, dense_elimination, implicit, unrolled
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.hypergradients import Construct, closed_form, dense_elimination, implicit, unrolled
 from bilevel.lookup import bind, pair_table, policy_table
 from bilevel.preferences import annotator, log_likelihood
 from bilevel.types import Array, Gradients, Hyper, Params, Problem

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bilevel.rates import slope
+from experiments.statistics.rates import slope
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent
 from experiments.verify.p1_bias import SIGMAS, draw, errors
 

@@ -18,11 +18,11 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.bench import usable_cores
+from experiments.commands.bench import usable_cores
 from experiments.files import RunFolderError, read_bytes, read_json, refusing, write_figure, write_json
-from experiments.options import OptionError, choose
 from experiments.output import silent
-from experiments.run_folder import open_run
+from experiments.runs.folder import open_run
+from experiments.settings.options import OptionError, choose
 from experiments.verify import CLAIMS
 from experiments.verify.claims import Budget, Claim, Interval, Measurement, judge, together
 from experiments.verify.page import MOST_FIGURE, about, in_brackets, in_words, short, write_page
@@ -35,8 +35,8 @@ OURS = (
     "envs",
     "experiments.studies.",
     "experiments.files",
-    "experiments.run_folder",
-    "experiments.summary",
+    "experiments.runs.folder",
+    "experiments.report.summary",
     "experiments.verify.",
 )
 

@@ -1,0 +1,113 @@
+"""What a run will take before it is launched: memory a device from its compiled program, time from a short run."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.commands.bench import fastest, step_flops
+from experiments.runs import memory
+from experiments.runs.cohort import Group, Study, chunk_length
+from experiments.runs.driver import choose_devices
+from experiments.settings.build import build
+from experiments.settings.config import Config, sweep
+from experiments.settings.options import OptionError
+
+TARGETS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}  # as the command line and as JAX call them
+
+
+class Plan(NamedTuple):
+    """The prediction.
+
+    Attributes:
+        lanes: seeds × points of the sweep.
+        blocks: that follow each other.
+        bytes_a_device: while a chunk runs.
+        room: bytes that a device has; None where the target is not this machine.
+        compile_seconds: here.
+        run_seconds: of all steps; None where the target is not this machine.
+        flops: matrix-product FLOP of the whole run.
+    """
+
+    lanes: int
+    blocks: int
+    bytes_a_device: float
+    room: float | None
+    compile_seconds: float
+    run_seconds: float | None
+    flops: float
+
+
+def plan(config: Config, target: str, num_devices: int) -> Plan:
+    """The prediction for `num_devices` devices of a kind, from one block of lanes on the devices that are here.
+
+    Memory on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
+    temporaries. Raises OptionError if the program cannot be lowered for the target.
+    """
+    _, points = sweep(config)
+    lanes, devices = len(points) * config.seeds, choose_devices(config)
+    some = max(min(config.seeds, config.width * len(devices) // len(points)), 1)
+    study = Study(config, build(config), Group(0, some), devices)
+    begin = time.perf_counter()
+    _, wanted = study.compile(chunk_length(config, 0))
+    state = jax.block_until_ready(study.init(study.lanes))
+    compile_seconds = time.perf_counter() - begin
+    chunk = min(chunk_length(config, 0), 10)  # enough for its time
+    lower_for(study, chunk, target)
+    here = jax.devices()[0].platform == TARGETS[target]
+    blocks = -(-lanes // (config.width * num_devices))
+    seconds = None
+    if here:
+        advance, _ = study.compile(chunk)
+
+        def run():
+            jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))
+
+        run()
+        ours = study.layout.block_shape[0]
+        seconds = fastest(run, 2) / chunk / ours * blocks * config.steps
+    total = wanted._replace(num_lanes=blocks * config.width).total
+    room = (memory.host_memory() / num_devices if target == "cpu" else memory.room(devices)) if here else None
+    return Plan(lanes, blocks, total, room, compile_seconds, seconds, lanes * config.steps * step_flops(study))
+
+
+def lower_for(study: Study, chunk: int, target: str) -> None:
+    """Lowers the program for the target, which need not be at hand."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    traced = study.programs(chunk).advance.trace(study.lanes, study.state_spec(), step, step)
+    try:
+        traced.lower(lowering_platforms=(target,))
+    except Exception as error:  # which one, depends on what the target lacks
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"--target {target} cannot run this ({reason}); required: operations that it knows"
+        ) from error
+
+
+def as_json(target: str, num_devices: int, made: Plan) -> dict[str, Any]:
+    """The plan as JSON values: its attributes, and for what it was made; no room where it has no bound."""
+    room = made.room if made.room is not None and np.isfinite(made.room) else None
+    return {"target": target, "devices": num_devices, **made._asdict(), "room": room}
+
+
+def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:
+    """The plan in words."""
+    lines = [
+        f"{config.algorithm_name} on {config.world_name}: {made.lanes} lanes, {config.steps} outer steps, on {num_devices} "
+        f"{target} device(s): {made.blocks} block(s) of {config.width} lanes a device",
+        f"memory: {made.bytes_a_device / 1e6:,.1f} MB a device"
+        + (f", which has {made.room / 1e6:,.0f} MB" if made.room is not None and np.isfinite(made.room) else ""),
+        f"compile: {made.compile_seconds:.0f} s here, without a cache",
+    ]
+    if made.run_seconds is None:
+        lines.append(
+            f"time: not predicted, since no {target} device is here; {made.flops:.2e} FLOP of matrix products "
+            f"({made.flops / num_devices / 1e12:,.0f} s if each device did 1 TFLOP/s)"
+        )
+    else:
+        lines.append(f"time: {made.run_seconds:,.0f} s if {num_devices} device(s) are as fast as those here")
+    if made.room is not None and made.bytes_a_device > made.room:
+        lines.append("this is more memory than there is: it would be refused; ask for fewer seeds or a smaller --width")
+    return "\n".join(lines)

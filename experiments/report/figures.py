@@ -1,0 +1,366 @@
+"""The figures of a run: curves with intervals over seeds, cost, sweeps, and rewards and policies of a finite world.
+
+Every curve is the interquartile mean over all seeds with its 95 % bootstrap interval; a diverged seed counts with its
+last finite values, and every seed's last value is a dot of its own. The colours are ones that colour-blind readers tell
+apart.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter
+
+from experiments.files import write_figure
+from experiments.report.summary import (
+    Baselines,
+    bars,
+    counted,
+    counts,
+    describe,
+    estimate,
+    hyper_points,
+    key_metrics,
+    last_finite,
+    metric,
+    number,
+    point_label,
+    shown_metrics,
+)
+
+Tables = Mapping[str, np.ndarray]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
+STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
+STYLE |= {"text.parse_math": False}  # a name with two dollar signs is a name
+DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how it went, not what it reached
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
+COSTS = ("transitions", "labels", "gradient_evaluations")
+MAX_POINTS = 2400  # drawn over all curves of a figure
+MAX_BANDS = 12  # hyperparameter points up to which intervals can be told apart
+MAX_MAPS = 3  # hyperparameter points whose reward and policy are drawn
+MAX_DOTS = 300  # in a panel, up to which each is a shape of its own; more are one picture
+
+
+@matplotlib.rc_context(STYLE)
+def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables | None = None) -> dict[str, Figure]:
+    """All figures that the run has data for, by name.
+
+    Args:
+        dataset: dims (hyper, seed, step).
+        baselines: metric -> label -> value, drawn as horizontal lines.
+        tables: of a finite world: `learned_reward` and `policy` [hyper, seed, S, A], `true_reward` [S, A], and `grid`
+            [rows, columns] of a grid world.
+    """
+    names = shown_metrics(dataset)
+    baselines = _with_bounds(dataset, names, baselines or {})
+    diagnostics = [name for name in names if name.endswith(DIAGNOSTICS)]
+    figures = {
+        "outcomes": _curves(dataset, [name for name in names if name not in diagnostics], baselines),
+        "optimisation": _curves(dataset, diagnostics, baselines),
+        "cost": _curves_against_cost(dataset, key_metrics(names)[:1], baselines),
+        "seeds": _every_seed(dataset, key_metrics(names), baselines),
+        "sweep": _sweep(dataset, key_metrics(names), baselines),
+    }
+    figures |= _tables(tables, [point_label(point) for point in hyper_points(dataset)]) if tables else {}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for figure in figures.values():  # once, and not each time that it is saved
+        for axes in figure.axes:  # as a number: a relative size is another when it is saved, and with it the ticks
+            axes.tick_params(which="both", labelsize=STYLE["font.size"])
+        for _ in range(2):  # panels that the first has made smaller choose other ticks, whose labels may be wider
+            figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
+    return figures
+
+
+def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Writes `figures/<name>.png` in the run's folder."""
+    for name, figure in figures.items():
+        write_figure(folder, f"figures/{name}.png", figure)
+    return [folder / "figures" / f"{name}.png" for name in figures]
+
+
+def _with_bounds(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Baselines:
+    """The baselines, and of a metric that tells the most that is possible, that."""
+    most = {name: dataset[name].attrs["valid_max"] for name in names if "valid_max" in dataset[name].attrs}
+    return {**baselines, **{name: {**baselines.get(name, {}), "most possible": x} for name, x in most.items()}}
+
+
+def _curves(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    if not names:
+        return None
+    figure, panels = _panels(len(names))
+    kept = _thin(dataset.sizes["step"], len(names) * dataset.sizes["hyper"])
+    steps = dataset["step"].values[kept]
+    for axes, name in zip(panels, names, strict=True):
+        _draw_metric(axes, dataset, name, kept, lambda _: steps)
+        _finish_panel(axes, dataset, name, "outer step", baselines)
+    _legend(figure, dataset, _point_colors(dataset))
+    return figure
+
+
+def _curves_against_cost(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    costs = [name for name in COSTS if name in dataset and _is_spent_over_time(dataset, name)]
+    if not names or not costs:
+        return None
+    figure, panels = _panels(len(costs))
+    kept = _thin(dataset.sizes["step"], len(costs) * dataset.sizes["hyper"])
+    for axes, cost in zip(panels, costs, strict=True):
+        spent = [counts(dataset, cost, i).cumsum(axis=1).mean(axis=0)[kept] for i in range(dataset.sizes["hyper"])]
+        _draw_metric(axes, dataset, names[0], kept, spent.__getitem__)
+        _finish_panel(axes, dataset, names[0], f"{cost.replace('_', ' ')} so far, mean per seed", baselines)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _legend(figure, dataset, _point_colors(dataset))
+    return figure
+
+
+def _is_spent_over_time(dataset: xr.Dataset, cost: str) -> bool:
+    """Whether it is spent after the first step too: what is spent at once, before it, explains no curve."""
+    return any(np.any(counts(dataset, cost, i)[:, 1:] > 0) for i in range(dataset.sizes["hyper"]))
+
+
+def _draw_metric(axes: Axes, dataset: xr.Dataset, name: str, kept: np.ndarray, x_of: Callable[[int], np.ndarray]):
+    colors = _colors(dataset.sizes["hyper"])
+    for i, color in enumerate(colors):
+        x, y = x_of(i), estimate(metric(dataset, name, i)[:, kept])
+        if len(colors) <= MAX_BANDS:
+            axes.fill_between(x, y.low, y.high, color=color, alpha=0.2 if len(colors) <= 4 else 0.1, linewidth=0)
+        axes.plot(x, y.center, color=color, linewidth=1.3, marker="o" if len(x) == 1 else "", markersize=3)
+
+
+def _finish_panel(axes: Axes, dataset: xr.Dataset, name: str, x_label: str, baselines: Baselines) -> None:
+    label, unit = describe(name, dataset[name].attrs)
+    axes.set(title=label, ylabel=unit, xlabel=x_label)
+    axes.locator_params(axis="x", integer=True)
+    drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+    drawn = drawn[np.isfinite(drawn)]
+    if name.endswith(DIAGNOSTICS) and len(drawn) and drawn.min() > 0 and drawn.max() > 10 * drawn.min():
+        axes.set_yscale("log")
+    if unit == "share":
+        axes.set_ylim(0, 1.05)  # a hundredth less than all is nothing to look at
+    _draw_baselines(axes, baselines.get(name, {}))
+
+
+def _draw_baselines(axes: Axes, values: Mapping[str, float | None]) -> None:
+    known = {label: value for label, value in values.items() if value is not None and np.isfinite(value)}
+    for i, (label, value) in enumerate(known.items()):
+        style = BASELINE_STYLES[i % len(BASELINE_STYLES)]
+        axes.axhline(value, color="#444444", linestyle=style, linewidth=1, label=f"{label}: {value:.4g}")
+
+
+def _sweep(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    points = hyper_points(dataset)
+    swept = [name for name in points[0] if len({point[name] for point in points}) > 1]
+    if not swept or not names:
+        return None
+    figure, panels = _panels(len(names) * len(swept), columns=len(names))
+    lines = {hyper: _lines(points, hyper) for hyper in swept}
+    labels = list(dict.fromkeys(label for found in lines.values() for label in found))
+    colors = dict(zip(labels, _colors(len(labels)), strict=True))
+    for axes, (hyper, name) in zip(panels, [(h, n) for h in swept for n in names], strict=True):
+        _draw_final_values(axes, dataset, name, hyper, lines[hyper], colors)
+        label, unit = describe(name, dataset[name].attrs)
+        axes.set(title=f"{label} at the end", ylabel=unit, xlabel=hyper)
+        _draw_baselines(axes, baselines.get(name, {}))
+    _legend(figure, dataset, colors)
+    return figure
+
+
+def _lines(points: list[dict], hyper: str) -> dict[str, list[int]]:
+    """The points that differ in `hyper` alone, by what they have in common ("" where nothing else is swept)."""
+    found: dict[str, list[int]] = {}
+    for i, point in enumerate(points):
+        found.setdefault(point_label({name: x for name, x in point.items() if name != hyper}), []).append(i)
+    return found
+
+
+def _draw_final_values(
+    axes: Axes, dataset: xr.Dataset, name: str, hyper: str, lines: dict[str, list[int]], colors: Mapping
+) -> None:
+    points = hyper_points(dataset)
+    x = dataset[hyper].values
+    numeric = x.dtype.kind in "iuf" and np.isfinite(x).all()
+    x = x if numeric else np.array([str(p[hyper]) for p in points])
+    for label, line in lines.items():
+        line = sorted(line, key=lambda i: x[i]) if numeric else line
+        y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
+        style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
+        axes.errorbar(x[line], y.center, bars(y), color=colors[label], **style)
+    if numeric and x.min() > 0 and x.max() > 10 * x.min():
+        axes.set_xscale("log")
+    if numeric and len(np.unique(x)) <= 8:
+        axes.minorticks_off()
+        axes.set_xticks(np.unique(x), [number(value, 6) for value in np.unique(x).tolist()])
+
+
+def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    """A column of dots for each point, a dot a seed, with the interval over them beside it."""
+    if not names:
+        return None
+    points, colors = hyper_points(dataset), _point_colors(dataset)
+    columns = min(len(names), 3 if len(points) <= 6 else 2 if len(points) <= 12 else 1)
+    figure, panels = _panels(len(names), columns, 3.5 if len(points) <= 6 else 10.5 / columns)
+    for axes, name in zip(panels, names, strict=True):
+        for i, color in enumerate(colors.values()):
+            values = np.sort(last_finite(metric(dataset, name, i)))
+            x = i - 0.1 + 0.4 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # apart, though neighbours in rank
+            many = len(values) * len(points) > MAX_DOTS
+            style = {"markersize": 2.5, "alpha": 0.4} if many else {"markersize": 4, "alpha": 0.7}
+            axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
+            y = estimate(values[:, None])
+            style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
+            axes.errorbar([i + 0.3], y.center, bars(y), color="black", **style)
+        _draw_baselines(axes, baselines.get(name, {}))
+        label, unit = describe(name, dataset[name].attrs)
+        axes.set(title=f"{label} at the end", ylabel=unit, xlim=(-0.6, len(points) - 0.4), xticks=[])
+    _legend(figure, dataset, colors, every_seed=True)
+    return figure
+
+
+def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:
+    shown = np.unique(np.linspace(0, len(labels) - 1, min(MAX_MAPS, len(labels))).round().astype(int))
+    one_figure = _grid_maps if "grid" in tables else _heat_maps
+    names = ["rewards"] if len(labels) == 1 else [f"rewards_{i}" for i in shown]
+    return {name: one_figure(tables, i, labels[i]) for name, i in zip(names, shown, strict=True)}
+
+
+def centred_rewards(tables: Tables, hyper: int) -> tuple[np.ndarray, np.ndarray]:
+    """Learned and true reward [S, A], each less its mean over all S·A: comparisons fix a reward only up to a constant.
+
+    The learned one is the mean over the seeds in which it is finite.
+    """
+    learned, true = _mean_over_seeds(tables["learned_reward"][hyper]), np.asarray(tables["true_reward"], np.float64)
+    return learned - learned.mean(), true - true.mean()
+
+
+def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
+    """[seed, S, A] -> [S, A], over the seeds in which all is finite; NaN if there is none."""
+    finite = np.isfinite(values).all(axis=(1, 2))
+    return np.mean(values[finite], axis=0, dtype=np.float64) if finite.any() else np.full(values.shape[1:], np.nan)
+
+
+def _grid_maps(tables: Tables, hyper: int, label: str) -> Figure:
+    grid, policy = tables["grid"], _mean_over_seeds(tables["policy"][hyper])
+    learned, true = (reward.mean(axis=1) for reward in centred_rewards(tables, hyper))
+    figure = _figure(10.5, 0.8 + 3.15 * grid.shape[0] / grid.shape[1])
+    panels = figure.subplots(1, 3)
+    titles = ("learned reward", "true reward", "learned policy, over the true reward")
+    colors, limit = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#333333"), _limit(learned, true)
+    for axes, title, reward in zip(panels, titles, (learned, true, true), strict=True):
+        cells = np.ma.masked_array(reward[grid], grid < 0)
+        image = axes.imshow(cells, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set(title=title, xticks=[], yticks=[])
+    _draw_arrows(panels[2], grid, policy)
+    figure.colorbar(image, ax=panels, label="reward, less its mean", pad=0.01)
+    figure.suptitle(_tables_title("mean over seeds and actions", label), fontsize=9)
+    return figure
+
+
+def _draw_arrows(axes: Axes, grid: np.ndarray, policy: np.ndarray) -> None:
+    """From each free cell an arrow for each action, as long as it is probable."""
+    row, column = np.nonzero(grid >= 0)
+    probability = policy[grid[row, column]]  # [cells, actions]
+    cell, action = np.nonzero(probability > 0.05)
+    likely = probability[cell, action][:, None]
+    along = 0.46 * likely * np.array(MOVES)[action][:, ::-1]  # [arrows, (x, y)]
+    tail = np.stack([column, row], axis=1)[cell]
+    tip = tail + along
+    back = np.where(likely > 0.3, 0.32, 0) * along  # no head on what a uniform policy would draw
+    aside = back[:, ::-1] * [-1, 1]
+    path = np.stack([tail, tip, tip - back + aside, tip, tip - back - aside, np.full_like(tip, np.nan)], axis=1)
+    axes.plot(path[..., 0].ravel(), path[..., 1].ravel(), color="black", linewidth=0.8)
+
+
+def _heat_maps(tables: Tables, hyper: int, label: str) -> Figure:
+    learned, true = centred_rewards(tables, hyper)
+    limit = _limit(learned, true)
+    figure = _figure(10.5, 3.9)
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    for axes, title, reward in zip(panels, ("learned reward", "true reward"), (learned, true), strict=False):
+        color = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        image = axes.imshow(reward, **color, aspect="auto", interpolation="nearest")
+        axes.set(title=title, xlabel="action", ylabel="state")
+        axes.locator_params(integer=True)
+    figure.colorbar(image, ax=panels[:2], label="reward, less its mean", pad=0.02)
+    panels[2].plot([-limit, limit], [-limit, limit], color="#888888", linestyle="--", linewidth=1, label="equal")
+    shown = np.linspace(0, true.size - 1, min(true.size, 400)).astype(int)
+    panels[2].plot(true.ravel()[shown], learned.ravel()[shown], "o", color=PALETTE[0], markersize=3, alpha=0.5)
+    panels[2].set(title="state-action pairs", xlabel="true reward", ylabel="learned reward")
+    panels[2].legend(fontsize=7)
+    figure.suptitle(_tables_title("mean over seeds", label), fontsize=9)
+    return figure
+
+
+def _tables_title(what: str, label: str) -> str:
+    return f"{label + ': ' if label else ''}{what}; a reward is learned only up to a constant"
+
+
+def _limit(*rewards: np.ndarray) -> float:
+    finite = np.concatenate([reward[np.isfinite(reward)] for reward in rewards])
+    return float(np.max(np.abs(finite), initial=0)) or 1.0
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    return figure
+
+
+def _panels(num: int, columns: int = 3, width: float = 3.5) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, num)
+    rows = -(-num // columns)
+    figure = _figure(width * columns, 2.5 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.grid()
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[num:]:
+        axes.remove()
+    return figure, list(panels[:num])
+
+
+def _thin(num_steps: int, num_curves: int) -> np.ndarray:
+    num_points = max(20, min(200, MAX_POINTS // num_curves))
+    return np.unique(np.linspace(0, num_steps - 1, min(num_steps, num_points)).round().astype(int))
+
+
+def _colors(num: int) -> list:
+    return (
+        list(PALETTE[:num]) if num <= len(PALETTE) else list(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, num)))
+    )
+
+
+def _point_colors(dataset: xr.Dataset) -> dict:
+    """The colour of each point, by its label."""
+    labels = [point_label(point) for point in hyper_points(dataset)]
+    return dict(zip(labels, _colors(len(labels)), strict=True))
+
+
+def _legend(figure: Figure, dataset: xr.Dataset, colors: Mapping, every_seed: bool = False) -> None:
+    """One legend above all panels: what each colour is, the interval, and the baselines, each once."""
+    num_seeds = dataset.sizes["seed"]
+    what = f"interquartile mean over {num_seeds:,} seeds" if num_seeds > 1 else "the only seed"
+    interval = "95 % bootstrap interval"
+    marks = {"marker": "o", "linestyle": ""} if every_seed else {}
+    single = "a seed" if every_seed else what
+    entries = {label or single: Line2D([], [], color=color, **marks) for label, color in colors.items()}
+    if every_seed and num_seeds > 1:
+        entries["interquartile mean"] = Line2D([], [], color="black", marker="D", linestyle="", markersize=4)
+        entries[interval] = Line2D([], [], color="black")
+    elif num_seeds > 1 and len(colors) <= MAX_BANDS:
+        entries[interval] = Patch(color="#888888", alpha=0.3, linewidth=0)
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    title = None if len(colors) == 1 else f"a dot for each of {counted(num_seeds, 'seed')}" if every_seed else what
+    columns = max(1, int(12.5 * figure.get_figwidth() / (8 + max(map(len, entries)))))
+    figure.set_figheight(figure.get_figheight() + 0.17 * (len(entries) // columns))
+    style = {"loc": "outside upper center", "ncols": columns, "title": title, "frameon": False, "handlelength": 2.6}
+    figure.legend(entries.values(), entries.keys(), **style)

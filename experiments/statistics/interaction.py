@@ -1,0 +1,59 @@
+"""Which two numbers must be chosen together: a two-way analysis of variance over a grid, free of the seeds' noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.statistics.rates import interval
+
+
+class Interaction(NamedTuple):
+    """How far two numbers are from being tunable one after the other.
+
+    Attributes:
+        share: of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN
+            where that variance itself is not distinguishable from 0.
+        interval: of it, 95 %, by bootstrap over seeds.
+        with_noise: the same with the seeds' noise in it, which is above 0 without any interaction.
+        factor: exp of the root mean square of what is left: by how much row + column misjudges a gap.
+        cells: of the grid, those used: without a run that diverged.
+    """
+
+    share: float
+    interval: tuple[float, float]
+    with_noise: float
+    factor: float
+    cells: int
+
+
+def interaction(gap: np.ndarray, keep: np.ndarray, resamples: int = 2000) -> Interaction:
+    """Two-way analysis of log gap.
+
+    A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise in
+    its mean. The bootstrap draws seeds with repetition, and leaves out pairs of one seed with itself as well.
+
+    Args:
+        gap: [row, column, seed], above 0; the mean of log gap over seeds is what is modelled.
+        keep: [row, column] bool, cells that are used.
+        resamples: of the bootstrap.
+    """
+    values = np.log(gap[keep]).T  # [seed, cell]
+    rows, columns = (np.eye(n)[x] for n, x in zip(keep.shape, np.nonzero(keep), strict=True))
+    centred = values - values.mean(axis=1, keepdims=True)
+    design = np.concatenate([rows, columns], axis=1)
+    left = values - values @ design @ np.linalg.pinv(design)
+    products = np.stack([left @ left.T, centred @ centred.T])  # [2, seed, seed]
+    apart = products * (1 - np.eye(len(values)))
+
+    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    weights = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws if np.ptp(draw)])
+    left_over, whole = np.einsum("rs,kst,rt->kr", weights, apart, weights, optimize=True)
+    varies = interval(whole, len(values))[0] > 0
+    mean_square = apart[0].sum() / (len(values) * (len(values) - 1) * keep.sum())
+    return Interaction(
+        float(apart[0].sum() / apart[1].sum()) if varies else np.nan,
+        interval(left_over / whole, len(values)) if varies else (np.nan, np.nan),
+        float(products[0].sum() / products[1].sum()),
+        float(np.exp(np.sqrt(max(mean_square, 0.0)))),
+        int(keep.sum()),
+    )
