@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bilevel import models
 from bilevel.exact.bilevel import exact_bilevel
-from bilevel.types import Gradients
+from bilevel.gradients.types import Gradients
 from experiments.claims import panels
 from experiments.claims.claim import INF, Budget, Claim, Margin, Measurement, Number, Table, exponent
 from experiments.claims.p1 import two_states

@@ -19,10 +19,11 @@ from bilevel.exact.bilevel import exact_bilevel, tabular_problem
 from bilevel.gradients.critics import TDHyper, TDSizes, td_critic
 from bilevel.gradients.exact import exact_gradients
 from bilevel.gradients.sampled import SampleSizes, sampled_gradients
+from bilevel.gradients.types import Gradients
 from bilevel.lookup import bind, pair_table, policy_table
 from bilevel.preferences import excess_log_likelihood, log_likelihood
 from bilevel.run import DIVERGED, run, start
-from bilevel.types import Algorithm, Array, Coefficients, Gradients, Model, Problem
+from bilevel.types import Algorithm, Array, Coefficients, Model, Problem
 from envs.base import MDP
 from envs.tabular import garnet
 
@@ -142,13 +143,11 @@ def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) ->
     key_mdp, key_run = jax.random.split(key)
     mdp, coefficients = garnet(key_mdp, NUM_STATES, NUM_ACTIONS), Coefficients(DISCOUNT, kl_weight, 1.0)
     problem = tabular_problem(mdp, coefficients, reward_model(kind))
-    if method == WORSE:
-        problem = problem._replace(reference=models.given_reference(worse_policy(mdp)))
     objective = excess_log_likelihood if method == EXCESS else log_likelihood
-    # J is of the uniform reference policy, whatever policy the pairs of the two-stage methods are from.
-    uniform = tabular_problem(mdp, coefficients, problem.reward)
-    exactly = exact_gradients(uniform, mdp, LENGTH, coefficients, objective)
-    gradients = sampled(uniform, coefficients, objective) if kind == SAMPLED else exactly
+    exactly = exact_gradients(problem, mdp, LENGTH, coefficients, objective)
+    gradients = sampled(problem, coefficients, objective) if kind == SAMPLED else exactly
+    if method == WORSE:  # J keeps the uniform reference
+        problem = tabular_problem(mdp, coefficients, problem.reward, worse_policy(mdp))
     algorithm = build(method, problem, gradients, coefficients, kind, sizes)
     num_steps = sizes.num_sampled_steps if kind == SAMPLED else sizes.num_steps
     state, taken = run(algorithm, key_run, start(algorithm, key_run), num_steps)
@@ -226,8 +225,8 @@ def build(
     steps, policy_step = sizes.num_policy_steps, jnp.minimum(POLICY_STEP, CURVED_STEP / coefficients.kl_weight)
     online = falling if kind == SAMPLED else ascent
     if method in (PAPER, EXCESS):
-        config, hyper = BilevelConfig(steps, reward_optimizer=online), BilevelHyper(SIGMA, policy_step, REWARD_STEP, 1.0)
-        return bilevel_rlhf(problem, gradients, config, coefficients, hyper)
+        config = BilevelConfig(steps, reward_optimizer=online)
+        return bilevel_rlhf(problem, gradients, config, BilevelHyper(SIGMA, policy_step, REWARD_STEP))
     if method == ALTERNATING:
         config = AlternatingConfig(steps, reward_optimizer=online)
         return alternating(problem, gradients, config, AlternatingHyper(policy_step, REWARD_STEP))

@@ -20,15 +20,15 @@ import numpy as np
 import optax
 
 from bilevel import models
-from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, bilevel_rlhf, step_cost
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, bilevel_rlhf, line_7, step_cost
 from bilevel.exact import landscape, meters
 from bilevel.exact.bilevel import Bilevel, exact_bilevel, tabular_problem
 from bilevel.gradients.critics import TDHyper, TDSizes, td_critic
 from bilevel.gradients.exact import exact_gradients
-from bilevel.gradients.hypergradients import proxy
 from bilevel.gradients.sampled import SampleSizes, sampled_gradients
+from bilevel.gradients.types import Gradients
 from bilevel.run import run, start
-from bilevel.types import Algorithm, Array, Coefficients, Gradients, Model, Problem
+from bilevel.types import Algorithm, Array, Coefficients, Model, Problem
 from envs.base import MDP
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics import intervals
@@ -203,7 +203,8 @@ def gradients_of(arm: str, counts: Counts, ours: Problem, kl_weight, critic_step
     sizes = TDSizes(counts.num_targets, counts.num_transitions, counts.num_chains)
     hyper = TDHyper(critic_step_size, float("inf"))
     critic = td_critic(ours, models.table(*mdp.reward.shape), sizes, about, hyper)
-    return sampled_gradients(ours, critic, SampleSizes(counts.batch_size, ROLLOUT, LENGTH, arm), about)
+    sampling = SampleSizes(counts.batch_size, rollout_length=ROLLOUT, segment_length=LENGTH, estimator=arm)
+    return sampled_gradients(ours, critic, sampling, about)
 
 
 def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: int = 20) -> Algorithm:
@@ -218,14 +219,14 @@ def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: i
         return optax.sgd(lambda count: step_size / (1 + count / halved))
 
     config = BilevelConfig(counts.num_policy_steps, reward_optimizer=falling)
-    return bilevel_rlhf(ours, gradients, config, coefficients(kl_weight), hyper)
+    return bilevel_rlhf(ours, gradients, config, hyper)
 
 
 def step_transitions(arm: str, counts: Counts) -> int:
     """Transitions of one outer step."""
     kl_weight, ours = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
     gradients = gradients_of(arm, counts, ours, kl_weight)
-    hypergradient = proxy(ours, gradients, coefficients(kl_weight), BilevelHyper(1.0, 1.0, 1.0, 1.0))
+    hypergradient = line_7(ours, gradients, BilevelHyper())
     return step_cost(gradients, BilevelConfig(counts.num_policy_steps), hypergradient).transitions
 
 
