@@ -6,4 +6,5 @@ A claim is added by a file, such as `p1/bias.py`, and its line below.
 CLAIMS = (
     "P1.bias",
     "P1.value",
+    "P1.hypergradient",
 )
