@@ -1,1 +1,1 @@
-"""Claims of, and about, the first paper: "On The Global Convergence Of Online RLHF With Neural Parametrization", 2410.15610."""
+"""Claims on the first paper: "On The Global Convergence Of Online RLHF With Neural Parametrization", 2410.15610."""
