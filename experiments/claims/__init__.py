@@ -3,4 +3,8 @@
 A claim is added by a file, such as `p1/bias.py`, and its line below.
 """
 
-CLAIMS = ()
+CLAIMS = (
+    "P1.bias",
+    "P1.value",
+    "P1.hypergradient",
+)

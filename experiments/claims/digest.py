@@ -145,7 +145,7 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
 
 def _module(name: str) -> Module:
     """A module of `PACKAGES` as its file is now."""
-    return _parsed(name, Path(importlib.util.find_spec(name).origin).read_bytes())
+    return _parsed(name, _file(name).read_bytes())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -191,26 +191,25 @@ def _origins(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, Place]
     """Where the names of an import statement in a module come from."""
     if isinstance(node, ast.Import):
         return {alias.asname or alias.name.partition(".")[0]: (alias.name, WHOLE) for alias in node.names}
-    package = importlib.util.find_spec(module).parent if node.level else None
+    package = module if _file(module).name == "__init__.py" else module.rpartition(".")[0]
     origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
     return {alias.asname or alias.name: _place(origin, alias.name) for alias in node.names}
 
 
 def _place(module: str, name: str) -> Place:
     """A name of a module, or the module that it is."""
-    return (f"{module}.{name}", WHOLE) if _is_ours(module) and _is_module(f"{module}.{name}") else (module, name)
+    return (f"{module}.{name}", WHOLE) if _is_ours(module) and _file(f"{module}.{name}") else (module, name)
 
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] in PACKAGES
 
 
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is no package
-        return False
+def _file(module: str) -> Path | None:
+    """The file of a module of `PACKAGES`, which is not imported; None if there is no such module."""
+    package, *names = module.split(".")
+    home = Path(importlib.util.find_spec(package).origin).parent.joinpath(*names)
+    return next((path for path in (home / "__init__.py", home.with_name(f"{home.name}.py")) if path.is_file()), None)
 
 
 class _Bare(ast.NodeTransformer):

@@ -24,7 +24,6 @@ from experiments.claims.data import keep
 from experiments.claims.digest import digest
 from experiments.claims.page import write_page
 from experiments.claims.results import FIGURE, RESULT, current, describe, figure_digest, format_table, sealed
-from experiments.commands.bench import usable_cores
 from experiments.files import RunFolderError, read_json, refusing, write_figure, write_json
 from experiments.output import silent
 from experiments.runs.folder import open_run
@@ -94,7 +93,7 @@ def verify(
 
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
         order = sorted(claims, key=lambda name: -minutes[name])
-        pool = ThreadPoolExecutor(min(2, usable_cores()))
+        pool = ThreadPoolExecutor(2)
         try:
             futures = {name: pool.submit(one, name, claims[name], folder / name, quick, say) for name in order}
             follow(futures, say, partial(publish, folder, loaded))
