@@ -7,4 +7,6 @@ CLAIMS = (
     "P1.bias",
     "P1.value",
     "P1.hypergradient",
+    "P1.critic",
+    "P1.critic_sup",
 )

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from experiments.__main__ import main
 from experiments.runs.folder import open_run
 from experiments.statistics.rates import power_law
-from experiments.studies import critic, critic_sup, variance
-from experiments.verify import CLAIMS, p1_bias, p1_critic, p1_critic_sup, p1_estimator, p1_value, runner
+from experiments.studies import variance
+from experiments.verify import CLAIMS, p1_bias, p1_estimator, p1_value, runner
 from experiments.verify.claims import INF, Budget, Claim, Interval, Margin, Measurement, exponent, judge, together
 from experiments.verify.page import write_page
 from experiments.verify.runner import describe, format_table, verify
@@ -533,88 +533,3 @@ def test_the_estimators_are_unbiased_and_their_variances_are_told_apart(tmp_path
     found = variance.study(variance.Sizes(num_batches=400))
     assert judge_slopes(mistaken(found)) == dict.fromkeys(SLOPES, "fails")
     assert "fails" not in judge_slopes(variance.study(variance.Sizes(num_batches=40))).values()
-
-
-def critics(num_seeds=32, exponent=0.5, factor=1.0, stall=0.0):
-    """Synthetic errors of Algorithm 2 as predicted: noise n^(−exponent), `factor` times the exact contraction.
-
-    `stall` of the last level's noise stays at every n, as a bias that averaging does not remove.
-    """
-    sizes = critic.Sizes(num_targets=60, hidden_sizes=((),))
-    known = critic.setting("..\n.G", sizes.num_targets)
-    learners, rng, errors = critic.learners(known, sizes), np.random.default_rng(0), {}
-    updates, floor = np.arange(1, sizes.num_targets + 1), 0.05
-
-    def spread(of, n, stays=0.0):  # [n, policy, L] -> [n, policy, seed, L]
-        size = (len(n), len(critic.POLICIES), num_seeds, sizes.num_targets)
-        noise = known.limit[:, None] * np.reshape(n[0] ** (exponent - 0.5) / np.array(n) ** exponent, (-1, 1, 1))
-        squares = (of * factor**updates) ** 2 + noise**2 + (stall * noise[-1]) ** 2
-        return np.sqrt(squares[:, :, None] * rng.gamma(64, 1 / 64, size) + stays**2)
-
-    for name, learner in learners.items():
-        errors[name] = spread(known.bias, learner.transitions, floor * (name == "affine"))
-    return critic.Result(known, learners, errors, {"affine": np.full((2, 1), floor)})
-
-
-@pytest.mark.parametrize(
-    ("planted", "wrong"),
-    [
-        ({}, ()),
-        ({"exponent": 0.25}, p1_critic.LINEAR),
-        ({"factor": 1.05}, [p1_critic.RATIO + x for x in critic.POLICIES]),
-        ({"factor": 0.95}, [p1_critic.RATIO + x for x in critic.POLICIES]),
-    ],
-)
-def test_a_critic_of_other_orders_is_noticed(planted, wrong):
-    verdicts = judge(p1_critic.CLAIM, p1_critic.numbers(critics(**planted)))
-    assert verdicts == {name: "fails" if name in wrong else "holds" for name in p1_critic.CLAIM.margins}
-
-
-def test_a_critic_whose_error_stalls_at_its_last_levels_does_not_hold():
-    numbers = p1_critic.numbers(critics(stall=0.6))
-    verdicts = judge(p1_critic.CLAIM, numbers)
-    assert [verdicts[name] for name in p1_critic.LINEAR] == ["not decided"] * 4
-    plain = judge(p1_critic.CLAIM, {name: x._replace(tail=None, undecided="") for name, x in numbers.items()})
-    assert [plain[name] for name in p1_critic.LINEAR] == ["holds"] * 4  # by a straight line through all levels
-
-
-@pytest.mark.parametrize(("factor", "expected"), [(0.97, "holds"), (1.0, "not decided"), (1.03, "fails")])
-def test_a_planted_factor_decides_the_contraction_in_the_sup_norm(factor, expected):
-    sizes = critic.Sizes(num_targets=24)
-    known = critic.setting("..\n.G", sizes.num_targets)
-    rng, updates = np.random.default_rng(0), np.arange(1, sizes.num_targets + 1)
-    sizes_of_errors = (factor * critic.DISCOUNT) ** updates * np.exp(0.02 * rng.normal(size=(2, 16, 24)))
-    shape = known.values.shape[1:]
-    errors = sizes_of_errors[..., None, None] * rng.uniform(-0.9, 0.9, (2, 16, 24, *shape))
-    errors[..., 0, 0] = sizes_of_errors  # the largest
-    result = critic_sup.Result(known, critic.learners(known, sizes)[critic.TABLE], errors)
-    numbers = p1_critic_sup.numbers([critic_sup.contraction(result, p) for p in range(2)])
-    assert set(judge(p1_critic_sup.CLAIM, numbers).values()) == {expected}
-    few = result._replace(errors=errors[:, :3])
-    numbers = p1_critic_sup.numbers([critic_sup.contraction(few, p) for p in range(2)])
-    assert set(judge(p1_critic_sup.CLAIM, numbers).values()) == {"not decided"}
-
-
-def test_a_critic_on_a_tenth_of_the_seeds_decides_nothing_and_on_few_nothing_wrongly():
-    assert set(judge(p1_critic.CLAIM, p1_critic.numbers(critics(num_seeds=3))).values()) == {"not decided"}
-    assert "fails" not in judge(p1_critic.CLAIM, p1_critic.numbers(critics(num_seeds=6))).values()
-
-
-@pytest.mark.slow
-def test_a_critic_that_stalls_is_noticed_and_few_samples_decide_nothing_wrongly(tmp_path):
-    enough = critic.Sizes(hidden_sizes=((),), fit_steps=2000, num_restarts=4)
-    measured = p1_critic.measure(Budget(False, tmp_path), enough)
-    assert describe(p1_critic.CLAIM, measured)["verdict"] == "holds"
-    table = [name for name in p1_critic.LINEAR if critic.TABLE in name]
-    # With the number of chains fixed a bias stays.
-    stalled = {name: measured.numbers[name.replace(critic.TABLE, critic.FIXED)] for name in table}
-    verdicts = judge(p1_critic.CLAIM, measured.numbers | stalled)
-    assert sorted(verdicts[name] for name in table) == ["fails", "not decided"]  # of which one is no power law
-
-
-@pytest.mark.slow
-def test_a_critic_on_a_tenth_of_the_samples_decides_nothing_wrongly(tmp_path):
-    few = p1_critic.QUICK._replace(
-        transitions=(128, 512, 2048), num_chains=4, network_transitions=(128, 512, 2048), hidden_sizes=((),)
-    )
-    assert verdict_of(p1_critic, tmp_path, sizes=few) != "fails"
