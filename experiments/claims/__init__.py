@@ -9,4 +9,5 @@ CLAIMS = (
     "P1.hypergradient",
     "P1.critic",
     "P1.critic_sup",
+    "P1.ladder",
 )

@@ -3,8 +3,6 @@
 STUDIES = {
     "bandit": "policy gradient on a bandit, to the Gibbs policy",
     "cartpole": "CartPole from at most 500 labels, by three methods",
-    "hypergradients": "the gradient of the bilevel objective in five ways: bias, variance, cost, ascent",
-    "ladder": "Algorithm 1 from exact to learned gradients",
     "variance": "line 7's three estimators against sigma",
     "alignment": "true return and objective of four methods, over w, realisable or not",
     "domination": "where weak gradient domination holds, over w, reward class and objective",
