@@ -10,4 +10,5 @@ CLAIMS = (
     "P1.critic",
     "P1.critic_sup",
     "P1.ladder",
+    "P1.bandit",
 )

@@ -1,7 +1,6 @@
 """Studies: one file each, with `main(out, say)`, which computes, writes NAME.json and NAME.png, and says a table."""
 
 STUDIES = {
-    "bandit": "policy gradient on a bandit, to the Gibbs policy",
     "cartpole": "CartPole from at most 500 labels, by three methods",
     "variance": "line 7's three estimators against sigma",
     "alignment": "true return and objective of four methods, over w, realisable or not",
