@@ -16,8 +16,7 @@ import jax
 import pytest
 from reference_instances import load_reference
 
-from experiments.runs import cohort as groups
-from experiments.runs import driver
+from experiments.runs import cohort, driver
 from experiments.settings.config import as_dict
 
 
@@ -34,18 +33,18 @@ def quick_runs():
     precision = jax.config.jax_default_matmul_precision
     jax.devices()  # first, so that a command run in this process leaves the devices as they are
     jax.config.update("jax_default_matmul_precision", "highest")  # the command line's
-    build, setups = driver.build, {}
+    resolve, jobs = driver.resolve, {}
 
-    def build_once(config):
+    def resolve_once(config):
         name = json.dumps(as_dict(config) | dict.fromkeys(("steps", "seeds", "chunk")))
-        setups[name] = setups.get(name) or build(config)
-        return setups[name]
+        jobs[name] = jobs.get(name) or resolve(config)
+        return jobs[name]._replace(config=config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
-        patch.setattr(driver, "build", build_once)
-        patch.setattr(driver, "baselines", lambda setup, points: {})
-        patch.setattr(groups, "programs", functools.cache(groups.programs))
+        patch.setattr(driver, "resolve", resolve_once)
+        patch.setattr(driver, "baselines", lambda job: {})
+        patch.setattr(cohort, "programs", functools.cache(cohort.programs))
         yield
     jax.config.update("jax_default_matmul_precision", precision)
 
