@@ -18,10 +18,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 # State 0 leads to state 1, which stays; both pay 1 for the first action. At γ = ½ half of the occupancy is in each, and
 # the discounted sum of a constant is 2. r_φ pays 3 for the first action and −1 for the second.
-NEXT = jnp.tile(jnp.array([0.0, 1.0]), (2, 2, 1))
-CHAIN = MDP(jnp.array([1.0, 0.0]), NEXT, jnp.array([[1.0, 0.0], [1.0, 0.0]]))
+CHAIN = MDP(np.array([1.0, 0.0]), np.tile([0.0, 1.0], (2, 2, 1)), np.array([[1.0, 0.0], [1.0, 0.0]]))
 POLICY = np.array([[0.75, 0.25], [0.2, 0.8]])
-BELIEVED = jnp.array([[3.0, -1.0], [3.0, -1.0]])
+BELIEVED = np.array([[3.0, -1.0], [3.0, -1.0]])
 COEFFICIENTS = Coefficients(discount=0.5, kl_weight=0.3)
 BY_HAND = {
     "true_return": 0.75 + 0.2,  # 0.75 now, 0.2 (½ + ¼ + …) later
@@ -29,19 +28,19 @@ BY_HAND = {
     "kl_to_reference": np.mean([p @ np.log(2 * p) for p in POLICY]),
     "policy_entropy": np.mean([-p @ np.log(p) for p in POLICY]),
 }
-LEARNED = Learned(BELIEVED, jnp.log(POLICY))
+LEARNED = Learned(BELIEVED, np.log(POLICY))
 
 
 def chain_problem(horizon=None) -> tuple[Problem, World]:
     """Tables on the chain, with a uniform reference."""
-    world = tabular(CHAIN, horizon)
+    world = tabular(jax.tree.map(jnp.asarray, CHAIN), horizon)
     reference = models.uniform_reference(world.env)
     return Problem(world.env, None, models.table(2, 2), models.table_policy(2, 2), reference), world
 
 
 def test_exact_measurements_of_a_table_policy_by_hand():
-    problem, _ = chain_problem()
-    measure = jax.jit(exact_measure(problem, CHAIN, COEFFICIENTS))
+    problem, world = chain_problem()
+    measure = jax.jit(exact_measure(problem, world.mdp, COEFFICIENTS))
     measured = measure(jax.random.key(0), LEARNED)
     assert measured.keys() == BY_HAND.keys()
     for name, value in BY_HAND.items():
@@ -76,10 +75,10 @@ def test_without_a_learned_reward_there_is_no_learned_return():
     problem, world = chain_problem()
     blind = problem._replace(reward=None)
     for measure in (
-        exact_measure(blind, CHAIN, COEFFICIENTS),
+        exact_measure(blind, world.mdp, COEFFICIENTS),
         sampled_measure(blind, world, COEFFICIENTS, 2, 3),
     ):
-        measured = jax.eval_shape(measure, jax.random.key(0), Learned(None, jnp.log(POLICY)))
+        measured = jax.eval_shape(measure, jax.random.key(0), Learned(None, LEARNED.policy))
         assert measured.keys() == BY_HAND.keys() - {"learned_return"}
 
 
