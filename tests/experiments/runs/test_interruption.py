@@ -13,8 +13,7 @@ import pytest
 
 from experiments import configure, load_run, train
 from experiments.__main__ import main
-from experiments.runs import cohort as groups
-from experiments.runs import driver
+from experiments.runs import cohort, driver
 from experiments.runs.interruption import OVER, Ending, Stopped, end_at_once, requests_to_stop
 from experiments.studies import cartpole
 
@@ -34,7 +33,7 @@ def tiny():
 def signalled(monkeypatch):
     """A function of (signal, how many times, step): sends it when the chunk that starts at that step is written."""
 
-    honest = groups.write_metrics
+    honest = cohort.write_metrics
 
     def plan(number, times=1, at=2):
         def write(folder, group, first, arrays):
@@ -42,7 +41,7 @@ def signalled(monkeypatch):
             for _ in range(times if first == at else 0):
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(groups, "write_metrics", write)
+        monkeypatch.setattr(cohort, "write_metrics", write)
 
     monkeypatch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
     return plan
@@ -241,7 +240,7 @@ import gc, os, signal, sys
 from experiments import groups
 from experiments.__main__ import command
 sys.argv[:] = ["bilevel", "train", *{TINY!r}, "--out", {str(tmp_path / "run")!r}]
-honest, groups.write_metrics = groups.write_metrics, lambda *rest: (honest(*rest), {send})
+honest, cohort.write_metrics = cohort.write_metrics, lambda *rest: (honest(*rest), {send})
 
 
 def twice(phase, info):
