@@ -24,8 +24,8 @@ from bilevel.types import Array, Coefficients
 from envs.tabular import garnet
 from experiments.claims.claim import Budget, Claim, Margin, Measurement, Number, exponent
 from experiments.claims.panels import BLUE, GREEN, VERMILION, curve, exponent_label, guide, log_log, panels
-from experiments.report.summary import Estimate
-from experiments.statistics.rates import Fit, interval, power_law
+from experiments.statistics.intervals import Interval, ends, resamples
+from experiments.statistics.rates import Fit, power_law
 
 COEFFICIENTS, LENGTH = Coefficients(discount=0.9, kl_weight=0.5), 3
 SIGMA = 1.0  # large, for the independent estimator, whose variance is 1/σ²; the slopes are taken at small ones
@@ -42,6 +42,7 @@ EXPECTED = {"independent": -2.0, "coupled": -1.0, "weighted": 0.0}
 SHARE = {"independent": 1, "coupled": 16, "weighted": 1}  # of the number of estimates
 COLORS = dict(zip(ESTIMATORS, (VERMILION, BLUE, GREEN), strict=True))
 QUICK, FULL = 400, 4000  # independent estimates, of each derivative and at each σ
+DRAWS = 500  # resamples of them, fewer than elsewhere since they are many
 
 
 class Mean(NamedTuple):
@@ -174,10 +175,10 @@ def squared_distances(samples: np.ndarray) -> np.ndarray:
     return np.sum((samples - samples.mean(axis=1, keepdims=True)) ** 2, axis=-1)
 
 
-def law(squares: np.ndarray, num_resamples: int = 500) -> Fit:
+def law(squares: np.ndarray) -> Fit:
     """The power law of the variance in 1/σ: its exponent is the slope of log variance against log σ, its range one of σ."""
     positive = np.maximum(squares, np.finfo(float).tiny)  # an estimate may be the mean
-    found = power_law(1 / np.array(SIGMAS), positive, floor=False, num_resamples=num_resamples)
+    found = power_law(1 / np.array(SIGMAS), positive, floor=False, num_resamples=DRAWS)
     return found._replace(range=tuple(1 / x for x in found.range))
 
 
@@ -186,14 +187,12 @@ def slopes(squares: dict[str, np.ndarray]) -> dict[str, Number]:
     return {f"slope of variance in σ, {name}": exponent(law(x), "in σ") for name, x in squares.items()}
 
 
-def variance(squares: np.ndarray, num_resamples: int = 500) -> Estimate:
-    """Total variance of one trajectory's estimate with its 95 % bootstrap interval, [σ]."""
+def variance(squares: np.ndarray) -> Interval:
+    """Total variance of one trajectory's estimate, [σ]."""
     num = squares.shape[1]
-    rng = np.random.default_rng(0)
-    picks = [rng.integers(num, size=num) for _ in range(num_resamples)]
-    resampled = np.stack([squares[:, pick].mean(axis=1) for pick in picks], axis=1)  # [σ, resamples]
-    low, high = np.transpose([interval(x, num) for x in resampled])
-    return Estimate(squares.sum(axis=1) / (num - 1), low, high, np.full(len(squares), num))
+    picks = resamples(num, DRAWS)
+    drawn = np.stack([row[picks].mean(axis=1) for row in squares], axis=1)  # [resample, σ]
+    return Interval(squares.sum(axis=1) / (num - 1), *ends(drawn, num))
 
 
 # The claim ------------------------------------------------------------------------------------------------------------
