@@ -1,8 +1,8 @@
 """Measure claims of the papers and judge each.
 
 A claim holds when the 95 % interval of each of its numbers lies inside a margin that was stated beforehand, fails when one
-lies outside, and is otherwise not decided. An assumption of a theorem is refuted where an instance refutes it, with the share
-of such instances, or not refuted. A claim without margins is reported.
+lies outside, and is otherwise not decided. An assumption of a theorem is refuted where an instance refutes it, with the
+share of such instances, or not refuted. A claim without margins is reported.
 
 Prints a table; writes summary.json, a figure a claim and report.html to OUT/full, or to OUT/quick. What is there already is
 not computed again, unless code that it depends on has changed; interrupted by Ctrl-C or SIGTERM, the same command goes on.
@@ -46,7 +46,7 @@ class VerifyOptions:
 
 
 def main(arguments: Sequence[str], voice: Voice) -> int:
-    """Measures the claims that the arguments choose; the exit code: 0, 1 if a claim fails, 3 if one is stopped by an error."""
+    """Measures the claims that the arguments choose; the exit code: 0, 1 if one fails, 3 if one is stopped by an error."""
     required = "names or patterns of claims, --quick, --all, --list, --publish and --out FOLDER alone"
     options = parse(VerifyOptions(), arguments, "verify", __doc__, required)
     if options.publish and options.quick:
