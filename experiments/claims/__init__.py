@@ -3,12 +3,13 @@
 A claim is added by a file, such as `p1/bias.py`, and its line below.
 """
 
-CLAIMS = (
+CLAIMS = [
     "P1.bias",
     "P1.value",
+    "P1.estimator",
     "P1.hypergradient",
     "P1.critic",
     "P1.critic_sup",
     "P1.ladder",
     "P1.bandit",
-)
+]

@@ -2,12 +2,13 @@
 
 Reached is what a definition names (functions, classes, constants, through imports within `PACKAGES`), what those name, and
 so on, and the statements with an effect of every module that is imported on the way. Of each counts its syntax tree without
-docstrings, comments and annotations of functions; of a package from elsewhere, its version.
+docstrings, comments and annotations; of a package from elsewhere, its version.
 
 What is reached through an attribute of something that is passed in is not seen: a class counts where its object is made.
 """
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +18,6 @@ import symtable
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 PACKAGES = ("bilevel", "envs", "experiments")
 ALWAYS = ("jax", "jaxlib", "numpy")  # packages whose versions count wherever they are used
@@ -26,16 +26,19 @@ EFFECTS, WHOLE = "<effects>", "<whole>"  # in place of a name: a module's statem
 Place = tuple[str, str]  # a module, and a name in it; or a name and a keyword of its call, as in CLAIM.measure
 
 
-class Module(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # looked up by identity
+class Module:
     """A module's statements, without what does not count.
 
     Attributes:
+        name: of the module.
         named: name -> the statements that bind it.
         imports: name -> the place that it is imported from, in a statement of its own.
         effects: the statements that do something else than to bind names.
         needs: modules that are imported when this one is.
     """
 
+    name: str
     named: dict[str, list[ast.stmt]]
     imports: dict[str, Place]
     effects: list[ast.stmt]
@@ -57,36 +60,40 @@ def reached(*places: Place) -> dict[str, str]:
     Raises:
         LookupError: nothing is defined there.
     """
-    found, waiting, seen = {}, [*places, *((package, WHOLE) for package in ALWAYS)], set()
+    found, waiting, seen = {package: _version(package) for package in ALWAYS}, [*places], set()
+    module_of = functools.cache(lambda name: _parsed(name, _source(name)))  # as the files are now
     while waiting:
         place = waiting.pop()
-        if place not in seen:
-            seen.add(place)
-            text, following = _look(*place)
+        if place in seen:
+            continue
+        seen.add(place)
+        module, name = place
+        if _is_ours(module):
+            text, following = _look(module_of(module), name)
             found |= {":".join(place): text} if text else {}
             waiting += following
+        elif (package := module.partition(".")[0]) not in sys.stdlib_module_names and package not in found:
+            found[package] = _version(package)
     if missing := [f"{module} defines no {name}" for module, name in places if f"{module}:{name}" not in found]:
         raise LookupError("; ".join(missing))
     return found
 
 
-def _look(module: str, name: str) -> tuple[str, list[Place]]:
-    """What counts of one place, and the places that it names."""
-    if not _is_ours(module):
-        return _version(module.partition(".")[0]), []
-    here = _module(module)
+@functools.lru_cache(maxsize=2**14)
+def _look(module: Module, name: str) -> tuple[str, list[Place]]:
+    """What counts of a name in a module, and the places that it leads to."""
     if name == WHOLE:
-        return "", [(module, other) for other in (EFFECTS, *here.named)]
+        return "", [(module.name, other) for other in (EFFECTS, *module.named)]
     if name == EFFECTS:
-        return _dumped(here.effects), [*here.needs, *_named_by(here.effects, module)]
-    if name in here.imports:
-        return ":".join(here.imports[name]), [here.imports[name], (module, EFFECTS)]
+        return _dumped(module.effects), [*module.needs, *_named_by(module.effects, module)]
+    if name in module.imports:
+        return ":".join(module.imports[name]), [module.imports[name], (module.name, EFFECTS)]
     name, _, keyword = name.partition(".")
-    statements = here.named.get(name, [])
+    statements = module.named.get(name, [])
     if keyword:
         calls = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call)]
         statements = [ast.Expr(x.value) for call in calls[:1] for x in call.keywords if x.arg == keyword]
-    return _dumped(statements), [*_named_by(statements, module), (module, EFFECTS)]
+    return _dumped(statements), [*_named_by(statements, module), (module.name, EFFECTS)]
 
 
 def _dumped(statements: list[ast.stmt]) -> str:
@@ -94,34 +101,34 @@ def _dumped(statements: list[ast.stmt]) -> str:
 
 
 def _version(package: str) -> str:
-    """Of a package from elsewhere, by the name under which it is imported; "" of the standard library."""
-    if package in sys.stdlib_module_names:
-        return ""
-    return ", ".join(importlib.metadata.version(name) for name in sorted({*_distributions().get(package, [])}))
+    """Of a package from elsewhere, by the name under which it is imported; "" if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ", ".join(importlib.metadata.version(name) for name in sorted({*_distributions().get(package, [])}))
 
 
-_distributions = functools.cache(importlib.metadata.packages_distributions)
+_distributions = functools.cache(importlib.metadata.packages_distributions)  # of the names that differ
 
 
 # What statements name -------------------------------------------------------------------------------------------------
 
 
-def _named_by(statements: list[ast.stmt], module: str) -> Iterator[Place]:
+def _named_by(statements: list[ast.stmt], module: Module) -> Iterator[Place]:
     """The places that statements of a module refer to."""
-    here = _module(module)
     for statement in statements:
-        names = _global_names(symtable.symtable(ast.unparse(statement), module, "exec"))
+        names = _global_names(symtable.symtable(ast.unparse(statement), module.name, "exec"))
         for name, attribute in _chains(statement):
-            if name not in names or name not in here.named:
+            if name not in names or name not in module.named:
                 continue  # local, or built in
-            origin, what = here.imports.get(name, ("", ""))
+            origin, what = module.imports.get(name, ("", ""))
             if what == WHOLE and attribute and _is_ours(origin):
                 yield _place(origin, attribute)  # of a whole module, only what is taken
             else:
-                yield module, name
+                yield module.name, name
         for node in ast.walk(statement):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                yield from _origins(node, module).values()
+                yield from _origins(node, module.name).values()
 
 
 def _chains(statement: ast.stmt) -> set[Place]:
@@ -143,16 +150,11 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
 # What a module holds --------------------------------------------------------------------------------------------------
 
 
-def _module(name: str) -> Module:
-    """A module of `PACKAGES` as its file is now."""
-    return _parsed(name, _file(name).read_bytes())
-
-
 @functools.lru_cache(maxsize=1024)
 def _parsed(name: str, source: bytes) -> Module:
-    named: dict[str, list[ast.stmt]] = {}
+    """A module of `PACKAGES` from its source."""
     parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
-    found = Module(named, {}, [], [(parent, EFFECTS) for parent in parents])
+    found = Module(name, {}, {}, [], [(parent, EFFECTS) for parent in parents])
     for statement in _Bare().visit(ast.parse(source)).body:
         origins = [_origins(x, name) for x in ast.walk(statement) if isinstance(x, ast.Import | ast.ImportFrom)]
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -161,10 +163,14 @@ def _parsed(name: str, source: bytes) -> Module:
             found.needs.extend((origin, EFFECTS) for x in origins for origin, _ in x.values() if _is_ours(origin))
         names, more = _bound(statement)
         for bound in names:
-            named.setdefault(bound, []).append(statement)
+            found.named.setdefault(bound, []).append(statement)
         if more:
             found.effects.append(statement)
     return found
+
+
+def _source(module: str) -> bytes:
+    return _file(module).read_bytes()
 
 
 def _bound(statement: ast.stmt) -> tuple[set[str], bool]:
@@ -213,7 +219,7 @@ def _file(module: str) -> Path | None:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes away docstrings and other texts that stand alone, and annotations of functions."""
+    """Takes away docstrings and other texts that stand alone, and annotations."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """Nothing for a text."""
@@ -223,6 +229,12 @@ class _Bare(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.AST:
         """An argument without annotation."""
         return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        """A field or variable without annotation."""
+        node = self.generic_visit(node)
+        node.annotation = ast.Constant(...)
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """A function without annotation, of one statement at least."""

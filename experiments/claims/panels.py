@@ -55,7 +55,9 @@ def band(panel: Axes, x, of: Any, color, label: str | None = None, linestyle: st
     panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
 
 
-def guide(panel: Axes, x, first: float, slope: float, label: str, color: str = "0.4", linestyle: str = "-.") -> None:
+def guide(
+    panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
+) -> None:
     """A power law of that slope on log axes, through `first` at the first x."""
     x = np.asarray(x, float)
     panel.plot(x, first * (x / x[0]) ** slope, color=color, linestyle=linestyle, linewidth=1, label=label)

@@ -136,7 +136,7 @@ def chosen(
     taken = set()
     for pattern in patterns or ("*",):
         if not WILD & set(pattern):
-            choose("claim", pattern, CLAIMS)
+            choose("claim", pattern, dict.fromkeys(CLAIMS))
         matching = {name for name in CLAIMS if fnmatch.fnmatchcase(name, pattern)}
         found = {x for x in matching if everything or x == pattern or x in broken or loaded[x].is_judged}
         if patterns and not found:
