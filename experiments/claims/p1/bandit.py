@@ -62,14 +62,8 @@ RUNGS = {
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_seeds: of each rung.
-        num_steps: policy gradient steps.
-        batch_size: B, contexts with one action each, a gradient.
-        num_transitions: n of Algorithm 2, with one target update: at γ = 0 the target does not depend on Q.
-    """
+    """Seeds and policy gradient steps of each rung, B contexts with one action each a gradient, and n of Algorithm 2, with
+    one target update: at γ = 0 the target does not depend on Q."""
 
     num_seeds: int = 32
     num_steps: int = 4000
@@ -82,13 +76,8 @@ QUICK = Sizes(num_seeds=8, num_steps=600, batch_size=64, num_transitions=64)
 
 
 class Curves(NamedTuple):
-    """One rung: [seed, step] after each step.
-
-    Attributes:
-        total_variation: E_x ½ Σ_a |π(a|x) − π*(a|x)|.
-        suboptimality: J* − J(π), in units of reward.
-        transitions: of one step, exactly.
-    """
+    """One rung after each step, [seed, step]: the total variation E_x ½ Σ_a |π(a|x) − π*(a|x)|, J* − J(π) in units of
+    reward; and the transitions of one step, exactly."""
 
     total_variation: np.ndarray
     suboptimality: np.ndarray
