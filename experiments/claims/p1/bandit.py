@@ -226,10 +226,9 @@ def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
     """Values [seed, step] of one rung against steps, and against transitions if it takes any; exact gradients lie below."""
     steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
     of = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
-    for panel, scale in zip(row, (1, transitions), strict=True):
-        if scale:
-            style = "--" if RUNGS[name].policy == "network" else "-"
-            band(panel, scale * steps, of, RUNGS[name].color, name, style)
+    rung, width = RUNGS[name], 1.3 if transitions else 3.5
+    for panel, scale in zip(row, (1, transitions) if transitions else (1,), strict=False):
+        band(panel, scale * steps, of, rung.color, name, "--" if rung.policy == "network" else "-", width=width)
 
 
 CLAIM = Claim(
