@@ -112,7 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     answering = voice.writing(sys.stdout) if ASKS & set(rest) else contextlib.nullcontext()
     try:
-        refuse_study(name, rest)
+        if name == "study":
+            study = next((word for word in rest if not word.startswith("-")), "NAME")
+            claim = {"complexity": "rate", "variance": "estimator"}.get(study, study)
+            raise OptionError(f"a study is a claim; required: bilevel verify P1.{claim}, one of bilevel verify --list")
         choose("command", name, COMMANDS)
         with answering, _compiling_anew() if name in COMPILES_ANEW else contextlib.nullcontext():
             return importlib.import_module(f"experiments.commands.{name}").main(rest, voice) or voice.code
@@ -125,18 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Stopped):  # Stopped: a run inside of a claim
         complain(f"\nbilevel: {_interrupted(name)}")
         return INTERRUPTED
-
-
-def refuse_study(name: str, rest: list[str]) -> None:
-    """Raises OptionError, which names the claim that a study has become, for `bilevel study`."""
-    from experiments.settings.options import OptionError
-
-    if name == "study":
-        study = next((word for word in rest if not word.startswith("-")), "NAME")
-        claim = {"complexity": "rate", "variance": "estimator"}.get(study, study)
-        raise OptionError(
-            f"a study is a claim; required: bilevel verify P1.{claim}, or another of bilevel verify --list"
-        )
 
 
 def version() -> str:

@@ -72,8 +72,9 @@ def parse_train(arguments: Sequence[str], command: str = "train", about: str = "
 
 
 def parse_run(arguments: Sequence[str], command: str, about: str, unwritten: Collection[str] = (), **more: type):
-    """The configuration that the arguments ask for, and the command's own records; help and --print-config print and exit
-    with 0.
+    """The configuration that the arguments ask for, and the command's own records.
+
+    Help and --print-config print and exit with 0.
 
     Args:
         arguments: what follows the command.
@@ -131,45 +132,40 @@ def _naming(path: str) -> Iterator[None]:
         raise OptionError(f"--config {path}: {error}") from error
 
 
-def _with_options(
-    parts: Mapping[str, Any], written: Mapping[str, Any], chosen: ChoiceOptions, own: Mapping[str, Any]
-) -> dict[str, Any]:
+def _with_options(parts: dict[str, Any], written: Mapping[str, Any], chosen: ChoiceOptions, own: Mapping[str, Any]):
     """The parts of a run with the options of a file in their place."""
-    placed = dict(parts)
+    homes = {name: part for part, record in parts.items() for name in types_of(record)}
     for name, value in written.items():
-        home = next((part for part, record in parts.items() if name in types_of(record)), None)
-        if home is None and any(name in types_of(record) for record in (chosen, *own.values())):
+        if name not in homes and any(name in types_of(record) for record in (chosen, *own.values())):
             raise OptionError(f"{flag_of(name)} is no option of the run; required: on the command line")
-        if home is None:
-            raise unknown_option(chosen.world, chosen.algorithm, name, [n for x in parts.values() for n in types_of(x)])
-        placed[home] = changed(placed[home], name, _converted(value, types_of(parts[home])[name]))
-        check_fields(placed[home])
-    return placed
+        if name not in homes:
+            raise unknown_option(chosen.world, chosen.algorithm, name, homes)
+        record = parts[homes[name]]
+        record = changed(record, name, _converted(value, types_of(record)[name]))
+        check_fields(record)
+        parts = parts | {homes[name]: record}
+    return parts
 
 
-def _parse(
-    records: Mapping[str, Any], arguments: Sequence[str], command: str, about: str, own: Mapping[str, Any]
-) -> dict[str, Any]:
+def _parse(records: dict[str, Any], arguments: Sequence[str], command: str, about: str, own: Mapping[str, Any]):
     """The records as the arguments change them, by name."""
     others = [name for name in records if name not in ORDER + LAST]
-    shown = [name for name in (*ORDER, *others, *LAST) if name in records]
-    chosen = records["choice"]
-    fields = [(name, tyro.conf.OmitArgPrefixes[type(records[name])], records[name]) for name in shown]
+    shown = {name: records[name] for name in (*ORDER, *others, *LAST) if name in records}
+    fields = [(name, tyro.conf.OmitArgPrefixes[type(record)], record) for name, record in shown.items()]
     everything = dataclasses.make_dataclass("Options", fields, frozen=True)()
     show_help(everything, arguments, command, about)
-
-    ordered = [records[name] for name in (*shown[1:], shown[0])]
+    chosen = shown.pop("choice")
+    ordered = [*shown.values(), chosen]
     refuse_beyond_floats(ordered, arguments)
-    switches = {f"no_{name}" for x in ordered for name, kind in types_of(x).items() if kind is bool}
 
-    def unknown(flag, values):
-        name = name_of(flag)
-        if not flag and values:
-            raise OptionError(f"{values[0]!r} belongs to no option; required: options, as in --steps 100")
-        if name in switches and values:
-            raise OptionError(f"{flag} got {' '.join(values)}; required: no value")
-        if flag and name not in switches:
-            raise _unknown(name, ordered, chosen, command, own)
+    def unknown(name):
+        if any(name in types_of(kind()) for kind in (OutputOptions, ProcessOptions)):
+            flags = ", ".join(flag_of(x) for record in own.values() for x in types_of(record))
+            return OptionError(
+                f"{command} got {flag_of(name)}; it runs in one process, from its start to its end; required: options of "
+                f"the run, and {flags}"
+            )
+        return unknown_option(chosen.world, chosen.algorithm, name, [x for record in ordered for x in types_of(record)])
 
     def explain():
         return mistake(ordered, arguments, unknown)
@@ -178,16 +174,3 @@ def _parse(
     if strange:
         raise explain()
     return {name: getattr(parsed, name) for name in records}
-
-
-def _unknown(
-    name: str, records: Iterable[Any], chosen: ChoiceOptions, command: str, own: Mapping[str, Any]
-) -> OptionError:
-    """For a flag that is of no option of a command, though perhaps of one of `train`."""
-    if any(name in types_of(kind()) for kind in (OutputOptions, ProcessOptions)):
-        flags = ", ".join(flag_of(x) for record in own.values() for x in types_of(record))
-        return OptionError(
-            f"{command} got {flag_of(name)}; it runs in one process, from its start to its end; required: options of the "
-            f"run, and {flags}"
-        )
-    return unknown_option(chosen.world, chosen.algorithm, name, [x for record in records for x in types_of(record)])

@@ -39,8 +39,8 @@ def parse(default: Any, arguments: Sequence[str], command: str, about: str, requ
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
     if others or "" in (getattr(options, name) for name in types_of(options)):
-        hints = nearest(others[0], map(flag_of, types_of(default))) if others else []
-        hint = "".join(f"; did you mean {near}?" for near in hints)
+        near = nearest(others[0], map(flag_of, types_of(default))) if others else []
+        hint = f"; did you mean {near[0]}?" if near else ""
         given = shlex.join(arguments) or "no argument"
         raise OptionError(f"{command} got {given}; required: {required}{hint}")
     check_fields(options)
@@ -51,13 +51,8 @@ def show_help(default: Any, arguments: Iterable[str], command: str, about: str) 
     """Prints the help of a record and exits with 0, if the arguments ask for it."""
     if ASKS_HELP & set(arguments):
         os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))  # wider, groups stand side by side
-        tyro.cli(
-            type(default),
-            default=default,
-            args=["--help"],
-            prog=f"bilevel {command}",
-            description=f"{inspect.cleandoc(about)}\n\n{FLAGS}",
-        )
+        text = f"{inspect.cleandoc(about)}\n\n{FLAGS}"
+        tyro.cli(type(default), default=default, args=["--help"], prog=f"bilevel {command}", description=text)
 
 
 def known(
@@ -76,24 +71,23 @@ def known(
 
 
 def mistake(
-    records: Iterable[Any], arguments: Sequence[str], unknown: Callable[[str, list[str]], None] | None = None
+    records: Iterable[Any], arguments: Sequence[str], unknown: Callable[[str], OptionError] | None = None
 ) -> OptionError:
-    """The error for the first argument that does not fit its option.
+    """The error for the first argument that fits none of the records; `unknown` makes it for a name that is of none.
 
-    Args:
-        records: of the options.
-        arguments: which cannot be read.
-        unknown: raises OptionError for a flag that is of no option, with the values that follow it, where that is a
-            mistake; the flag of values before the first one is empty.
+    Without `unknown` names that are of none are left out, and switches, which words of another meaning may follow.
     """
     homes = {name: record for record in records for name in types_of(record)}
+    switches = {f"no_{name}": record for name, record in homes.items() if types_of(record)[name] is bool}
     for flag, values in by_flag(arguments):
         name = name_of(flag)
         try:
-            if name in homes and (unknown or types_of(homes[name])[name] is not bool):
-                _check_values(homes[name], name, values)
-            elif unknown and name not in homes:
-                unknown(flag, values)
+            if name in switches or (name in homes and (unknown or types_of(homes[name])[name] is not bool)):
+                _check_values((homes | switches)[name], flag, values)
+            elif unknown and flag:
+                raise unknown(name)
+            elif unknown and values:
+                raise OptionError(f"{values[0]!r} belongs to no option; required: options, as in --steps 100")
         except OptionError as error:
             return error
     return OptionError(f"these arguments cannot be read: {shlex.join(arguments)}")
@@ -124,7 +118,7 @@ def flag_of(name: str) -> str:
 
 
 def name_of(flag: str) -> str:
-    """The name of the option that a flag sets, though it be written with underscores."""
+    """The name of the option that a flag sets, which may be written with underscores."""
     return flag.removeprefix("--").replace("-", "_")
 
 
@@ -153,30 +147,32 @@ def refuse_beyond_floats(records: Iterable[Any], arguments: Iterable[str]) -> No
             number, digits = _read(word, float), word.lower().partition("e")[0]
             vanishes = number == 0 and any(digit in digits for digit in "123456789")
             if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
+                required = required_of(record, name_of(flag))
                 raise OptionError(
-                    f"{flag} is {word}, which as a floating-point number is {number}; required: "
-                    f"{required_of(record, name_of(flag))}"
+                    f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
                 )
 
 
-def _check_values(record: Any, name: str, values: list[str]) -> None:
-    """Raises OptionError unless the words are a value of that option of the record, or several where it takes several."""
-    flag, kind, shown = flag_of(name), types_of(record)[name], " ".join(values)
+def _check_values(record: Any, flag: str, values: list[str]) -> None:
+    """Raises OptionError unless the words are a value of a record's option, or several where it takes several."""
+    types, name, shown = types_of(record), name_of(flag), " ".join(values)
+    kind = types.get(name, bool)  # none of that name: the opposite of a switch
     if kind is bool:
         if values:
-            raise OptionError(f"{flag} got {shown}; required: no value; --no-{flag[2:]} is its opposite")
-        return
-    if get_origin(kind) is not tuple:
-        if len(values) != 1:
-            given = f"got {shown}" if values else "was given without a value"
-            default = str(getattr(record, name)) or "none"
-            raise OptionError(f"{flag} {given}; required: one value; the default is {default}")
-        check_fields(changed(record, name, _read(shown, kind)))
-    elif "," in shown:
-        apart = " ".join(shown.replace(",", " ").split())
-        raise OptionError(f"{flag} is {shown!r}; required: values separated by spaces, as in {flag} {apart}")
-    else:
+            switch = name if name in types else name.removeprefix("no_")
+            raise OptionError(
+                f"{flag} got {shown}; required: no value, as in {flag_of(switch)} or {flag_of('no_' + switch)}"
+            )
+    elif get_origin(kind) is tuple:
+        if "," in shown:
+            apart = " ".join(shown.replace(",", " ").split())
+            raise OptionError(f"{flag} is {shown!r}; required: values separated by spaces, as in {flag} {apart}")
         check_fields(changed(record, name, tuple(_read(value, get_args(kind)[0]) for value in values)))
+    elif len(values) != 1:
+        given = f"got {shown}" if values else "was given without a value"
+        raise OptionError(f"{flag} {given}; required: one value; the default is {str(getattr(record, name)) or 'none'}")
+    else:
+        check_fields(changed(record, name, _read(shown, kind)))
 
 
 def _read(word: str, kind: Any) -> Any:
