@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from envs.base import World
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.output import silent
 from experiments.report.page import Notes, write_report
-from experiments.report.summary import Baselines, format_table, summarise
+from experiments.report.summary import Baselines, Extent, format_table, summarise
 from experiments.runs.alike import refuse_differences
 from experiments.runs.cohort import KEEP, Group, Study, all_groups, chunk_length, prepare, run_groups, strangers
 from experiments.runs.folder import (
@@ -198,15 +198,8 @@ def is_finished(folder: Path, config: Config) -> bool:
     groups = all_groups(folder)
     ends = [folder / "checkpoints" / group.name / str(config.steps) for group in groups]
     whole = sum(group.num_seeds for group in groups) == config.seeds and all(end.is_dir() for end in ends)
-    return whole and _summarised(folder) == (config.steps, config.seeds)
-
-
-def _summarised(folder: Path) -> tuple[int, int] | None:
-    """Of how many steps and seeds the run's summary is, which is written last; None where there is none."""
-    summary = read_json(folder, "summary.json", dict, {})
-    with suppress(KeyError, IndexError, TypeError):  # of another version
-        return summary["steps"], summary["points"][0]["seeds"]["total"]
-    return None
+    told = read_json(folder, "summary.json", Extent, {})  # which is written last
+    return whole and (told.get("steps"), told.get("seeds")) == (config.steps, config.seeds)
 
 
 def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:
