@@ -20,11 +20,9 @@ from matplotlib.ticker import EngFormatter
 from experiments.files import write_figure
 from experiments.report.summary import (
     Baselines,
-    bars,
     counted,
     counts,
     describe,
-    estimate,
     hyper_points,
     key_metrics,
     last_finite,
@@ -33,6 +31,7 @@ from experiments.report.summary import (
     point_label,
     shown_metrics,
 )
+from experiments.statistics.intervals import bars, interquartile_mean
 
 Tables = Mapping[str, np.ndarray]
 
@@ -129,7 +128,7 @@ def _is_spent_over_time(dataset: xr.Dataset, cost: str) -> bool:
 def _draw_metric(axes: Axes, dataset: xr.Dataset, name: str, kept: np.ndarray, x_of: Callable[[int], np.ndarray]):
     colors = _colors(dataset.sizes["hyper"])
     for i, color in enumerate(colors):
-        x, y = x_of(i), estimate(metric(dataset, name, i)[:, kept])
+        x, y = x_of(i), interquartile_mean(metric(dataset, name, i)[:, kept])
         if len(colors) <= MAX_BANDS:
             axes.fill_between(x, y.low, y.high, color=color, alpha=0.2 if len(colors) <= 4 else 0.1, linewidth=0)
         axes.plot(x, y.center, color=color, linewidth=1.3, marker="o" if len(x) == 1 else "", markersize=3)
@@ -190,7 +189,7 @@ def _draw_final_values(
     x = x if numeric else np.array([str(p[hyper]) for p in points])
     for label, line in lines.items():
         line = sorted(line, key=lambda i: x[i]) if numeric else line
-        y = estimate(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
+        y = interquartile_mean(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
         style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
         axes.errorbar(x[line], y.center, bars(y), color=colors[label], **style)
     if numeric and x.min() > 0 and x.max() > 10 * x.min():
@@ -214,7 +213,7 @@ def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> 
             many = len(values) * len(points) > MAX_DOTS
             style = {"markersize": 2.5, "alpha": 0.4} if many else {"markersize": 4, "alpha": 0.7}
             axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
-            y = estimate(values[:, None])
+            y = interquartile_mean(values[:, None])
             style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
             axes.errorbar([i + 0.3], y.center, bars(y), color="black", **style)
         _draw_baselines(axes, baselines.get(name, {}))

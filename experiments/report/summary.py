@@ -4,31 +4,34 @@ A seed is the unit of every interval. Numbers are given over all seeds, where on
 finite values, and over the survivors alone, which is the kinder and the more biased of the two.
 """
 
-import functools
 import json
-import math
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
+from experiments.files import as_json
 from experiments.report.signs import Goal, find_signs
-from experiments.statistics.rates import MIN_SEEDS, percentiles
+from experiments.statistics import intervals
+from experiments.statistics.intervals import MIN_SEEDS
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
 COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
 RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
 
-TRIM = 0.25  # of the interquartile mean, on each side
-RESAMPLES = 2000
 WIDTH = 100
 MOST_NAMED = 8  # seeds, in a sentence
 
 Baselines = dict[str, dict[str, float | None]]  # metric -> label -> what is known of the world beforehand
+
+
+class Extent(TypedDict, total=False):
+    """What `summary.json` says that it is of: outer steps, and seeds at each point."""
+
+    steps: int
+    seeds: int
 
 
 class Metric(NamedTuple):
@@ -156,94 +159,12 @@ def counted(num: int, noun: str) -> str:
     return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
-class Estimate(NamedTuple):
-    """A trimmed mean over seeds, its 95 % bootstrap interval (NaN below two seeds), and how many seeds were finite."""
-
-    center: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    num: np.ndarray
-
-
-def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
-    """The trimmed mean over the first axis with its bootstrap interval (`rates.percentiles`), each [...].
-
-    A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
-    resampled weights [resamples, seeds] serves every column, and all columns are one product. Values that are not
-    finite are left out.
-
-    Args:
-        values: [seed, ...].
-        trim: fraction in [0, ½) cut off on each side, as in `scipy.stats.trim_mean`: ¼ for the interquartile mean, 0
-            for the mean.
-    """
-    shape = np.shape(values)[1:]
-    columns = np.where(np.isfinite(values), values, np.nan).reshape(len(values), math.prod(shape))
-    ordered = np.sort(columns, axis=0)  # NaN last
-    num = np.sum(np.isfinite(ordered), axis=0)
-    results = np.full((3, ordered.shape[1]), np.nan)
-    for size in np.unique(num[num > 0]):
-        results[:, num == size] = _bootstrap(ordered[:size, num == size], trim)
-    return Estimate(*results.reshape(3, *shape), num.reshape(shape))
-
-
-def _bootstrap(ordered: np.ndarray, trim: float) -> np.ndarray:
-    size = len(ordered)
-    cut = int(trim * size)
-    center = np.mean(ordered[cut : size - cut], axis=0)
-    if size < 2:
-        return np.stack([center, np.full_like(center, np.nan), np.full_like(center, np.nan)])
-    return np.stack([center, *np.quantile(_resampled_weights(size, cut) @ ordered, percentiles(size), axis=0)])
-
-
-@functools.lru_cache(maxsize=8)
-def _resampled_weights(size: int, cut: int) -> np.ndarray:
-    ranks = np.sort(np.random.default_rng(0).integers(size, size=(RESAMPLES, size)), axis=1)[:, cut : size - cut]
-    cells = ranks + size * np.arange(RESAMPLES)[:, None]
-    return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
-
-
-def bars(of: Estimate) -> np.ndarray:
-    """Lengths of error bars, below and above, [2, ...]; NaN, which is not drawn, where there is no interval."""
-    return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
-
-
-def share(events: np.ndarray) -> Estimate:
-    """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
-    count, num = events.sum(axis=-1), events.shape[-1]
-    low = np.where(count > 0, stats.beta.ppf(0.025, np.maximum(count, 1), num - count + 1), 0.0)
-    high = np.where(count < num, stats.beta.ppf(0.975, count + 1, np.maximum(num - count, 1)), 1.0)
-    return Estimate(count / num, low, high, np.full(count.shape, num))
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> dict[str, list[float]]:
-    """Spearman's ρ of x and y [class, instance] and its 95 % bootstrap interval over instances.
-
-    `pooled` over classes and instances; `within` the mean over classes of ρ over instances.
-    """
-
-    def both(pick):
-        pooled = stats.spearmanr(x[:, pick].ravel(), y[:, pick].ravel()).statistic
-        each = [stats.spearmanr(a[pick], b[pick]).statistic for a, b in zip(x, y, strict=True)]
-        # Where one of them is the same on every instance there is no order to agree with.
-        return pooled, np.nanmean(each) if np.isfinite(each).any() else np.nan
-
-    num = x.shape[1]
-    rng = np.random.default_rng(0)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant inputs, and of resamples that leave nothing
-        center = both(np.arange(num))
-        resampled = [both(rng.integers(num, size=num)) for _ in range(num_resamples)]
-        spread = np.nanquantile(resampled, percentiles(num), axis=0)
-    return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
-
-
 def summarise(
     dataset: xr.Dataset,
     timing: dict[str, Any] | None = None,
     baselines: Baselines | None = None,
 ) -> dict[str, Any]:
-    """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
+    """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
 
     Args:
         dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
@@ -251,12 +172,12 @@ def summarise(
         baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
 
     Returns:
-        `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
-        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts; `signs` of failure, each with
-        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any; `alike` tells whether all of
-        several seeds have equal values throughout. Beside them `cost`, summed over the points, `steps` done and
-        `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where what is
-        possible is known.
+        `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values, `seeds` who
+        lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic; `cost` its exact
+        counts; `signs` of failure, each with the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show
+        any; `alike` tells whether all of several seeds have equal values throughout. Beside them `cost`, summed over the
+        points, `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where
+        what is possible is known.
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
@@ -264,10 +185,11 @@ def summarise(
     names = [name for name in COUNTS if name in dataset]
     return {
         "steps": dataset.sizes["step"],
+        "seeds": dataset.sizes["seed"],
         "configured_steps": json.loads(dataset.attrs.get("config", "{}")).get("steps"),
         "points": points,
         "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
-        "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
+        "seconds": as_json(timing or {}),
         "labels": {name: describe(name, own).label for name, own in about.items()},
         "units": {name: describe(name, own).unit for name, own in about.items()},
         "ranges": {n: [x.get("valid_min"), x.get("valid_max")] for n, x in about.items() if "valid_max" in x},
@@ -297,7 +219,7 @@ def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goa
         metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
     cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
     return {
-        "hyper": {name: str(value) if value in (np.inf, -np.inf) else value for name, value in point.items()},
+        "hyper": as_json(point),
         "seeds": seed_counts(dataset, hyper),
         "metrics": metrics,
         "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
@@ -353,17 +275,12 @@ def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
 
 def _statistics(values: np.ndarray) -> dict[str, Any]:
     result = {}
-    for name, trim in (("interquartile_mean", TRIM), ("mean", 0.0)):
-        center, low, high, num = estimate(values, trim)
-        result[name] = _json_number(center)
-        result[f"{name}_interval"] = [_json_number(low), _json_number(high)] if num > 1 else None
-    return {**result, "seeds": int(np.sum(np.isfinite(values)))}
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    num = int(np.sum(np.isfinite(values)))
+    for name, function in (("interquartile_mean", intervals.interquartile_mean), ("mean", intervals.mean)):
+        center, low, high = function(values)
+        result[name] = as_json(center)
+        result[f"{name}_interval"] = as_json([low, high]) if num > 1 else None
+    return {**result, "seeds": num}
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -478,3 +395,28 @@ def time_words(name: str, value: Any) -> str:
 
 def _sentence(subject: str, items: list[str], separator: str = ", ") -> str:
     return f"{subject}: {separator.join(items)}." if items else ""
+
+
+# Names by which `experiments.studies` and `experiments.verify` still call for intervals; they go with those.
+
+TRIM, bars = intervals.QUARTER, intervals.bars
+
+
+class Estimate(NamedTuple):
+    center: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    num: np.ndarray
+
+
+def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
+    return Estimate(*intervals.mean(values, trim), np.sum(np.isfinite(values), axis=0))
+
+
+def share(events: np.ndarray) -> Estimate:
+    found = intervals.proportion(events, axis=-1)
+    return Estimate(*found, np.full(found.center.shape, events.shape[-1]))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 0) -> dict[str, list[float]]:
+    return {name: list(map(float, found)) for name, found in intervals.rank_correlation(x, y).items()}
