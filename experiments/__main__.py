@@ -269,12 +269,13 @@ bilevel bench --plan --target cuda --target-devices 8 --seeds 4096 --world cartp
 
 def bench_command(arguments: list[str], voice: Voice) -> int:
     """`bilevel bench`."""
+    from bilevel.ranges import MOST
     from experiments.commands import bench, plan
     from experiments.files import make_folder
-    from experiments.runs.driver import choose_devices
     from experiments.runs.processes import ProcessOptions
     from experiments.settings.arguments import parse_train, take
-    from experiments.settings.options import MOST, OptionError, choose
+    from experiments.settings.job import choose_devices
+    from experiments.settings.options import OptionError, choose
 
     if ASKS_HELP & set(arguments) and "--plan" not in arguments:
         print(BENCH_HELP)

@@ -7,19 +7,20 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
+from bilevel.ranges import counts
 from experiments.output import FLAGS
 from experiments.runs.processes import ProcessOptions
 from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.config import PARTS, Config, check, default_config, refuse_idle_sweep, unknown_option
-from experiments.settings.options import OptionError, check_fields, count
+from experiments.settings.config import check, config_of, default_config, refuse_idle_sweep, replaced, unknown_option
+from experiments.settings.options import OptionError, check_fields, options_of
 from experiments.settings.worlds import WORLDS
 
 # As help shows them: what is changed most often comes first.
-ORDER = ("run", "world", "algorithm", "problem", "models", "estimation", "annotator", "output", "processes")
+ORDER = ("run", "world", "algorithm", "problem", "reward", "policy", "gradients", "critic", "annotator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class OutputOptions:
     """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
-    stopped_code: int = count(0, 0, 125)
+    stopped_code: Annotated[int, counts(0, 125)] = 0
     """Exit code of a run that SIGTERM, SIGHUP or SIGUSR1 has stopped before its end; other than 0, a scheduler can tell it
     from a finished one and start it again."""
 
@@ -52,8 +53,9 @@ def parse_train(arguments: list[str], program: str = "bilevel train", **more: ty
     parts = default_config(world, algorithm).parts | others
     chosen = {"world": world, "algorithm": algorithm}
     _refuse_beyond_floats(parts.values(), rest)
-    parsed = _parse({name: parts[name] for name in (*more, *ORDER)}, chosen, rest, program)
-    config = Config(world, algorithm, **{name: parsed[name] for name in PARTS})
+    order = [*more, *(name for name in ORDER if name in parts), "output", "processes"]
+    parsed = _parse({name: parts[name] for name in order}, chosen, rest, program)
+    config = config_of(world, algorithm, parsed)
     for name in ("output", *more):
         check_fields(parsed[name])
     check(config)
@@ -125,7 +127,7 @@ def _together(parts: dict[str, Any], chosen: dict[str, str]) -> type:
 
 def _mistake(parts: Iterable[Any], chosen: dict[str, str], arguments: Iterable[str]) -> OptionError:
     """For the first argument that does not fit its option."""
-    homes = {field.name: part for part in parts for field in dataclasses.fields(part)}
+    homes = {name: part for part in parts for name in options_of(type(part))}
     switches = {f"no_{name}" for name, part in homes.items() if isinstance(getattr(part, name), bool)}
     for flag, values in _by_flag(arguments):
         name = flag.removeprefix("--").replace("-", "_")
@@ -158,15 +160,15 @@ def _by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 def _refuse_beyond_floats(parts: Iterable[Any], arguments: Iterable[str]) -> None:
     """Raises OptionError for a number so large or so small that a float of it is infinite or 0."""
-    homes = {field.name: (part, field) for part in parts for field in dataclasses.fields(part)}
+    homes = {name: option for part in parts for name, option in options_of(type(part)).items()}
     for flag, words in _by_flag(arguments):
-        part, field = homes.get(flag.removeprefix("--").replace("-", "_"), (None, None))
-        kind = get_type_hints(type(part))[field.name] if field else None
+        option = homes.get(flag.removeprefix("--").replace("-", "_"))
+        kind = option.kind if option else None
         for word in words if float in (kind, *get_args(kind)) else ():
             number, digits = _read(word, float), word.lower().partition("e")[0]
             vanishes = number == 0 and any(digit in digits for digit in "123456789")
             if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
-                required = field.metadata.get("required", "a number")
+                required = option.range.required if option.range else "a number"
                 raise OptionError(
                     f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
                 )
@@ -174,7 +176,7 @@ def _refuse_beyond_floats(parts: Iterable[Any], arguments: Iterable[str]) -> Non
 
 def _check_values(part: Any, name: str, values: list[str]) -> None:
     """Raises OptionError unless the words are a value of that option of the part, or several where it takes several."""
-    flag, kind, shown = "--" + name.replace("_", "-"), get_type_hints(type(part))[name], " ".join(values)
+    flag, kind, shown = "--" + name.replace("_", "-"), options_of(type(part))[name].kind, " ".join(values)
     if kind is bool:
         if values:
             raise OptionError(f"{flag} got {shown}; required: no value; --no-{flag[2:]} is its opposite")
@@ -184,12 +186,12 @@ def _check_values(part: Any, name: str, values: list[str]) -> None:
             raise OptionError(
                 f"{flag} got {shown or 'no value'}; required: one value; the default is {str(getattr(part, name)) or 'none'}"
             )
-        check_fields(dataclasses.replace(part, **{name: _read(shown, kind)}))
+        check_fields(replaced(part, {name: _read(shown, kind)}))
     elif "," in shown:
         apart = " ".join(shown.replace(",", " ").split())
         raise OptionError(f"{flag} is {shown!r}; required: values separated by spaces, as in {flag} {apart}")
     else:
-        check_fields(dataclasses.replace(part, **{name: tuple(_read(value, get_args(kind)[0]) for value in values)}))
+        check_fields(replaced(part, {name: tuple(_read(value, get_args(kind)[0]) for value in values)}))
 
 
 def _read(word: str, kind: Any) -> Any:
