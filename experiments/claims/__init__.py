@@ -6,5 +6,6 @@ A claim is added by a file, such as `p1/bias.py`, and its line below.
 CLAIMS = (
     "P1.bias",
     "P1.value",
+    "P1.estimator",
     "P1.hypergradient",
 )

@@ -49,7 +49,9 @@ def curve(
     panel.errorbar(x, of.center, lengths(of), label=label, **style)
 
 
-def guide(panel: Axes, x, first: float, slope: float, label: str, color: str = "0.4", linestyle: str = "-.") -> None:
+def guide(
+    panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
+) -> None:
     """A power law of that slope on log axes, through `first` at the first x."""
     x = np.asarray(x, float)
     panel.plot(x, first * (x / x[0]) ** slope, color=color, linestyle=linestyle, linewidth=1, label=label)
