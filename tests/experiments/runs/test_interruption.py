@@ -13,9 +13,10 @@ import pytest
 
 from experiments import configure, load_run, train
 from experiments.__main__ import main
-from experiments.runs import cohort, driver
+from experiments.commands import report
+from experiments.runs import cohort as groups
+from experiments.runs import driver
 from experiments.runs.interruption import OVER, Ending, Stopped, end_at_once, requests_to_stop
-from experiments.studies import cartpole
 
 TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
 TINY += ["--reward", "table", "--segment-length", "2", "--num-policy-steps", "1", "--width", "2", "--seeds", "2"]
@@ -33,7 +34,7 @@ def tiny():
 def signalled(monkeypatch):
     """A function of (signal, how many times, step): sends it when the chunk that starts at that step is written."""
 
-    honest = cohort.write_metrics
+    honest = groups.write_metrics
 
     def plan(number, times=1, at=2):
         def write(folder, group, first, arrays):
@@ -41,7 +42,7 @@ def signalled(monkeypatch):
             for _ in range(times if first == at else 0):
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(cohort, "write_metrics", write)
+        monkeypatch.setattr(groups, "write_metrics", write)
 
     monkeypatch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
     return plan
@@ -164,10 +165,10 @@ def test_a_thread_that_cannot_listen_to_signals_runs_without():
     assert found == [False]
 
 
-def test_a_study_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
+def test_a_command_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
     signalled(signal.SIGTERM)
-    monkeypatch.setattr(cartpole, "main", lambda folder, say: train(tiny(), folder / "run"))
-    assert main(["study", "cartpole", "--out", str(tmp_path)]) == 130
+    monkeypatch.setattr(report, "report", lambda folder, say: train(tiny(), folder / "run"))
+    assert main(["report", str(tmp_path)]) == 130
     assert "bilevel: interrupted" in capsys.readouterr().err
 
 
@@ -211,7 +212,7 @@ GOES_ON, MEASURED = "the same command resumes", "the same command goes on from w
         ("experiments.runs.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
         ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
         ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
-        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "resume with the same command"),
+        ("experiments.commands.report", signal.SIGINT, ["report", "--help"], 130, "nothing was kept: run it again"),
     ],
 )
 def test_one_signal_ends_a_command_wherever_it_comes_and_says_so_in_a_line(
@@ -240,7 +241,7 @@ import gc, os, signal, sys
 from experiments import groups
 from experiments.__main__ import command
 sys.argv[:] = ["bilevel", "train", *{TINY!r}, "--out", {str(tmp_path / "run")!r}]
-honest, cohort.write_metrics = cohort.write_metrics, lambda *rest: (honest(*rest), {send})
+honest, groups.write_metrics = groups.write_metrics, lambda *rest: (honest(*rest), {send})
 
 
 def twice(phase, info):
