@@ -2,13 +2,9 @@
 
 import json
 
-from fake_claims import claims  # noqa: F401
-
 from experiments.claims import CLAIMS
 from experiments.claims.readme import HERE, PUBLISHED, publish_results, readme
 from experiments.claims.runner import verify
-
-# ruff: noqa: F811
 
 
 def silently(line):
