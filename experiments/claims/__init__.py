@@ -8,4 +8,8 @@ CLAIMS = [
     "P1.value",
     "P1.estimator",
     "P1.hypergradient",
+    "P1.critic",
+    "P1.critic_sup",
+    "P1.ladder",
+    "P1.bandit",
 ]

@@ -49,6 +49,12 @@ def curve(
     panel.errorbar(x, of.center, lengths(of), label=label, **style)
 
 
+def band(panel: Axes, x, of: Any, color, label: str | None = None, linestyle: str = "-", marker: str = "") -> None:
+    """A line of means against x, in the band of their 95 % intervals; arguments as `curve` takes them."""
+    panel.plot(x, of.center, color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=1.4, label=label)
+    panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
+
+
 def guide(
     panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
 ) -> None:

@@ -1,13 +1,16 @@
-"""The benchmark: fixed workloads at growing numbers of seeds, beside the same algorithm driven from Python step by step.
+"""Measure fixed workloads at growing numbers of seeds, beside the same algorithm driven from Python step by step.
 
-Everything is measured in one run, so that ratios hold on a machine that others share. Seconds are the least of several
-repeats; transitions, labels and gradient evaluations are those that a run reports.
+It takes some twenty minutes, prints a table, and writes bench.json and bench.png. Everything is measured in one run, so that
+ratios hold on a machine that others share. Seconds are the least of several repeats; transitions, labels and gradient
+evaluations are those that a run reports. What a run of your own would take is predicted by bilevel plan.
 """
 
+import dataclasses
 import itertools
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +22,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from bilevel.run import COUNTS
-from experiments.files import write_figure, write_json
+from experiments.files import make_folder, write_figure, write_json
+from experiments.output import Voice
 from experiments.runs.cohort import Cohort, Group
 from experiments.settings.config import configure
 from experiments.settings.job import resolve
+from experiments.settings.parsing import parse
 
 SEEDS = (1, 16, 64, 256, 1024)
 CHUNK = 2  # outer steps a call
@@ -316,10 +321,30 @@ def draw(result: dict) -> Figure:
     return figure
 
 
-def main(out: Path, say=print) -> None:
+def measure(out: Path, say=print) -> None:
     """Runs the benchmark and writes `bench.png` and `bench.json`."""
     result = bench(say=say)
     write_json(out, "bench.json", result)
     write_figure(out, "bench.png", draw(result), dpi=120)
     say(table(result))
     say(f"figure: {out / 'bench.png'}")
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Where results go."""
+
+    out: str = "runs/bench"
+    """Folder of the results."""
+
+
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Measures the workloads; the exit code."""
+    required = "--out FOLDER alone; a run is planned by bilevel plan, with the options of train"
+    folder = make_folder(parse(BenchOptions(), arguments, "bench", __doc__, required).out)
+    measure(folder, voice.say)
+    voice.table(folder / "bench.json")
+    return 0

@@ -1,20 +1,41 @@
-"""What a run will take before it is launched: memory a device from its compiled program, time from a short run."""
+"""Predict a run before it is launched: memory a device from its compiled program, time from a short run.
 
+bilevel plan --world cartpole --seeds 4096 --target cuda --target-devices 8
+"""
+
+import dataclasses
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.ranges import MOST, Range
 from experiments.commands.bench import fastest, step_flops
+from experiments.output import Voice
 from experiments.runs import memory
 from experiments.runs.cohort import Cohort, Group
+from experiments.settings.arguments import parse_run
 from experiments.settings.config import Config
-from experiments.settings.job import resolve
+from experiments.settings.job import choose_devices, resolve
 from experiments.settings.options import OptionError
 
 TARGETS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}  # as the command line and as JAX call them
+
+
+TargetDevices = Annotated[int, Range(f"a whole number, at least 1 and at most {MOST}, or 0", lambda x: 0 <= x <= MOST)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """For what the plan is made."""
+
+    target: Literal["cpu", "cuda", "tpu"] = "cpu"
+    """Kind of the devices, which need not be here: then memory is predicted, and no time."""
+    target_devices: TargetDevices = 0
+    """Devices that share the lanes, those of all processes together; 0: as many as are here."""
 
 
 class Plan(NamedTuple):
@@ -111,3 +132,13 @@ def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:
     if made.room is not None and made.bytes_a_device > made.room:
         lines.append("this is more memory than there is: it would be refused; ask for fewer seeds or a smaller --width")
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Predicts what the run that the arguments ask for would take; the exit code."""
+    config, options = parse_run(arguments, "plan", __doc__, target=PlanOptions)
+    target, count = options.target, options.target_devices or len(choose_devices(config))
+    made = plan(config, target, count)
+    voice.say(describe(config, target, count, made))
+    voice.numbers(as_json(target, count, made))
+    return 0

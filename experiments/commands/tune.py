@@ -1,4 +1,6 @@
-"""σ and the step sizes of Algorithm 1 from a budget of samples, with no knowledge of the problem's constants.
+"""Choose σ and the step sizes of Algorithm 1 from a budget of samples, with no knowledge of the problem's constants.
+
+  bilevel tune --budget 10000000 --world garnet
 
 Successive halving: candidates are drawn log-uniformly from wide ranges; each rung advances its candidates, and the best
 third goes on from where it stands. Rung i = 0, 1, … of n has N₀/3^i candidates, which take 3^i times as many further steps
@@ -11,6 +13,7 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -21,11 +24,14 @@ from bilevel.lanes import Lanes, Layout, Make, Programs, programs
 from bilevel.ranges import Range, counts
 from bilevel.run import DIVERGED, NEVER, RunState
 from experiments.files import write_json
+from experiments.output import Voice
 from experiments.runs.folder import open_run
 from experiments.runs.progress import Progress
+from experiments.settings.arguments import given_options, options_of_file, parse_run
 from experiments.settings.config import Config, choices_wanted, swept_values
 from experiments.settings.job import Point, arithmetic, resolve
-from experiments.settings.options import Count, OptionError
+from experiments.settings.options import Count, OptionError, spelled
+from experiments.settings.parsing import known
 
 RANGES = {  # of the log-uniform law: four or five decades, since a network wants less than a table, and Adam less than SGD
     "sigma": (1e-3, 1e1),
@@ -63,6 +69,8 @@ class TuneOptions:
     """Random configurations in the first rung; a third of each rung goes on."""
     tries: Count = 1
     """Seeds of each candidate, the same for all."""
+    out: Annotated[str, Range("a folder", bool)] = "runs/tune"
+    """Folder of the results."""
 
 
 # Successive halving ---------------------------------------------------------------------------------------------------
@@ -233,6 +241,16 @@ def step_transitions(make: Make, point: Point) -> int:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Searches for the run that the arguments ask for; the exit code."""
+    config, options = parse_run(arguments, "tune", __doc__, unwritten=RANGES, search=TuneOptions)
+    _, rest = known(TuneOptions(), arguments)
+    given = {*given_options(rest), *options_of_file(rest)}
+    tune(config, options, [name for name in RANGES if name not in given], rest, voice.say)
+    voice.table(Path(options.out) / "tune.json")
+    return 0
+
+
 def check(config: Config, names: Sequence[str]) -> list[str]:
     """The names to search, of those that the run has.
 
@@ -247,22 +265,19 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         raise OptionError("--gradients is exact, which takes no samples to count; required: --gradients sampled")
     names = [name for name in names if not choices_wanted(config, name)]
     if several := [name for name, values in swept_values(config).items() if len(values) > 1]:
-        raise OptionError(
-            f"--{several[0].replace('_', '-')} has several values; required: one, the problem to tune for"
-        )
+        raise OptionError(f"{spelled(several[0])} has several values; required: one, the problem to tune for")
     if not names:
-        raise OptionError(f"nothing is left to tune; required: leave out one of {', '.join(map(_flag, RANGES))}")
+        raise OptionError(f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}")
     return names
 
 
-def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, rest: Sequence[str], say=print) -> dict:
+def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Sequence[str], say=print) -> dict:
     """Searches, says a line a rung, the survivors and the command to run next; writes and returns `tune.json`.
 
     Args:
         config: of the run to tune; its `seed` chooses candidates and randomness.
         options: of the search.
         names: hyperparameters to search, of `RANGES`; the others stay as configured.
-        out: folder.
         rest: arguments of `train` that gave the config, for the command to run next.
         say: takes lines.
 
@@ -294,8 +309,8 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
         layout = Layout(size, size // len(devices), devices)
         ours = programs(make, config.run.seed, chunk, layout, NEVER)
         seeds = FIRST_SEED + np.arange(options.tries)
-        with open_run(out) as folder, Progress(cost // transitions * options.tries, say) as progress:
-            say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(_flag, names))}")
+        with open_run(options.out) as folder, Progress(cost // transitions * options.tries, say) as progress:
+            say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(spelled, names))}")
             lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
             for ranking in successive_halving(rungs, lanes.advance):
@@ -325,11 +340,11 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
         raise OptionError(
             f"all of {last.rung.candidates} candidates diverged; required: more --candidates, or another --seed"
         )
-    say("upper objective, nats" + "".join(f"{_flag(name):>20s}" for name in names))
+    say("upper objective, nats" + "".join(f"{spelled(name):>20s}" for name in names))
     for candidate, ours in zip(last.candidates, last.scores, strict=True):
         say(f"{ours:21.4f}" + "".join(f"{x:20.3g}" for x in values(candidate).values()))
     chosen = values(last.candidates[0])
-    command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (_flag(n), f"{v:g}"))])
+    command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (spelled(n), f"{v:g}"))])
     say(f"to run next: {command}")
     summary = {
         "budget": whole(options.budget),
@@ -349,7 +364,3 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
     }
     write_json(folder, "tune.json", summary)
     return summary
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -7,11 +7,12 @@ finite values, and over the survivors alone, which is the kinder and the more bi
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import xarray as xr
 
+from experiments.files import as_json
 from experiments.report.signs import Goal, find_signs
 from experiments.statistics import intervals
 from experiments.statistics.intervals import MIN_SEEDS
@@ -24,6 +25,13 @@ WIDTH = 100
 MOST_NAMED = 8  # seeds, in a sentence
 
 Baselines = dict[str, dict[str, float | None]]  # metric -> label -> what is known of the world beforehand
+
+
+class Extent(TypedDict, total=False):
+    """What `summary.json` says that it is of: outer steps, and seeds at each point."""
+
+    steps: int
+    seeds: int
 
 
 class Metric(NamedTuple):
@@ -156,7 +164,7 @@ def summarise(
     timing: dict[str, Any] | None = None,
     baselines: Baselines | None = None,
 ) -> dict[str, Any]:
-    """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
+    """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
 
     Args:
         dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
@@ -164,12 +172,12 @@ def summarise(
         baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
 
     Returns:
-        `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
-        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts; `signs` of failure, each with
-        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any; `alike` tells whether all of
-        several seeds have equal values throughout. Beside them `cost`, summed over the points, `steps` done and
-        `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where what is
-        possible is known.
+        `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values, `seeds` who
+        lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic; `cost` its exact
+        counts; `signs` of failure, each with the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show
+        any; `alike` tells whether all of several seeds have equal values throughout. Beside them `cost`, summed over the
+        points, `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where
+        what is possible is known.
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
@@ -177,10 +185,11 @@ def summarise(
     names = [name for name in COUNTS if name in dataset]
     return {
         "steps": dataset.sizes["step"],
+        "seeds": dataset.sizes["seed"],
         "configured_steps": json.loads(dataset.attrs.get("config", "{}")).get("steps"),
         "points": points,
         "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
-        "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
+        "seconds": as_json(timing or {}),
         "labels": {name: describe(name, own).label for name, own in about.items()},
         "units": {name: describe(name, own).unit for name, own in about.items()},
         "ranges": {n: [x.get("valid_min"), x.get("valid_max")] for n, x in about.items() if "valid_max" in x},
@@ -210,7 +219,7 @@ def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goa
         metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
     cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
     return {
-        "hyper": {name: str(value) if value in (np.inf, -np.inf) else value for name, value in point.items()},
+        "hyper": as_json(point),
         "seeds": seed_counts(dataset, hyper),
         "metrics": metrics,
         "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
@@ -269,15 +278,9 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
     num = int(np.sum(np.isfinite(values)))
     for name, function in (("interquartile_mean", intervals.interquartile_mean), ("mean", intervals.mean)):
         center, low, high = function(values)
-        result[name] = _json_number(center)
-        result[f"{name}_interval"] = [_json_number(low), _json_number(high)] if num > 1 else None
+        result[name] = as_json(center)
+        result[f"{name}_interval"] = as_json([low, high]) if num > 1 else None
     return {**result, "seeds": num}
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def format_table(summary: dict[str, Any]) -> str:

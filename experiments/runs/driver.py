@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from bilevel.types import Learned
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.output import silent
 from experiments.report.page import Notes, write_report
-from experiments.report.summary import Baselines, format_table, summarise
+from experiments.report.summary import Baselines, Extent, format_table, summarise
 from experiments.runs.alike import refuse_differences
 from experiments.runs.cohort import KEEP, Cohort, Group, all_groups, prepare, run_cohorts, strangers
 from experiments.runs.folder import (
@@ -175,17 +175,11 @@ def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[s
 def is_finished(folder: Path, config: Config) -> bool:
     """Whether the folder's run has all seeds that are asked for, each group its last checkpoint, and its summary."""
     groups = all_groups(folder)
-    ends = [folder / "checkpoints" / group.name / str(config.run.steps) for group in groups]
-    whole = sum(group.num_seeds for group in groups) == config.run.seeds and all(end.is_dir() for end in ends)
-    return whole and _summarised(folder) == (config.run.steps, config.run.seeds)
-
-
-def _summarised(folder: Path) -> tuple[int, int] | None:
-    """Of how many steps and seeds the run's summary is, which is written last; None where there is none."""
-    summary = read_json(folder, "summary.json", dict, {})
-    with suppress(KeyError, IndexError, TypeError):  # of another version
-        return summary["steps"], summary["points"][0]["seeds"]["total"]
-    return None
+    run = config.run
+    ends = [folder / "checkpoints" / group.name / str(run.steps) for group in groups]
+    whole = sum(group.num_seeds for group in groups) == run.seeds and all(end.is_dir() for end in ends)
+    told = read_json(folder, "summary.json", Extent, {})  # which is written last
+    return whole and (told.get("steps"), told.get("seeds")) == (run.steps, run.seeds)
 
 
 def describe(folder: Path, job: Job, manifest: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from bilevel.ascent import Optimizer
 from bilevel.gradients.hypergradients import Construct, closed_form, implicit, naive, unrolled
 from bilevel.gradients.types import Gradients
 from bilevel.types import Algorithm, Coefficients, Model, Problem
-from experiments.settings.options import ESTIMATOR, Fields, OptionError, choose, fields, flag, part, swept
+from experiments.settings.options import ESTIMATOR, Fields, OptionError, choose, fields, part, spelled, swept
 
 HYPERGRADIENTS = {
     "proxy": line_7,
@@ -158,15 +158,15 @@ def optimizer(option: str, text: str) -> Optimizer:
         OptionError: optax has none of that name, or it does not take those arguments.
     """
     name, colon, rest = text.partition(":")
-    constructor = choose(flag(option), name, OPTIMIZERS)
+    constructor = choose(spelled(option), name, OPTIMIZERS)
     try:
         arguments = _arguments(rest) if colon else {}
         made = constructor(0.1, **arguments)
         jax.eval_shape(lambda x: made.update(x, made.init(x), x), jnp.zeros(1))
     except (TypeError, ValueError) as error:
         raise OptionError(
-            f"{flag(option)} is {text!r}; required: name or name:argument=number,argument=number, such as sgd:momentum=0.9 "
-            f"({str(error).splitlines()[0]})"
+            f"{spelled(option)} is {text!r}; required: name or name:argument=number,argument=number, such as "
+            f"sgd:momentum=0.9 ({str(error).splitlines()[0]})"
         ) from error
     return functools.partial(constructor, **arguments)
 

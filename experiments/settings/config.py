@@ -1,6 +1,5 @@
 """A run's configuration: assembled from its parts, checked as a whole, written to JSON and read back."""
 
-import dataclasses
 import itertools
 import math
 import sys
@@ -21,9 +20,10 @@ from experiments.settings.options import (
     Values,
     check_fields,
     choose,
-    flag,
     nearest,
     options_of,
+    replaced,
+    spelled,
 )
 from experiments.settings.worlds import WORLDS
 
@@ -94,13 +94,8 @@ def _assemble(world: str, algorithm: str, options: Mapping[str, Any]) -> Config:
         if name not in homes:
             raise unknown_option(world, algorithm, name, homes)
         home = parts[homes[name]]
-        parts[homes[name]] = replaced(home, {name: _converted(value, options_of(type(home))[name].kind)})
+        parts[homes[name]] = replaced(home, {name: converted(value, options_of(type(home))[name].kind)})
     return check(config_of(world, algorithm, parts))
-
-
-def replaced(record: Any, changes: Mapping[str, Any]) -> Any:
-    """A part with some of its options changed."""
-    return record._replace(**changes) if hasattr(record, "_replace") else dataclasses.replace(record, **changes)
 
 
 def unknown_option(world: str, algorithm: str, name: str, known: Iterable[str]) -> OptionError:
@@ -110,10 +105,10 @@ def unknown_option(world: str, algorithm: str, name: str, known: Iterable[str]) 
     if homes:
         advice = f"it is one of {', '.join(homes)}"
     elif near := nearest(name, known):
-        advice = f"did you mean {flag(near[0])}?"
+        advice = f"did you mean {spelled(near[0])}?"
     else:
-        advice = f"required: one of {', '.join(map(flag, known))}"
-    return OptionError(f"{algorithm} on {world} has no option {flag(name)}; {advice}")
+        advice = f"required: one of {', '.join(map(spelled, known))}"
+    return OptionError(f"{algorithm} on {world} has no option {spelled(name)}; {advice}")
 
 
 def _options_with(algorithm: str) -> set[str]:
@@ -122,13 +117,13 @@ def _options_with(algorithm: str) -> set[str]:
     return {name for kind in (entry.options, *map(NAMED_PARTS.get, entry.needs)) for name in options_of(kind)}
 
 
-def _converted(value, kind):
+def converted(value, kind):
     """The value as the command line would give it, so that the same run has the same JSON: 1.0 for 1, (0.1,) for 0.1."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if get_origin(kind) is tuple:
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        return tuple(_converted(x, get_args(kind)[0]) for x in values)
+        return tuple(converted(x, get_args(kind)[0]) for x in values)
     if type(value) is int and kind is float and abs(value) <= sys.float_info.max:
         return float(value)
     return str(value) if type(value) is int and kind is str and abs(value) < 2**63 else value
@@ -238,10 +233,10 @@ def idle(config: Config, given: Iterable[str]) -> list[str]:
     for name in given:
         if wanted := choices_wanted(config, name):
             chosen, others = (
-                ", ".join(f"{flag(kind)} {value}" for kind, value in choices.items())
+                ", ".join(f"{spelled(kind)} {value}" for kind, value in choices.items())
                 for choices in ({kind: config.options[kind] for kind in wanted}, wanted)
             )
-            said.append(f"{flag(name)} has no effect with {chosen}; it is one of {others}")
+            said.append(f"{spelled(name)} has no effect with {chosen}; it is one of {others}")
     return said
 
 
@@ -281,7 +276,7 @@ def _check_rounded(config: Config) -> None:
         for value, rounded in zip(values, _rounded(config, values), strict=True):
             if not ranges[name].test(rounded):
                 raise OptionError(
-                    f"{flag(name)} is {value!r}, which is {rounded!r} in {config.run.precision}; required: "
+                    f"{spelled(name)} is {value!r}, which is {rounded!r} in {config.run.precision}; required: "
                     f"{ranges[name].required}: give another, or --precision float64"
                 )
 
@@ -294,7 +289,7 @@ def _check_sweep(config: Config) -> None:
     for name, values in axes.items():
         if len(set(_rounded(config, values))) < len(values):
             raise OptionError(
-                f"{flag(name)} repeats a value in {list(values)}; required: values distinct in {config.run.precision}"
+                f"{spelled(name)} repeats a value in {list(values)}; required: values distinct in {config.run.precision}"
             )
 
 
@@ -303,7 +298,7 @@ def _check_steps(config: Config, options: dict[str, Any]) -> None:
         for name, value in {"discount": (0.0,), "segment_length": 1, "rollout_length": 1}.items():
             if options.get(name, value) != value:
                 given, needed = (" ".join(map(str, x)) if isinstance(x, tuple) else x for x in (options[name], value))
-                raise OptionError(f"{flag(name)} is {given}; {config.world_name} has one step and needs {needed}")
+                raise OptionError(f"{spelled(name)} is {given}; {config.world_name} has one step and needs {needed}")
     elif min(options["discount"]) <= 0:
         raise OptionError(f"--discount is {min(options['discount'])}; required: in (0, 1); 0 is for bandits alone")
 
@@ -317,8 +312,8 @@ def _check_finite(config: Config, options: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if options.get(name) == value != allowed:
             raise OptionError(
-                f"{flag(name)} is {value}, which needs a finite world; {config.world_name} is not finite: choose another "
-                f"{flag(name)[2:]}, or a world among {', '.join(others)}"
+                f"{spelled(name)} is {value}, which needs a finite world; {config.world_name} is not finite: choose another "
+                f"{spelled(name)[2:]}, or a world among {', '.join(others)}"
             )
 
 

@@ -14,7 +14,7 @@ import inspect
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
@@ -80,6 +80,11 @@ def part(name: str, about: str, options: Fields) -> type:
 def pick(kind: type, values: dict[str, Any]) -> Any:
     """The NamedTuple of that kind with those of the values that are its fields."""
     return kind(**{name: values[name] for name in kind._fields if name in values})
+
+
+def replaced(record: Any, changes: Mapping[str, Any]) -> Any:
+    """A part with some of its options changed."""
+    return record._replace(**changes) if hasattr(record, "_replace") else dataclasses.replace(record, **changes)
 
 
 def _default(kind: type, name: str) -> Any:
@@ -225,7 +230,7 @@ NAMED_PARTS = {
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
-def flag(name: str) -> str:
+def spelled(name: str) -> str:
     """An option as the command line spells it."""
     return "--" + name.replace("_", "-")
 
@@ -254,7 +259,7 @@ def check_fields(record: Any) -> None:
         if get_origin(kind) is tuple:
             kind, values = get_args(kind)[0], values[0]
         if option.kind == Values and not values:
-            raise OptionError(f"{flag(name)} got no value; required: at least one")
+            raise OptionError(f"{spelled(name)} got no value; required: at least one")
         for value in values:
             required = _mismatch(value, kind)
             if not required and option.range and (value != value or not option.range.test(value)):
@@ -262,7 +267,7 @@ def check_fields(record: Any) -> None:
             if required:
                 shown = option.default if isinstance(option.default, tuple) else (option.default,)
                 default = " ".join(map(str, shown)) or "none"
-                raise OptionError(f"{flag(name)} is {value!r}; required: {required}; the default is {default}")
+                raise OptionError(f"{spelled(name)} is {value!r}; required: {required}; the default is {default}")
 
 
 def _mismatch(value, kind) -> str:

@@ -96,7 +96,7 @@ def test_a_summary_is_json_without_nan_or_infinity():
     assert read["points"][1]["metrics"]["true_return"]["last"]["all"]["mean"] is None
     assert read["points"][1]["metrics"]["true_return"]["last"]["survivors"]["mean_interval"] is None
     assert read["points"][0]["hyper"] == {"sigma": 0.5}
-    assert read["seconds"]["steps_per_second"] is None
+    assert read["seconds"]["steps_per_second"] == "inf"
     assert format_table(read)
 
 

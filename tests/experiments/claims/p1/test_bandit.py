@@ -1,6 +1,4 @@
-"""The bandit study: policy gradient, exact or sampled, finds the Gibbs policy; noise that stays needs falling steps."""
-
-import json
+"""P1.bandit: policy gradient, exact or sampled, finds the Gibbs policy; noise that stays needs falling steps."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,8 @@ import numpy as np
 import pytest
 
 from bilevel import exact
-from experiments.studies import bandit
+from experiments.claims.claim import Budget
+from experiments.claims.p1 import bandit
 
 SMALL = bandit.Sizes(num_seeds=8, num_steps=600, batch_size=64, num_transitions=64)
 
@@ -17,29 +16,34 @@ NAMES = tuple(name for name in bandit.RUNGS if name != "network, exact gradients
 
 
 @pytest.fixture(scope="module")
-def found():
-    return bandit.study(SMALL, names=NAMES)
+def data(tmp_path_factory):
+    return bandit.measure(Budget(True, tmp_path_factory.mktemp("bandit")), SMALL, NAMES)
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    return data.rungs
 
 
 def test_the_target_is_the_maximum_with_the_curvature_that_the_steps_are_chosen_by(x64):
-    known = bandit.setting()
-    reward, shape = np.asarray(known.lower.reward), known.target.shape
+    _, lower = bandit.linear_instance()
+    target, reward, shape = bandit.gibbs(lower), np.asarray(lower.reward), lower.reward.shape
     expected = np.mean(np.log(np.mean(np.exp(reward), axis=1)))  # w E_x log E_{a~π_ref} exp(r/w), w = 1
-    assert abs(known.best - expected) < 1e-12
+    assert abs(exact.regularised_return(lower, target) - expected) < 1e-12
 
     @jax.jit
     def derivatives(logits):
         def value(logits):
-            return exact.regularised_return(known.lower, jax.nn.softmax(logits.reshape(shape)))
+            return exact.regularised_return(lower, jax.nn.softmax(logits.reshape(shape)))
 
         return jax.grad(value)(logits), jax.hessian(value)(logits)
 
-    gradient, hessian = derivatives(jnp.log(known.target).ravel())
+    gradient, hessian = derivatives(jnp.log(target).ravel())
     np.testing.assert_allclose(gradient, 0.0, atol=1e-12)
     curvatures = np.sort(-np.linalg.eigvalsh(hessian))
     np.testing.assert_allclose(curvatures[: shape[0]], 0.0, atol=1e-12)  # a constant in each context
-    np.testing.assert_allclose(curvatures[shape[0]], known.curvature, rtol=1e-8)
-    assert curvatures[-1] <= bandit.KL_WEIGHT / shape[0] / 2
+    np.testing.assert_allclose(curvatures[shape[0]], bandit.smallest_curvature(lower), rtol=1e-8)
+    assert curvatures[-1] <= bandit.COEFFICIENTS.kl_weight / shape[0] / 2
 
 
 @pytest.mark.parametrize("rung", ["exact gradients", "sampled, exact critic", "sampled, Algorithm 2"])
@@ -73,7 +77,7 @@ def test_monte_carlo_noise_stops_constant_steps_and_not_falling_ones(found):
 def test_total_variation_and_suboptimality_bound_each_other(found):
     # J* − J = w E_x KL(π ‖ π*) ≥ 2 w (E_x TV)², by Pinsker and Jensen.
     for curves in found.values():
-        assert np.all(curves.suboptimality >= 2 * bandit.KL_WEIGHT * curves.total_variation**2 - 1e-12)
+        assert np.all(curves.suboptimality >= 2 * bandit.COEFFICIENTS.kl_weight * curves.total_variation**2 - 1e-12)
 
 
 def test_transitions_are_counted_and_steps_to_the_target_found(found):
@@ -91,12 +95,13 @@ def test_the_slope_of_a_power_is_its_exponent():
     np.testing.assert_allclose(bandit.late_slope(values), -0.7, atol=1e-9)
 
 
-def test_numbers_and_figure_are_written(found, tmp_path):
-    rows = json.loads(json.dumps(bandit.summarise(found)))
-    assert [row["rung"] for row in rows] == list(NAMES)
-    for row in rows:
-        center, low, high = row["total_variation"]
+def test_every_rung_has_its_numbers_and_the_figure_is_drawn(data, tmp_path):
+    measured = bandit.judge(data)
+    (table,) = measured.tables
+    assert [row["rung"] for row in table.rows] == list(NAMES)
+    for row in table.rows:
+        center, low, high, *_ = measured.numbers[f"total variation, {row['rung']}"]
         assert 0 <= low <= center + 1e-15
-        assert center - 1e-15 <= high <= row["largest_total_variation"] + 1e-15
-    bandit.draw(found).savefig(tmp_path / "bandit.png", dpi=40)
+        assert center - 1e-15 <= high <= row["largest total variation"] + 1e-15
+    bandit.draw(data).savefig(tmp_path / "bandit.png", dpi=40)
     assert (tmp_path / "bandit.png").stat().st_size > 10_000
