@@ -36,12 +36,13 @@ from experiments.statistics.intervals import Interval, interquartile_mean, mean,
 COLORS = (BLUE, VERMILION)
 ROOMS = "...#...\n.......\n...#...\n#.###.#\n...#...\n.......\n...#..G"
 ROOMS_DISCOUNT, ROOMS_WEIGHT = 0.9, 0.1  # γ and w
+BARS = ("best of the class lacks", "left", "Φ lost", "lower maximum")  # what is drawn of rewards
 LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
-    """How much is computed of rewards and critics (at their first n), restarts from random weights and steps of Adam for each
-    class of policies, and the names of the classes."""
+    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
+    each class of policies, and the names of the classes."""
 
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
@@ -170,19 +171,15 @@ def judge(data: Data) -> Measurement:
         for key, found in reward_classes.correlations(data.rewards, i).items():
             numbers |= {f"ρ of μ̂₁ and what is {key}, {how}, {truth}": Number(*x) for how, x in found.items()}
     for name, of in data.critics.items():
+        errors = critic_errors.over_seeds(of.errors)
         for p, policy in enumerate(POLICIES):
-            numbers[f"error of the critic, {name}, {policy}"] = Number(
-                *(x[p] for x in critic_errors.over_seeds(of.errors))
-            )
+            numbers[f"error of the critic, {name}, {policy}"] = Number(*(x[p] for x in errors))
             fits = {"best fit": np.min(of.floors[p]), "median fit": np.median(of.floors[p])}
             tables["critics"].append({"class": name, "policy": policy} | fits)
     for name, of in data.policies.items():
         best_to_worst = {"best": np.max(of.returns), "median": np.median(of.returns), "worst": np.min(of.returns)}
         tables["policies"].append({"class": name} | best_to_worst)
-    notes = (
-        "of critics and policies the starts of one instance are compared, which have no interval; direct fits and restarts "
-        "are shown from the best to the worst",
-    )
+    notes = ("direct fits of critics and restarts of policies are starts on one instance, and have no interval",)
     return Measurement(numbers, {}, notes, tuple(Table(title, rows) for title, rows in tables.items()))
 
 
@@ -203,9 +200,10 @@ def draw(data: Data) -> Figure:
 
 def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
     """For each class what its best lacks, what Algorithm 1 leaves on top, and on how many instances maxima trap."""
-    whole = {key: Interval(*np.stack([x[key] for x in of.values()], axis=-1)) for key in next(iter(of.values()))}
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
-        lacks, left, lost, _, trapped, *_ = (Interval(*(end[i] for end in x)) for x in whole.values())
+        lacks, left, lost, trapped = (
+            Interval(*np.transpose([np.take(x[key], i, -1) for x in of.values()])) for key in BARS
+        )
         place, style = np.arange(len(of)) + 0.4 * i - 0.2, dict(width=0.36, edgecolor=color)
         panel.bar(place, lacks.center, color=color, label=f"{about}: the best found in the class", **style)
         on_top = dict(color="white", hatch="//", label="and what Algorithm 1 leaves") | style
