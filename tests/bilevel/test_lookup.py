@@ -14,7 +14,6 @@ from envs.tabular import garnet, tabular_env
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-
 def finite():
     """A finite world of four states and two actions."""
     return tabular_env(garnet(jax.random.key(0), 4, 2))
