@@ -60,13 +60,6 @@ def run_lanes(make, lanes, width=4, devices=DEVICE, chunk=NUM_STEPS, last_step=N
     return layout.gather(advance(placed, init(placed), jnp.int32(0), jnp.int32(last_step)))
 
 
-def assert_same_bits(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
 def pick(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
 
