@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from checks import close
 from jax.flatten_util import ravel_pytree
@@ -454,7 +455,7 @@ def test_the_outer_step_ascends_the_hypergradient_it_was_given_and_counts_its_co
         gradients = exact_gradients(problem, ours.mdp, 2, ours.coefficients)
         results = {}
         for name, (construct, _) in EVALUATIONS.items():
-            config = BilevelConfig(num_policy_steps=20, hypergradient=construct)
+            config = BilevelConfig(num_policy_steps=20, reward_optimizer=optax.sgd, hypergradient=construct)
             algorithm = bilevel_rlhf(problem, gradients, config, hyper)
             state, info = algorithm.step(key, algorithm.init(key))
             points = ours.reward, actor_of(state.lower.params), proxy_of(state.lower.params)
