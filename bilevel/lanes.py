@@ -16,8 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bilevel.run import Measure, RunState, Stopping, run, start
-from bilevel.types import Algorithm, Array, Hyper
+from bilevel.types import Algorithm, Array
 
+Hyper = Any  # real-valued hyperparameters: a pytree of arrays
 Make = Callable[[Hyper], tuple[Algorithm, Measure | None]]  # called inside the traced function
 
 
@@ -104,7 +105,7 @@ class Lanes(NamedTuple):
 
     Attributes:
         seed: uint32, the number of the seed; the same seed under two hyperparameters sees the same randomness.
-        hyper: a Hyper of arrays.
+        hyper: a pytree of arrays, what `make` takes.
     """
 
     seed: Array
@@ -128,7 +129,7 @@ def programs(make: Make, base_seed: int, chunk: int, layout: Layout, stopping: S
     """The two jitted programs of a study; an advance is one scan of `chunk` outer steps, of which some may be masked.
 
     Args:
-        make: hyper -> (algorithm, measure), called inside the traced function, so that every Hyper leaf may differ by lane.
+        make: hyper -> (algorithm, measure), called inside the traced function, so that leaves of hyper may differ by lane.
         base_seed: chooses the whole study's randomness; lane keys are fold_in(key(base_seed), seed).
         chunk: static, outer steps a call.
         layout: of the lanes.

@@ -1,5 +1,6 @@
 """Sums along a trajectory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,7 @@ def returns_to_go(rewards: Array, discount) -> Array:
         total = reward + discount * following
         return total, total
 
+    chex.assert_axis_dimension_gt(rewards, -1, 0)
     start = jnp.zeros_like(rewards[..., 0])
     _, totals = jax.lax.scan(body, start, jnp.moveaxis(rewards, -1, 0), reverse=True)
     return jnp.moveaxis(totals, 0, -1)
@@ -25,5 +27,6 @@ def returns_to_go(rewards: Array, discount) -> Array:
 
 def leave_one_out_mean(values: Array) -> Array:
     """For each row of [N, ...], the mean of the others: a baseline that leaves an estimator unbiased. N ≥ 2."""
+    chex.assert_axis_dimension_gt(values, 0, 1)
     count = values.shape[0]
     return (jnp.sum(values, axis=0) - values) / (count - 1)

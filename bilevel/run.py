@@ -95,7 +95,7 @@ def run(
         running = (state.status == RUNNING) & (step < last_step)
         finite = _all_finite((algorithm_state, metrics))
         took = running & finite
-        calm = jnp.where(metrics["gradient_norm"] < stopping.tolerance, state.calm + 1, 0)
+        calm = jnp.where(metrics.get("gradient_norm", jnp.inf) < stopping.tolerance, state.calm + 1, 0)
         status = jnp.where(calm >= stopping.patience, CONVERGED, RUNNING)
         new = RunState(algorithm_state, metrics, jnp.int32(status), state.steps + 1, jnp.int32(calm))
         kept = state._replace(status=jnp.where(running, DIVERGED, state.status).astype(jnp.int32))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bilevel.ranges import BelowOne, NotNegative, Positive
 from envs.base import Action, Env, Observation, State
 
 Array = jax.Array
@@ -20,9 +21,9 @@ class Algorithm(NamedTuple):
 
     Attributes:
         init: key -> state, a NamedTuple of arrays (no function, Python number or key in it).
-        step: (key, state) -> (state, info), one outer step; info is a dict of scalar arrays that holds at least
-            `gradient_norm` (of the outer step, for the convergence check) and the step's exact costs as int32:
-            `transitions`, `queries`, `labels`, `gradient_evaluations`. Same keys and dtypes every step.
+        step: (key, state) -> (state, info), one outer step; info is a dict of scalar arrays that holds at least the step's
+            exact costs as int32: `transitions`, `queries`, `labels`, `gradient_evaluations`; `gradient_norm`, of the outer
+            step, where there is one: without it no run is said to have converged. Same keys and dtypes every step.
         params: state -> `Learned`, what is measured, saved and reported.
     """
 
@@ -32,9 +33,9 @@ class Algorithm(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What an algorithm has learned so far: parameters of r_φ and of π_λ."""
+    """What an algorithm has learned so far: parameters of r_φ, None where it learns a policy alone, and of π_λ."""
 
-    reward: Params
+    reward: Params | None
     policy: Params
 
 
@@ -87,42 +88,27 @@ class Problem(NamedTuple):
     Attributes:
         env: the dynamics.
         annotate: (key, first, second) -> Comparison, for one pair of segments.
-        reward: r_φ, a Model (params, observation, action) -> [].
+        reward: r_φ, a Model (params, observation, action) -> []; None for algorithms that fit no reward.
         policy: π_λ, a Model (params, observation) -> Distribution.
         reference: observation -> Distribution, π_ref.
     """
 
     env: Env
     annotate: Callable[[Key, Trajectory, Trajectory], Comparison]
-    reward: Model
+    reward: Model | None
     policy: Model
     reference: Behaviour
 
 
-class Hyper(NamedTuple):
-    """Real-valued hyperparameters: each number has one home. Every leaf may be traced, so a sweep is a vmap over it.
+class Coefficients(NamedTuple):
+    """The real numbers that define a problem. Every leaf may be traced, so that a sweep is a vmap over them."""
 
-    Attributes:
-        sigma: σ > 0, weight of G in the penalised lower level.
-        kl_weight: w ≥ 0, weight of KL(π ‖ π_ref); the exact oracles of π*(φ) need w > 0.
-        discount: γ in (0, 1); 0 for a bandit.
-        rationality: κ > 0, of the Bradley–Terry model that the learner fits.
-        policy_step_size: τ > 0, of the policy's optimizer.
-        reward_step_size: η > 0, of the reward's optimizer.
-        critic_step_size: β′ > 0, of Algorithm 2's SGD.
-        critic_radius: radius > 0 of the ball around θ_0 that Algorithm 2 projects on; inf: no projection.
-        proxy_step_ratio: τ′/τ > 0, of λ′ to λ.
-    """
-
-    sigma: Array | float = 0.1
-    kl_weight: Array | float = 0.1
-    discount: Array | float = 0.9
-    rationality: Array | float = 1.0
-    policy_step_size: Array | float = 0.1
-    reward_step_size: Array | float = 0.1
-    critic_step_size: Array | float = 0.1
-    critic_radius: Array | float = float("inf")
-    proxy_step_ratio: Array | float = 1.0
+    discount: BelowOne = 0.9
+    """γ of values and of segment returns, in (0, 1); 0 for a bandit."""
+    kl_weight: NotNegative = 0.5
+    """w, weight of KL(π ‖ π_ref), in units of reward; the exact oracles of π*(φ) need w > 0."""
+    rationality: Positive = 1.0
+    """κ of the Bradley–Terry annotator, and of the model that the learner fits, 1/reward."""
 
 
 class Cost(NamedTuple):
@@ -154,86 +140,3 @@ def total_cost(*terms: tuple[int, Cost]) -> Cost:
         if value >= 2**31:
             raise ValueError(f"one outer step would take {value} {field}; required: below 2^31; reduce its counts")
     return total
-
-
-class Critic(NamedTuple):
-    """An estimator of the advantage A(s, a) = Q(s, a) − w log π/π_ref(a|s) − V(s) under r_φ (up to a baseline).
-
-    Attributes:
-        init: key -> state.
-        fit: (key, state, policy_params, reward_params) -> (state, loss []): update to the current policy and reward.
-        advantage: (key, state, policy_params, reward_params, trajectories [B, T]) -> [B, T], without gradient.
-        cost: of one fit.
-    """
-
-    init: Callable[[Key], Any]
-    fit: Callable[[Key, Any, Params, Params], tuple[Any, Array]]
-    advantage: Callable[[Key, Any, Params, Params, Trajectory], Array]
-    cost: Cost = Cost()
-
-
-class Gradients(NamedTuple):
-    """Everything that Algorithm 1 asks of the world: labelled pairs, and derivatives of J and G.
-
-    Attributes:
-        init: key -> critic state.
-        collect: (key, behave) -> pairs drawn from a policy and labelled; what the next two take.
-        labels: pairs -> [] int32, labels received for them.
-        preference_in_policy: (pairs, policy_params, reward_params) -> ∇_λ G.
-        preference_in_reward: (pairs, policy, reward_params) -> (G, ∇_φ G), at the policy (observation -> distribution).
-        return_in_policy: (key, critic_state, policy_params, reward_params) -> (∇_λ J, critic_state, critic loss).
-        return_difference: (key, reward_params, policy_params, proxy_params) -> ((∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, share);
-            `share` in (0, 1] is the part of the rollouts that counts where importance weights make some count for more than
-            others ([]), and None where nothing is weighted.
-        preference_through_policy: (key, pairs, policy_params, reward_params) -> E[ℓ Σ_i Σ_h ∂_φ log π*(a_h^i|s_h^i)] with
-            ∂_φ log π* = (∂_φ Q − ∂_φ V)/w at the policy, as if it were π*(φ); needs w > 0.
-        collect_cost, return_cost, difference_cost, through_policy_cost: of one call each.
-        differentiable: whether `return_in_policy` may itself be differentiated, in λ and φ. The derivative of a sample is
-            not a sample of the derivative: it misses the change of the sample's law.
-    """
-
-    init: Callable[[Key], Any]
-    collect: Callable[[Key, Behaviour], Any]
-    labels: Callable[[Any], Array]
-    preference_in_policy: Callable[[Any, Params, Params], Params]
-    preference_in_reward: Callable[[Any, Behaviour, Params], tuple[Array, Params]]
-    return_in_policy: Callable[[Key, Any, Params, Params], tuple[Params, Any, Array]]
-    return_difference: Callable[[Key, Params, Params, Params], tuple[Params, Array | None]]
-    preference_through_policy: Callable[[Key, Any, Params, Params], Params]
-    collect_cost: Cost = Cost()
-    return_cost: Cost = Cost()
-    difference_cost: Cost = Cost()
-    through_policy_cost: Cost = Cost()
-    differentiable: bool = False
-
-
-class UpperGradient(NamedTuple):
-    """An estimate of ∇Φ(φ) in two parts, whose sum it is.
-
-    Attributes:
-        value: [] G, at the policy where `direct` is taken.
-        direct: ∇_φ G at a fixed policy.
-        implicit: what the policy's dependence on φ adds; NaN where it needs a solve that did not converge.
-        residual: [] what that solve left, relative to its right-hand side; 0 where nothing is solved.
-        weight_ess: [] effective sample size of the importance weights in it, as a share of the rollouts in (0, 1]; None
-            where nothing is weighted.
-    """
-
-    value: Array
-    direct: Params
-    implicit: Params
-    residual: Array
-    weight_ess: Array | None = None
-
-
-class Hypergradient(NamedTuple):
-    """An estimator of ∇Φ(φ): what line 7 of Algorithm 1 computes, or another in its place.
-
-    Attributes:
-        estimate: (key, pairs, reward_params, policy_params, proxy_params) -> UpperGradient, at φ, λ and λ′; the pairs
-            were drawn from π_λ′.
-        cost: of one estimate; a product with a second derivative of J counts as two gradient evaluations.
-    """
-
-    estimate: Callable[[Key, Any, Params, Params, Params], UpperGradient]
-    cost: Cost = Cost()

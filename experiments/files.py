@@ -63,8 +63,8 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:
-    """Writes `<folder>/<name>`, complete or not at all; see `write_atomically`."""
-    write_atomically(folder, name, (json.dumps(value, indent=2) + "\n").encode())
+    """Writes a value, of which `as_json` is what is read back, as `<folder>/<name>`; see `write_atomically`."""
+    write_atomically(folder, name, (json.dumps(as_json(value), indent=2) + "\n").encode())
 
 
 def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
@@ -178,6 +178,34 @@ def _clear(directory: int, now: float) -> None:
         with suppress(OSError):  # another process may do the same
             if now - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime > STALE:
                 os.unlink(name, dir_fd=directory)
+
+
+# Values -----------------------------------------------------------------------------------------------------------------
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None for
+    what is no number.
+    """
+    if isinstance(value, dict):
+        return {key: as_json(x) for key, x in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return as_json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [as_json(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """The value as JSON of one spelling: keys sorted, no spaces."""
+    return json.dumps(as_json(value), sort_keys=True, separators=(",", ":"))
+
+
+def digest(content: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(content).hexdigest()
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

@@ -9,22 +9,28 @@ import jax
 import optax
 
 from bilevel.ascent import Level, Optimizer, ascend
+from bilevel.gradients.types import Gradients
 from bilevel.lookup import bind
-from bilevel.types import Algorithm, Cost, Gradients, Hyper, Learned, Problem, total_cost
+from bilevel.ranges import Count, Positive, check
+from bilevel.types import Algorithm, Cost, Learned, Problem, total_cost
 
 
 class AlternatingConfig(NamedTuple):
-    """Counts and optimizers.
+    """Counts and optimizers of alternating RLHF; the policy and the reward have an optimizer each."""
 
-    Attributes:
-        num_policy_steps: K ≥ 1, policy gradient steps an outer step.
-        policy_optimizer: of the policy.
-        reward_optimizer: of the reward.
-    """
-
-    num_policy_steps: int = 10
+    num_policy_steps: Count = 10
+    """K, policy gradient steps an outer step."""
     policy_optimizer: Optimizer = optax.sgd
-    reward_optimizer: Optimizer = optax.sgd
+    reward_optimizer: Optimizer = optax.adam
+
+
+class AlternatingHyper(NamedTuple):
+    """The real numbers of alternating RLHF; every leaf may be traced."""
+
+    policy_step_size: Positive = 0.1
+    """tau, step size of the policy."""
+    reward_step_size: Positive = 0.003
+    """eta, step size of the reward."""
 
 
 class AlternatingState(NamedTuple):
@@ -34,19 +40,21 @@ class AlternatingState(NamedTuple):
     actor: Level
 
 
-def alternating(problem: Problem, gradients: Gradients, config: AlternatingConfig, hyper: Hyper) -> Algorithm:
+def alternating(
+    problem: Problem, gradients: Gradients, config: AlternatingConfig, hyper: AlternatingHyper
+) -> Algorithm:
     """K policy gradient steps on J(·, φ), then one step of the reward up ∇_φ G at the new policy.
 
     Raises:
         ValueError: a count is not positive, or one step costs more than can be counted.
     """
+    check(config)
     policy_optimizer = config.policy_optimizer(hyper.policy_step_size)
     reward_optimizer = config.reward_optimizer(hyper.reward_step_size)
     steps = config.num_policy_steps
-    if steps < 1:
-        raise ValueError(f"num_policy_steps is {steps}; required: at least 1")
-    ours = Cost(gradient_evaluations=steps + 1)
-    cost = total_cost((1, ours), (steps, gradients.return_cost), (1, gradients.collect_cost))
+    cost = total_cost(
+        (1, Cost(gradient_evaluations=steps + 1)), (steps, gradients.return_cost), (1, gradients.collect_cost)
+    )
 
     def init(key):
         key_reward, key_policy, key_critic = jax.random.split(key, 3)

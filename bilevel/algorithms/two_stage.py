@@ -7,25 +7,31 @@ import jax.numpy as jnp
 import optax
 
 from bilevel.ascent import Level, Optimizer, ascend
-from bilevel.types import Algorithm, Array, Cost, Gradients, Hyper, Learned, Problem, total_cost
+from bilevel.gradients.types import Gradients
+from bilevel.ranges import Count, Positive, check
+from bilevel.types import Algorithm, Array, Cost, Learned, Problem, total_cost
 
 
 class TwoStageConfig(NamedTuple):
-    """Counts and optimizers.
+    """Counts and optimizers of two-stage RLHF; the policy and the reward have an optimizer each."""
 
-    Attributes:
-        num_batches: batches of reference pairs collected at the start (each of the gradients' batch size).
-        num_reward_steps: passes of the reward's optimizer over all of them, one full gradient each.
-        num_policy_steps: K ≥ 1, policy gradient steps an outer step.
-        policy_optimizer: of the policy.
-        reward_optimizer: of the reward.
-    """
-
-    num_batches: int = 10
-    num_reward_steps: int = 200
-    num_policy_steps: int = 10
+    num_batches: Count = 10
+    """Batches of pairs (num-pairs each) collected from the reference policy at the start."""
+    num_reward_steps: Count = 200
+    """Full-gradient steps of the reward on them."""
+    num_policy_steps: Count = 10
+    """K, policy gradient steps an outer step."""
     policy_optimizer: Optimizer = optax.sgd
-    reward_optimizer: Optimizer = optax.sgd
+    reward_optimizer: Optimizer = optax.adam
+
+
+class TwoStageHyper(NamedTuple):
+    """The real numbers of two-stage RLHF; every leaf may be traced."""
+
+    policy_step_size: Positive = 0.1
+    """tau, step size of the policy."""
+    reward_step_size: Positive = 0.003
+    """eta, step size of the reward."""
 
 
 class TwoStageState(NamedTuple):
@@ -37,7 +43,7 @@ class TwoStageState(NamedTuple):
     reported: Array  # [] bool
 
 
-def two_stage(problem: Problem, gradients: Gradients, config: TwoStageConfig, hyper: Hyper) -> Algorithm:
+def two_stage(problem: Problem, gradients: Gradients, config: TwoStageConfig, hyper: TwoStageHyper) -> Algorithm:
     """The first stage is `init`: the reward's maximum likelihood on reference pairs. A step is K policy gradient steps.
 
     The cost of the first stage is reported with the first step. `gradient_norm` is the policy's, since the reward rests.
@@ -45,9 +51,7 @@ def two_stage(problem: Problem, gradients: Gradients, config: TwoStageConfig, hy
     Raises:
         ValueError: a count is not positive, or one step costs more than can be counted.
     """
-    for name in ("num_batches", "num_reward_steps", "num_policy_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; required: at least 1")
+    check(config)
     policy_optimizer = config.policy_optimizer(hyper.policy_step_size)
     reward_optimizer = config.reward_optimizer(hyper.reward_step_size)
     steps, batches = config.num_policy_steps, config.num_batches

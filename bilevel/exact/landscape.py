@@ -1,22 +1,25 @@
 """Φ of a finite instance to second order, in closed form, and a search for its stationary points.
 
 Dimensions: D reward parameters as one vector φ, S states, A actions, N segments. Meant for float64 and small D: Hessians
-are dense, and nothing calls LAPACK (see `exact.solve_dominant`). Searches stop when they arrive, so map over lanes with
+are dense, and nothing calls LAPACK (see `bilevel.linear`). Searches stop when they arrive, so map over lanes with
 `jax.lax.map`: a vmap would keep all of them at it until the slowest is there.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import exact
+from bilevel.exact.bilevel import enumerated
+from bilevel.linear import is_positive, solve_dominant
 from bilevel.lookup import bind, pair_table, policy_table
-from bilevel.preferences import Objective, check_objective, log_likelihood
+from bilevel.preferences import Objective, log_likelihood
 from bilevel.returns import discount_powers
-from bilevel.types import Array, Hyper, Model, Params, Problem
+from bilevel.types import Array, Coefficients, Model, Params, Problem
 from envs.base import MDP
 
 RESIDUAL = 1e-10  # largest ‖∇Φ‖ of a stationary point
@@ -70,7 +73,7 @@ class Stationary(NamedTuple):
 
 
 def landscape(
-    problem: Problem, mdp: MDP, segment_length: int, hyper: Hyper, objective: Objective = log_likelihood
+    problem: Problem, mdp: MDP, segment_length: int, coefficients: Coefficients, objective: Objective = log_likelihood
 ) -> Landscape:
     """The problem's Φ, exactly: optimal policies by linear solves, preferences by enumeration. Policies are tables.
 
@@ -78,18 +81,18 @@ def landscape(
         ValueError: w is 0, the segments are too many to enumerate, or the objective needs labels that the annotator does
             not give.
     """
-    exact.require_kl(hyper.kl_weight)
+    exact.require_kl(coefficients.kl_weight)
     env, (_, unravel) = problem.env, flat(problem.reward)
-    segments = exact.enumerate_segments(env.num_states, env.num_actions, segment_length)
-    comparisons = exact.exact_comparisons(problem.annotate, segments)
-    check_objective(objective, comparisons)
+    segments, comparisons = enumerated(problem, segment_length, objective)
     reference = policy_table(env, problem.reference)
     visited = jax.nn.one_hot(segments.state * env.num_actions + segments.action, reference.size, dtype=reference.dtype)
     visits = jnp.sum(visited, axis=1)  # [N, S·A], and with weights γ^h:
-    discounted = jnp.einsum("nhx,h->nx", visited, discount_powers(hyper.discount, segment_length, reference.dtype))
+    discounted = jnp.einsum(
+        "nhx,h->nx", visited, discount_powers(coefficients.discount, segment_length, reference.dtype)
+    )
 
     def lower(reward):
-        return exact.lower_level(mdp, reward, reference, hyper.discount, hyper.kl_weight)
+        return exact.lower_level(mdp, reward, reference, coefficients.discount, coefficients.kl_weight)
 
     def preferences(logits):
         """ℓ [N, N] with its first and second derivatives in the logits."""
@@ -103,12 +106,12 @@ def landscape(
         problem = lower(reward)
         policy = exact.optimal_policy(problem).policy
         law = exact.segment_law(mdp, policy, segments)
-        returns = hyper.rationality * discounted @ reward.ravel()
+        returns = coefficients.rationality * discounted @ reward.ravel()
         value, slope, bend = preferences(returns[:, None] - returns[None, :])
         # Either order of a pair is as likely: only these parts count.
         value, slope, bend = (value + value.T) / 2, (slope - slope.T) / 2, (bend + bend.T) / 2
         log_policy = log_policy_derivatives(problem, policy)
-        in_law, in_returns = visits @ log_policy.jacobian, hyper.rationality * discounted
+        in_law, in_returns = visits @ log_policy.jacobian, coefficients.rationality * discounted
         by_law, by_slope, by_bend = (2 * law * (x @ law) for x in (value, slope, bend))
         x, y = law[:, None] * in_law, law[:, None] * in_returns
         mixed = in_law.T @ (by_slope[:, None] * in_returns) - 2 * x.T @ slope @ y
@@ -145,7 +148,7 @@ def log_policy_derivatives(lower: exact.LowerLevel, policy: Array) -> LogPolicy:
     states, actions = policy.shape
     chain = jnp.einsum("sa,sat->st", policy, lower.transition)
     identity = jnp.eye(states, dtype=policy.dtype)
-    resolvent = jax.vmap(exact.solve_dominant, (None, 1), 1)(identity - lower.discount * chain, identity)
+    resolvent = jax.vmap(solve_dominant, (None, 1), 1)(identity - lower.discount * chain, identity)
     values = (resolvent[:, :, None] * policy).reshape(states, -1)  # ∂V*
     expected = lower.discount * jnp.einsum("sat,tx->sax", lower.transition, values) - values[:, None]
     advantages = jnp.eye(policy.size, dtype=policy.dtype) + expected.reshape(policy.size, -1)
@@ -212,6 +215,7 @@ def search(land: Landscape, start: Array, climb: Array | bool, max_steps: Array 
             stationary point of any kind (or to a local minimum of ‖∇Φ‖, which `is_stationary` refuses).
         max_steps: [] expansions of Φ at most; with 1 it stays at its start.
     """
+    chex.assert_rank(start, 1)
     identity, tiny = jnp.eye(start.size, dtype=start.dtype), jnp.finfo(start.dtype).tiny
 
     def better(new, old):
@@ -229,7 +233,7 @@ def search(land: Landscape, start: Array, climb: Array | bool, max_steps: Array 
         right = jnp.where(climb, old.at.gradient, -old.at.hessian @ old.at.gradient)
         # Positive definite once damped enough, so that no pivots are needed; what comes of it before that is refused.
         shift = jnp.maximum(old.damping * jnp.linalg.norm(matrix), tiny)
-        move = exact.solve_dominant(matrix + shift * identity, right)
+        move = solve_dominant(matrix + shift * identity, right)
         at = expand(land, old.params + move)
         accept = better(at, old.at)
         new, kept = (old.params + move, at, jnp.linalg.norm(move)), (old.params, old.at, old.step)
@@ -254,15 +258,3 @@ class _Search(NamedTuple):
 
 def _norm(at: Expansion) -> Array:
     return jnp.linalg.norm(at.gradient)
-
-
-def is_positive(matrix: Array) -> Array:
-    """Whether a symmetric matrix [D, D] is positive definite, [] bool: all pivots of its elimination are positive."""
-
-    def eliminate(k, carry):
-        rows, least = carry
-        pivot = rows[k, k]
-        return rows - jnp.outer(rows[:, k], rows[k]) / pivot, jnp.minimum(least, pivot)
-
-    _, least = jax.lax.fori_loop(0, len(matrix), eliminate, (matrix, jnp.full_like(matrix[0, 0], jnp.inf)))
-    return least > 0

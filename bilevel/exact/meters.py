@@ -8,6 +8,7 @@ Dimensions: P points, S states, A actions. Pure functions, to be jitted and vmap
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -85,6 +86,7 @@ def domination(values: Array, norms: Array, best: Array, tolerance: float = 1e-5
         best: [] Φ*, or the best value found: where that is too small μ̂₁ is too large, an upper estimate either way.
         tolerance: points whose gap Φ* − Φ is at most this are left out; inf where none remains.
     """
+    chex.assert_equal_shape((values, norms))
     gap = best - values
     counted = (gap > tolerance) & jnp.isfinite(norms)
     return jnp.min(jnp.where(counted, (norms / jnp.where(counted, gap, 1.0)) ** 2, jnp.inf))
@@ -102,12 +104,14 @@ def lower_pl(lower: exact.LowerLevel, logits: Array, tolerance: float = 1e-6) ->
     d(s) π(a|s) A(s, a)/(1 − γ): the argument of Mei et al. 2020 (2005.06392, Lemma 15), kept in d, d* and
     w KL(π ‖ π_ref). It vanishes as π approaches a vertex: no constant holds for all λ.
     """
+    chex.assert_equal_shape((logits, lower.reward))
     policy = jax.nn.softmax(logits, axis=-1)
     optimal = exact.optimal_policy(lower).policy
     slope = jax.grad(lambda x: exact.regularised_return(lower, jax.nn.softmax(x, axis=-1)))(logits)
     gap = exact.regularised_return(lower, optimal) - exact.regularised_return(lower, policy)
-    ours, theirs = exact.occupancy(lower, policy), exact.occupancy(lower, optimal)
-    share = (ours * jnp.min(policy, axis=-1)) ** 2 / jnp.maximum(theirs, jnp.finfo(theirs.dtype).tiny)
+    visits, visits_of_optimum = exact.occupancy(lower, policy), exact.occupancy(lower, optimal)
+    tiny = jnp.finfo(policy.dtype).tiny
+    share = (visits * jnp.min(policy, axis=-1)) ** 2 / jnp.maximum(visits_of_optimum, tiny)
     measured = jnp.where(gap > tolerance, jnp.sum(slope**2) / (2 * jnp.maximum(gap, tolerance)), jnp.nan)
     return measured, lower.kl_weight / (1 - lower.discount) * jnp.min(share)
 

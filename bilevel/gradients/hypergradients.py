@@ -1,14 +1,14 @@
-"""∇Φ(φ) of Φ(φ) = G(φ, λ*(φ)) in five ways behind one signature: the outer step of Algorithm 1 takes any of them.
+"""∇Φ(φ) of Φ(φ) = G(φ, λ*(φ)) in other ways than Algorithm 1's own: its outer step takes any of them in place of line 7.
 
 | constructor | adds to ∇_φ G | taken at | gradients |
 |---|---|---|---|
 | `naive` | nothing | λ | exact, sampled |
-| `proxy` | (∇_φ J(λ′) − ∇_φ J(λ))/σ, Algorithm 1's own line 7 | λ′ | exact, sampled |
+| `algorithms.bilevel_rlhf.line_7` | (∇_φ J(λ′) − ∇_φ J(λ))/σ | λ′ | exact, sampled |
 | `closed_form` | E[ℓ Σ (∂Q − ∂V)/w] | λ | exact, sampled |
 | `implicit` | −(∂_φ ∇_λ J)ᵀ (∇²_λ J)^† ∇_λ G | λ | exact |
 | `unrolled` | (∂λ_K/∂φ)ᵀ ∇_λ G through K inner steps | λ_K | exact |
 
-At λ = λ*(φ) of a full table with w > 0, closed form and implicit are ∇Φ; unrolled tends to it as K grows, proxy as σ falls.
+At λ = λ*(φ) of a full table with w > 0, closed form and implicit are ∇Φ; unrolled tends to it as K grows, line 7 as σ falls.
 Away from λ* the first two are off by O(‖λ − λ*‖). The last two differentiate ∇_λ J itself and are refused with sampled
 gradients. Sampled, an implicit gradient would hold the inverse of a sampled Hessian, whose mean is not the inverse of the
 mean, and an unrolled one ∇G at a sampled λ_K, whose mean is not ∇G at the mean: both are biased at any batch size, where
@@ -18,46 +18,32 @@ Dimensions: n policy parameters, raveled.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from bilevel.gradients.types import Gradients, Hypergradient, UpperGradient
+from bilevel.linear import solve_semidefinite
 from bilevel.lookup import bind
-from bilevel.types import Array, Cost, Gradients, Hyper, Hypergradient, Params, Problem, UpperGradient, total_cost
+from bilevel.types import Array, Cost, Params, Problem, total_cost
 
-Construct = Callable[[Problem, Gradients, Hyper], Hypergradient]
+Construct = Callable[[Problem, Gradients, Any], Hypergradient]  # the last: the algorithm's own real numbers
 
 
-def naive(problem: Problem, gradients: Gradients, hyper: Hyper) -> Hypergradient:
+def naive(problem: Problem, gradients: Gradients, hyper: Any) -> Hypergradient:
     """∇_φ G at the fixed policy π_λ, as if λ did not depend on φ: what alternating RLHF follows."""
 
     def estimate(key, pairs, reward_params, policy_params, proxy_params):
         policy = bind(problem.policy, policy_params)
         value, direct = gradients.preference_in_reward(pairs, policy, reward_params)
-        return UpperGradient(value, direct, jax.tree.map(jnp.zeros_like, direct), _solved(value))
+        return UpperGradient(value, direct, jax.tree.map(jnp.zeros_like, direct), solved(value))
 
     return Hypergradient(estimate, Cost(gradient_evaluations=1))
 
 
-def proxy(problem: Problem, gradients: Gradients, hyper: Hyper) -> Hypergradient:
-    """∇_φ G(φ, λ′) + (∇_φ J(λ′, φ) − ∇_φ J(λ, φ))/σ: line 7 of Algorithm 1 (2410.15610), ∇Φ_σ at λ* and λ*_σ.
-
-    First-order only; its distance from ∇Φ is O(σ).
-    """
-
-    def estimate(key, pairs, reward_params, policy_params, proxy_params):
-        policy = bind(problem.policy, proxy_params)
-        value, direct = gradients.preference_in_reward(pairs, policy, reward_params)
-        difference, share = gradients.return_difference(key, reward_params, policy_params, proxy_params)
-        return UpperGradient(value, direct, difference, _solved(value), share)
-
-    ours = Cost(gradient_evaluations=2)
-    return Hypergradient(estimate, total_cost((1, ours), (1, gradients.difference_cost)))
-
-
-def closed_form(problem: Problem, gradients: Gradients, hyper: Hyper) -> Hypergradient:
+def closed_form(problem: Problem, gradients: Gradients, hyper: Any) -> Hypergradient:
     """∇_φ G + E[ℓ Σ_i Σ_h (∂_φ Q − ∂_φ V)(s_h^i, a_h^i)/w] at π_λ, no second derivative (HPGD, 2406.01575).
 
     It differentiates the optimum over *all* policies, π* ∝ π_ref exp(Q*/w): right for a full table, and for a network only
@@ -68,7 +54,7 @@ def closed_form(problem: Problem, gradients: Gradients, hyper: Hyper) -> Hypergr
         policy = bind(problem.policy, policy_params)
         value, direct = gradients.preference_in_reward(pairs, policy, reward_params)
         response = gradients.preference_through_policy(key, pairs, policy_params, reward_params)
-        return UpperGradient(value, direct, response, _solved(value))
+        return UpperGradient(value, direct, response, solved(value))
 
     ours = Cost(gradient_evaluations=2)
     return Hypergradient(estimate, total_cost((1, ours), (1, gradients.through_policy_cost)))
@@ -118,32 +104,10 @@ def conjugate_gradients(num_iterations: int = 100) -> LinearSolver:
 
 
 def dense_elimination() -> LinearSolver:
-    """Gauss–Jordan elimination on H itself, largest remaining diagonal entry first; for n up to a few hundred.
-
-    Directions in which nothing but rounding is left are null directions of H and get x = 0: a solution, if not the
-    shortest. Not LAPACK's, which can stand still on several CPU devices (see `exact.solve_dominant`).
-    """
+    """Elimination on H itself (`linear.solve_semidefinite`), for n up to a few hundred."""
 
     def solve(product, right):
-        size = len(right)
-        matrix = jax.vmap(product)(jnp.eye(size, dtype=right.dtype))
-        # With a unit diagonal, rarely visited states are told from null directions.
-        diagonal = jnp.abs(jnp.diag(matrix))
-        scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
-        rows = jnp.concatenate([scale[:, None] * matrix * scale, (scale * right)[:, None]], axis=1)
-        negligible = 100 * size * jnp.finfo(right.dtype).eps
-
-        def body(_, carry):
-            rows, used = carry
-            remaining = jnp.where(used, 0.0, jnp.abs(jnp.diag(rows)))
-            k = jnp.argmax(remaining)
-            usable = remaining[k] > negligible
-            row = rows[k] / jnp.where(usable, rows[k, k], 1.0)
-            reduced = (rows - rows[:, k, None] * row).at[k].set(row)
-            return jnp.where(usable, reduced, rows), used.at[k].set(used[k] | usable)
-
-        rows, used = jax.lax.fori_loop(0, size, body, (rows, jnp.zeros(size, bool)))
-        return scale * jnp.where(used, rows[:, -1], 0.0)
+        return solve_semidefinite(jax.vmap(product)(jnp.eye(len(right), dtype=right.dtype)), right)
 
     return LinearSolver(solve, lambda size: size)
 
@@ -151,7 +115,7 @@ def dense_elimination() -> LinearSolver:
 def implicit(
     problem: Problem,
     gradients: Gradients,
-    hyper: Hyper,
+    hyper: Any,
     solver: LinearSolver | None = None,
     tolerance: float | None = None,
 ) -> Hypergradient:
@@ -168,7 +132,7 @@ def implicit(
     Args:
         problem: its policy.
         gradients: exact ones.
-        hyper: unused; the place of it is the signature's.
+        hyper: unused; its place is the signature's.
         solver: of the linear system; None: `conjugate_gradients()`.
         tolerance: largest relative residual accepted, beyond which the implicit part is NaN; None: 1e-8 in float64,
             1e-3 in float32; inf: whatever the solver left.
@@ -203,7 +167,7 @@ def implicit(
     return Hypergradient(estimate, Cost(gradient_evaluations=2 * products + 2))
 
 
-def unrolled(problem: Problem, gradients: Gradients, hyper: Hyper, num_steps: int = 100) -> Hypergradient:
+def unrolled(problem: Problem, gradients: Gradients, hyper: Any, num_steps: int = 100) -> Hypergradient:
     """∇_φ of G(φ, λ_K(φ)), where λ_K(φ) is K gradient steps on J(·, φ) of size τ from the given λ, itself held fixed.
 
     λ_K → λ* from wherever J's ascent leads there, and the error falls like (1 − τ μ)^K with μ the least positive
@@ -213,7 +177,7 @@ def unrolled(problem: Problem, gradients: Gradients, hyper: Hyper, num_steps: in
     Args:
         problem: its policy.
         gradients: exact ones.
-        hyper: its `policy_step_size` τ.
+        hyper: a record with the `policy_step_size` τ.
         num_steps: K ≥ 1.
 
     Raises:
@@ -234,7 +198,7 @@ def unrolled(problem: Problem, gradients: Gradients, hyper: Hyper, num_steps: in
         params, pull_back = jax.vjp(improved, reward_params)
         value, direct = gradients.preference_in_reward(pairs, bind(problem.policy, params), reward_params)
         (response,) = pull_back(gradients.preference_in_policy(pairs, params, reward_params))
-        return UpperGradient(value, direct, response, _solved(value))
+        return UpperGradient(value, direct, response, solved(value))
 
     # A step forwards is a gradient, a step backwards a product with its derivative in λ and φ at once.
     return Hypergradient(estimate, Cost(gradient_evaluations=3 * num_steps + 2))
@@ -262,5 +226,6 @@ def _relative(error: Array, scale: Array) -> Array:
     return jnp.linalg.norm(error) / jnp.where(norm > 0, norm, 1.0)
 
 
-def _solved(like: Array) -> Array:
+def solved(like: Array) -> Array:
+    """The residual of an estimate for which nothing was solved: 0."""
     return jnp.zeros_like(like)

@@ -4,23 +4,24 @@ Dimensions: B trajectories, T steps of a rollout, N pairs, H steps of a segment.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from bilevel.gradients.types import Critic, Gradients
 from bilevel.lookup import bind, over_observations, over_pairs
 from bilevel.preferences import NEEDS, Objective, check_objective, log_likelihood
+from bilevel.ranges import MOST, Count, Range, check, counts
 from bilevel.returns import discount_powers, leave_one_out_mean
 from bilevel.rollout import rollout, rollouts
 from bilevel.types import (
     Array,
     Behaviour,
+    Coefficients,
     Comparison,
     Cost,
-    Critic,
-    Gradients,
-    Hyper,
     Key,
     Params,
     Problem,
@@ -29,24 +30,24 @@ from bilevel.types import (
 from envs.base import Env
 
 ESTIMATORS = ("independent", "coupled", "weighted")
+BatchSize = Annotated[int, counts(2)]
+NumPairs = Annotated[int, Range(f"2 to {MOST}, or 0 for half of batch-size", lambda x: x == 0 or 2 <= x <= MOST)]
 
 
 class SampleSizes(NamedTuple):
-    """How much is sampled, and how line 7 is estimated.
+    """How much is sampled for each gradient, and how the difference of line 7 is estimated."""
 
-    Attributes:
-        batch_size: B ≥ 2, trajectories a gradient of J.
-        rollout_length: T ≥ 1 steps of a rollout for ∇J; truncation biases it by γ^T, relatively.
-        segment_length: H ≥ 1 steps of a compared segment.
-        estimator: of line 7's difference: "independent" (the paper's), "coupled" or "weighted".
-        num_pairs: N ≥ 2, labelled pairs a gradient of G; None: half of an even batch_size, the paper's.
-    """
-
-    batch_size: int = 64
-    rollout_length: int = 50
-    segment_length: int = 10
-    estimator: str = "weighted"
-    num_pairs: int | None = None
+    batch_size: BatchSize = 64
+    """B, trajectories a gradient of J."""
+    num_pairs: NumPairs = 0
+    """N, labelled pairs a gradient of G; 0: half of an even batch-size, as in the paper."""
+    rollout_length: Count = 40
+    """T, steps of a rollout for a gradient of J; truncation biases it by gamma^T, relatively."""
+    segment_length: Count = 10
+    """H, steps of a compared segment: a rollout of its own from the initial distribution, so it may be longer than
+    rollout-length, but not than an episode of a world that has episodes."""
+    estimator: Literal["weighted", "coupled", "independent"] = "weighted"
+    """Estimator of line 7's implicit part: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
 
 
 class LabelledPairs(NamedTuple):
@@ -57,7 +58,11 @@ class LabelledPairs(NamedTuple):
 
 
 def sampled_gradients(
-    problem: Problem, critic: Critic, sizes: SampleSizes, hyper: Hyper, objective: Objective = log_likelihood
+    problem: Problem,
+    critic: Critic,
+    sizes: SampleSizes,
+    coefficients: Coefficients,
+    objective: Objective = log_likelihood,
 ) -> Gradients:
     """Unbiased estimators (up to γ^T, and to the critic): ∇J from rollouts of T steps weighted by γ^t, ∇G from pairs.
 
@@ -71,17 +76,8 @@ def sampled_gradients(
     env, num_pairs = problem.env, sizes.num_pairs or sizes.batch_size // 2
     labels_per_query = 2 if NEEDS.get(objective) == "second_label" else 1
 
-    def collect(key, behave):
-        key_rollout, key_label = jax.random.split(key)
-        segments = rollouts(env, behave, key_rollout, 2 * num_pairs, sizes.segment_length)
-        first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
-        comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
-        check_objective(objective, comparison)
-        log_behaviour = log_probability(env, behave, comparison)
-        return LabelledPairs(comparison, jax.lax.stop_gradient(log_behaviour))
-
     def values(pairs, reward_params):
-        logits = preference_logits(problem, reward_params, pairs.comparison, hyper)
+        logits = preference_logits(problem, reward_params, pairs.comparison, coefficients)
         return pairs.comparison.weight * objective(logits, pairs.comparison)
 
     def centred_gains(pairs, log_policy, reward_params):  # ℓ − b, reweighted to the policy
@@ -100,20 +96,6 @@ def sampled_gradients(
         ratio = jnp.exp(log_probability(env, policy, pairs.comparison) - pairs.log_behaviour)
         return jax.value_and_grad(lambda params: jnp.mean(ratio * values(pairs, params)))(reward_params)
 
-    def return_in_policy(key, critic_state, policy_params, reward_params):
-        key_fit, key_rollout, key_advantage = jax.random.split(key, 3)
-        critic_state, loss = critic.fit(key_fit, critic_state, policy_params, reward_params)
-        behave = bind(problem.policy, policy_params)
-        trajectories = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.rollout_length)
-        advantage = critic.advantage(key_advantage, critic_state, policy_params, reward_params, trajectories)
-        weights = advantage * discount_powers(hyper.discount, sizes.rollout_length, advantage.dtype)
-
-        def surrogate(params):
-            log_prob = log_probabilities(env, bind(problem.policy, params), trajectories)
-            return jnp.sum(weights * log_prob) / sizes.batch_size
-
-        return jax.grad(surrogate)(policy_params), critic_state, loss
-
     def preference_through_policy(key, pairs, policy_params, reward_params):
         behave = bind(problem.policy, policy_params)
         weights = centred_gains(pairs, log_probability(env, behave, pairs.comparison), reward_params)
@@ -123,7 +105,8 @@ def sampled_gradients(
         def surrogate(params):
             reward = over_pairs(env, bind(problem.reward, params))
             gaps = reward(taken.obs, taken.action) - reward(other.obs, other.action)
-            responses = gaps @ discount_powers(hyper.discount, sizes.rollout_length, gaps.dtype) / hyper.kl_weight
+            powers = discount_powers(coefficients.discount, sizes.rollout_length, gaps.dtype)
+            responses = gaps @ powers / coefficients.kl_weight
             # One step of each segment stands for all H.
             return jnp.mean(weights * sizes.segment_length * jnp.sum(responses.reshape(2, num_pairs), axis=0))
 
@@ -131,12 +114,12 @@ def sampled_gradients(
 
     return Gradients(
         critic.init,
-        collect,
+        labelled_pairs(problem, num_pairs, sizes.segment_length, objective),
         lambda pairs: labels_per_query * jnp.sum(pairs.comparison.weight > 0, dtype=jnp.int32),
         preference_in_policy,
         preference_in_reward,
-        return_in_policy,
-        return_difference(problem, sizes, hyper),
+        return_in_policy(problem, critic, sizes, coefficients),
+        return_difference(problem, sizes, coefficients),
         preference_through_policy,
         collect_cost=Cost(2 * num_pairs * sizes.segment_length, num_pairs, 0),
         return_cost=critic.cost._replace(transitions=critic.cost.transitions + sizes.batch_size * sizes.rollout_length),
@@ -145,12 +128,48 @@ def sampled_gradients(
     )
 
 
-def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Callable:
-    """An estimator of (∇_φ J(λ′, φ) − ∇_φ J(λ, φ)) / σ, where ∇_φ J = E Σ_t γ^t ∇_φ r_φ(s_t, a_t); see `Gradients`.
+def labelled_pairs(problem: Problem, num_pairs: int, segment_length: int, objective: Objective) -> Callable:
+    """The function (key, behave) -> `LabelledPairs`: N pairs of independent segments of a policy, with their labels."""
 
-    With λ′ − λ = O(σ), its variance grows like σ^{−2} with independent rollouts, σ^{−1} with coupled ones, whose actions
-    and next states are driven by the same uniforms, and stays bounded when one rollout of λ is weighted: its step h counts
-    (Π_{j≤h} π_λ′(a_j|s_j)/π_λ(a_j|s_j) − 1)/σ.
+    def collect(key, behave):
+        key_rollout, key_label = jax.random.split(key)
+        segments = rollouts(problem.env, behave, key_rollout, 2 * num_pairs, segment_length)
+        first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
+        comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
+        check_objective(objective, comparison)
+        log_behaviour = log_probability(problem.env, behave, comparison)
+        return LabelledPairs(comparison, jax.lax.stop_gradient(log_behaviour))
+
+    return collect
+
+
+def return_in_policy(problem: Problem, critic: Critic, sizes: SampleSizes, coefficients: Coefficients) -> Callable:
+    """An estimator of ∇_λ J = E Σ_t γ^t ∇ log π(a_t|s_t) A(s_t, a_t) by the critic, fitted to π first; see `Gradients`."""
+    env = problem.env
+
+    def estimate(key, critic_state, policy_params, reward_params):
+        key_fit, key_rollout, key_advantage = jax.random.split(key, 3)
+        critic_state, loss = critic.fit(key_fit, critic_state, policy_params, reward_params)
+        behave = bind(problem.policy, policy_params)
+        trajectories = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.rollout_length)
+        advantage = critic.advantage(key_advantage, critic_state, policy_params, reward_params, trajectories)
+        weights = advantage * discount_powers(coefficients.discount, sizes.rollout_length, advantage.dtype)
+
+        def surrogate(params):
+            log_prob = log_probabilities(env, bind(problem.policy, params), trajectories)
+            return jnp.sum(weights * log_prob) / sizes.batch_size
+
+        return jax.grad(surrogate)(policy_params), critic_state, loss
+
+    return estimate
+
+
+def return_difference(problem: Problem, sizes: SampleSizes, coefficients: Coefficients) -> Callable:
+    """An estimator of ∇_φ J(λ′, φ) − ∇_φ J(λ, φ), where ∇_φ J = E Σ_t γ^t ∇_φ r_φ(s_t, a_t); see `Gradients`.
+
+    With λ′ − λ = O(σ), its variance stays O(1) with independent rollouts, is O(σ) with coupled ones, whose actions and next
+    states are driven by the same uniforms, and O(σ²) when one rollout of λ is weighted: its step h counts
+    Π_{j≤h} π_λ′(a_j|s_j)/π_λ(a_j|s_j) − 1. Line 7 divides by σ.
     """
     env, size, length = problem.env, sizes.batch_size, sizes.rollout_length
 
@@ -162,14 +181,14 @@ def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Cal
         return jax.grad(total)(reward_params)
 
     def powers():
-        return discount_powers(hyper.discount, length)
+        return discount_powers(coefficients.discount, length)
 
     def weighted(key, reward_params, policy_params, proxy_params):
         policy, proxy = (bind(problem.policy, params) for params in (policy_params, proxy_params))
         trajectories = rollouts(env, policy, key, size, length)
         log_ratio = log_probabilities(env, proxy, trajectories) - log_probabilities(env, policy, trajectories)
         log_products = jnp.cumsum(log_ratio, axis=-1)
-        weights = powers() * jnp.expm1(log_products) / hyper.sigma
+        weights = powers() * jnp.expm1(log_products)
         return reward_gradient(reward_params, trajectories, weights), effective_share(log_products, powers())
 
     def two_rollouts(key, reward_params, policy_params, proxy_params):
@@ -178,7 +197,7 @@ def return_difference(problem: Problem, sizes: SampleSizes, hyper: Hyper) -> Cal
             reward_gradient(reward_params, rollouts(env, bind(problem.policy, params), key, size, length), powers())
             for key, params in zip(keys, (policy_params, proxy_params), strict=True)
         ]
-        return jax.tree.map(lambda x, y: (y - x) / hyper.sigma, *gradients), None
+        return jax.tree.map(lambda x, y: y - x, *gradients), None
 
     return weighted if sizes.estimator == "weighted" else two_rollouts
 
@@ -190,6 +209,7 @@ def effective_share(log_products: Array, powers: Array) -> Array:
         log_products: log W_bt [B, T], the ratio of two policies' probabilities of all actions up to step t.
         powers: γ^t [T], 1 at t = 0.
     """
+    chex.assert_shape(log_products, (None, len(powers)))
     # In logarithms: the square of a weight overflows where the weight itself does not.
     log_counts = jax.nn.logsumexp(log_products + jnp.log(powers), axis=-1)
     log_ess = 2 * jax.nn.logsumexp(log_counts) - jax.nn.logsumexp(2 * log_counts)
@@ -246,24 +266,22 @@ def log_probability(env, behave: Behaviour, comparison: Comparison) -> Array:
     return sum(jnp.sum(log_probabilities(env, behave, x), axis=-1) for x in (comparison.first, comparison.second))
 
 
-def preference_logits(problem: Problem, reward_params: Params, comparison: Comparison, hyper: Hyper) -> Array:
+def preference_logits(
+    problem: Problem, reward_params: Params, comparison: Comparison, coefficients: Coefficients
+) -> Array:
     """κ (R_φ(τ⁰) − R_φ(τ¹)) of each pair, [N]: the log-odds that the first segment is preferred under r_φ."""
     reward = over_pairs(problem.env, bind(problem.reward, reward_params))
     first, second = (reward(x.obs, x.action) for x in (comparison.first, comparison.second))
-    return hyper.rationality * ((first - second) @ discount_powers(hyper.discount, first.shape[-1], first.dtype))
+    powers = discount_powers(coefficients.discount, first.shape[-1], first.dtype)
+    return coefficients.rationality * ((first - second) @ powers)
 
 
 def check_sizes(sizes: SampleSizes) -> None:
     """Raises ValueError if a size is out of range."""
-    if sizes.batch_size < 2 or (sizes.num_pairs is None and (sizes.batch_size < 4 or sizes.batch_size % 2)):
+    check(sizes)
+    if not sizes.num_pairs and (sizes.batch_size < 4 or sizes.batch_size % 2):
         raise ValueError(
-            f"batch_size is {sizes.batch_size}; required: an even number, at least 4 (two pairs), or at least 2 with "
-            "num_pairs given"
+            f"batch_size is {sizes.batch_size}; required: an even number, at least 4 (two pairs), unless num_pairs is given"
         )
-    if sizes.num_pairs is not None and sizes.num_pairs < 2:
-        raise ValueError(f"num_pairs is {sizes.num_pairs}; required: at least 2, or None for half of batch_size")
-    for name in ("rollout_length", "segment_length"):
-        if getattr(sizes, name) < 1:
-            raise ValueError(f"{name} is {getattr(sizes, name)}; required: at least 1")
     if sizes.estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {sizes.estimator!r}; required: one of {', '.join(ESTIMATORS)}")

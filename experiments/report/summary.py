@@ -4,31 +4,34 @@ A seed is the unit of every interval. Numbers are given over all seeds, where on
 finite values, and over the survivors alone, which is the kinder and the more biased of the two.
 """
 
-import functools
 import json
-import math
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
+from experiments.files import as_json
 from experiments.report.signs import Goal, find_signs
-from experiments.statistics.rates import MIN_SEEDS, percentiles
+from experiments.statistics import intervals
+from experiments.statistics.intervals import MIN_SEEDS
 
 # As in `bilevel.run`, which needs JAX: a report is read without.
 COUNTS = ("transitions", "queries", "labels", "gradient_evaluations")
 RUNNING, CONVERGED, DIVERGED = 0, 1, 2  # the values of the variable `status`
 
-TRIM = 0.25  # of the interquartile mean, on each side
-RESAMPLES = 2000
 WIDTH = 100
 MOST_NAMED = 8  # seeds, in a sentence
 
 Baselines = dict[str, dict[str, float | None]]  # metric -> label -> what is known of the world beforehand
+
+
+class Extent(TypedDict, total=False):
+    """What `summary.json` says that it is of: outer steps, and seeds at each point."""
+
+    steps: int
+    seeds: int
 
 
 class Metric(NamedTuple):
@@ -134,6 +137,104 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
     return [{str(n): dataset[n].values[i].item() for n in names} for i in range(dataset.sizes["hyper"])]
 
 
+def summarise(
+    dataset: xr.Dataset,
+    timing: dict[str, Any] | None = None,
+    baselines: Baselines | None = None,
+) -> dict[str, Any]:
+    """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
+
+    Args:
+        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
+        timing: seconds and speeds of the run, copied.
+        baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
+
+    Returns:
+        `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values, `seeds` who
+        lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic; `cost` its exact
+        counts; `signs` of failure, each with the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show
+        any; `alike` tells whether all of several seeds have equal values throughout. Beside them `cost`, summed over the
+        points, `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where
+        what is possible is known.
+    """
+    goal = _goal(dataset, baselines or {})
+    points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
+    about = {name: dataset[name].attrs for name in shown_metrics(dataset)}
+    names = [name for name in COUNTS if name in dataset]
+    return {
+        "steps": dataset.sizes["step"],
+        "seeds": dataset.sizes["seed"],
+        "configured_steps": json.loads(dataset.attrs.get("config", "{}")).get("steps"),
+        "points": points,
+        "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
+        "seconds": as_json(timing or {}),
+        "labels": {name: describe(name, own).label for name, own in about.items()},
+        "units": {name: describe(name, own).unit for name, own in about.items()},
+        "ranges": {n: [x.get("valid_min"), x.get("valid_max")] for n, x in about.items() if "valid_max" in x},
+    }
+
+
+def _goal(dataset: xr.Dataset, baselines: Baselines) -> Goal | None:
+    name = headline_metric([name for name in ("true_score", "true_return") if name in metric_names(dataset)])
+    if name is None:
+        return None
+    known = {label: value for label, value in baselines.get(name, {}).items() if value is not None}
+    own = dataset[name].attrs
+    bounds = [*known.values(), *([own["valid_max"]] if "valid_max" in own else [])]
+    # The reference alone does not tell what is possible.
+    best = max(bounds) if set(known) - {"reference policy"} or "valid_max" in own else None
+    return Goal(name, describe(name, own).label, known.get("reference policy"), best)
+
+
+def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goal: Goal | None) -> dict[str, Any]:
+    values = {name: metric(dataset, name, hyper) for name in metric_names(dataset)}
+    cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
+    alive = final_status(dataset, hyper) != DIVERGED
+    signs = find_signs(values, ~alive, goal)
+    seeds = dataset["seed"].values
+    return {
+        "hyper": as_json(point),
+        "seeds": seed_counts(dataset, hyper),
+        "metrics": {name: _ends(x, alive) for name, x in values.items()},
+        "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
+        "signs": [{"sign": x.what, "seeds": seeds[x.seeds].tolist(), "helps": x.helps} for x in signs],
+        "seeds_with_signs": int(np.sum(np.any([np.zeros_like(alive), *(x.seeds for x in signs)], axis=0))),
+        "alike": len(seeds) > 1 and all(np.array_equal(x[1:], x[:-1], equal_nan=True) for x in values.values()),
+    }
+
+
+def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
+    """How many seeds there are, are alive (converged ones too), converged and diverged, and when each of those died."""
+    status = final_status(dataset, hyper)
+    dead = np.flatnonzero(status == DIVERGED)
+    died_at = [int(np.argmax(counts(dataset, "status", hyper)[i] == DIVERGED)) for i in dead]
+    seeds, steps = dataset["seed"].values, dataset["step"].values
+    return {
+        "total": len(status),
+        "alive": len(status) - len(dead),
+        "converged": int(np.sum(status == CONVERGED)),
+        "diverged": len(dead),
+        "deaths": [{"seed": int(seeds[i]), "step": int(steps[t])} for i, t in zip(dead, died_at, strict=True)],
+    }
+
+
+def _ends(values: np.ndarray, alive: np.ndarray) -> dict[str, Any]:
+    """Statistics of the first and last values of [seed, step], over all seeds and over those alive [seed]."""
+    ends = {"first": values[:, 0], "last": last_finite(values)}
+    return {name: {"all": _statistics(x), "survivors": _statistics(x[alive])} for name, x in ends.items()}
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    num, found = int(np.sum(np.isfinite(values))), {}
+    for name, of in (("interquartile_mean", intervals.interquartile_mean), ("mean", intervals.mean)):
+        center, *ends = as_json(of(values))
+        found |= {name: center, f"{name}_interval": ends if num > 1 else None}
+    return found | {"seeds": num}
+
+
+# In words -------------------------------------------------------------------------------------------------------------
+
+
 def point_label(point: dict[str, Any]) -> str:
     """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
     return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
@@ -156,162 +257,16 @@ def counted(num: int, noun: str) -> str:
     return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
-class Estimate(NamedTuple):
-    """A trimmed mean over seeds, its 95 % bootstrap interval (NaN below two seeds), and how many seeds were finite."""
-
-    center: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    num: np.ndarray
+def time_words(name: str, value: Any) -> str:
+    """An entry of a run's timing in words, as in `compile 4.2 s`."""
+    words = name.removesuffix("_seconds").replace("_", " ")
+    return f"{words} {number(value)}{' s' if name.endswith('_seconds') else ''}"
 
 
-def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
-    """The trimmed mean over the first axis with its bootstrap interval (`rates.percentiles`), each [...].
-
-    A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
-    resampled weights [resamples, seeds] serves every column, and all columns are one product. Values that are not
-    finite are left out.
-
-    Args:
-        values: [seed, ...].
-        trim: fraction in [0, ½) cut off on each side, as in `scipy.stats.trim_mean`: ¼ for the interquartile mean, 0
-            for the mean.
-    """
-    shape = np.shape(values)[1:]
-    columns = np.where(np.isfinite(values), values, np.nan).reshape(len(values), math.prod(shape))
-    ordered = np.sort(columns, axis=0)  # NaN last
-    num = np.sum(np.isfinite(ordered), axis=0)
-    results = np.full((3, ordered.shape[1]), np.nan)
-    for size in np.unique(num[num > 0]):
-        results[:, num == size] = _bootstrap(ordered[:size, num == size], trim)
-    return Estimate(*results.reshape(3, *shape), num.reshape(shape))
-
-
-def _bootstrap(ordered: np.ndarray, trim: float) -> np.ndarray:
-    size = len(ordered)
-    cut = int(trim * size)
-    center = np.mean(ordered[cut : size - cut], axis=0)
-    if size < 2:
-        return np.stack([center, np.full_like(center, np.nan), np.full_like(center, np.nan)])
-    return np.stack([center, *np.quantile(_resampled_weights(size, cut) @ ordered, percentiles(size), axis=0)])
-
-
-@functools.lru_cache(maxsize=8)
-def _resampled_weights(size: int, cut: int) -> np.ndarray:
-    ranks = np.sort(np.random.default_rng(0).integers(size, size=(RESAMPLES, size)), axis=1)[:, cut : size - cut]
-    cells = ranks + size * np.arange(RESAMPLES)[:, None]
-    return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
-
-
-def bars(of: Estimate) -> np.ndarray:
-    """Lengths of error bars, below and above, [2, ...]; NaN, which is not drawn, where there is no interval."""
-    return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
-
-
-def share(events: np.ndarray) -> Estimate:
-    """Share of instances [...] of a bool [..., instance], with its 95 % interval by Clopper and Pearson (1934)."""
-    count, num = events.sum(axis=-1), events.shape[-1]
-    low = np.where(count > 0, stats.beta.ppf(0.025, np.maximum(count, 1), num - count + 1), 0.0)
-    high = np.where(count < num, stats.beta.ppf(0.975, count + 1, np.maximum(num - count, 1)), 1.0)
-    return Estimate(count / num, low, high, np.full(count.shape, num))
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 500) -> dict[str, list[float]]:
-    """Spearman's ρ of x and y [class, instance] and its 95 % bootstrap interval over instances.
-
-    `pooled` over classes and instances; `within` the mean over classes of ρ over instances.
-    """
-
-    def both(pick):
-        pooled = stats.spearmanr(x[:, pick].ravel(), y[:, pick].ravel()).statistic
-        each = [stats.spearmanr(a[pick], b[pick]).statistic for a, b in zip(x, y, strict=True)]
-        # Where one of them is the same on every instance there is no order to agree with.
-        return pooled, np.nanmean(each) if np.isfinite(each).any() else np.nan
-
-    num = x.shape[1]
-    rng = np.random.default_rng(0)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant inputs, and of resamples that leave nothing
-        center = both(np.arange(num))
-        resampled = [both(rng.integers(num, size=num)) for _ in range(num_resamples)]
-        spread = np.nanquantile(resampled, percentiles(num), axis=0)
-    return {k: [float(c), *map(float, s)] for k, c, s in zip(("pooled", "within"), center, spread.T, strict=True)}
-
-
-def summarise(
-    dataset: xr.Dataset,
-    timing: dict[str, Any] | None = None,
-    baselines: Baselines | None = None,
-) -> dict[str, Any]:
-    """A run in numbers, all of them JSON values: what is not finite is null, and so is the interval of a single seed.
-
-    Args:
-        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
-        timing: seconds and speeds of the run, copied.
-        baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
-
-    Returns:
-        `points`, one a hyperparameter point: `hyper` its values, `seeds` who lives, `metrics` by name, then `first` and
-        `last`, then `all` and `survivors`, then each statistic; `cost` its exact counts; `signs` of failure, each with
-        the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show any; `alike` tells whether all of
-        several seeds have equal values throughout. Beside them `cost`, summed over the points, `steps` done and
-        `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where what is
-        possible is known.
-    """
-    goal = _goal(dataset, baselines or {})
-    points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
-    about = {name: dataset[name].attrs for name in shown_metrics(dataset)}
-    names = [name for name in COUNTS if name in dataset]
-    return {
-        "steps": dataset.sizes["step"],
-        "configured_steps": json.loads(dataset.attrs.get("config", "{}")).get("steps"),
-        "points": points,
-        "cost": {name: sum(point["cost"][name]["total"] for point in points) for name in names},
-        "seconds": {name: _json_number(value) for name, value in (timing or {}).items()},
-        "labels": {name: describe(name, own).label for name, own in about.items()},
-        "units": {name: describe(name, own).unit for name, own in about.items()},
-        "ranges": {n: [x.get("valid_min"), x.get("valid_max")] for n, x in about.items() if "valid_max" in x},
-    }
-
-
-def _goal(dataset: xr.Dataset, baselines: Baselines) -> Goal | None:
-    name = headline_metric([name for name in ("true_score", "true_return") if name in metric_names(dataset)])
-    if name is None:
-        return None
-    known = {label: value for label, value in baselines.get(name, {}).items() if value is not None}
-    own = dataset[name].attrs
-    bounds = [*known.values(), *([own["valid_max"]] if "valid_max" in own else [])]
-    # The reference alone does not tell what is possible.
-    best = max(bounds) if set(known) - {"reference policy"} or "valid_max" in own else None
-    return Goal(name, describe(name, own).label, known.get("reference policy"), best)
-
-
-def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goal: Goal | None) -> dict[str, Any]:
-    alive = final_status(dataset, hyper) != DIVERGED
-    signs = find_signs({name: metric(dataset, name, hyper) for name in metric_names(dataset)}, ~alive, goal)
-    some = np.any([sign.seeds for sign in signs], axis=0) if signs else np.zeros(len(alive), bool)
-    metrics = {}
-    for name in metric_names(dataset):
-        values = metric(dataset, name, hyper)
-        ends = {"first": values[:, 0], "last": last_finite(values)}
-        metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
-    cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
-    return {
-        "hyper": {name: str(value) if value in (np.inf, -np.inf) else value for name, value in point.items()},
-        "seeds": seed_counts(dataset, hyper),
-        "metrics": metrics,
-        "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
-        "signs": [
-            {"sign": sign.what, "seeds": dataset["seed"].values[sign.seeds].tolist(), "helps": sign.helps}
-            for sign in signs
-        ],
-        "seeds_with_signs": int(some.sum()),
-        "alike": len(alive) > 1 and all(_equal_seeds(metric(dataset, name, hyper)) for name in metrics),
-    }
-
-
-def _equal_seeds(values: np.ndarray) -> bool:
-    return np.array_equal(values, np.broadcast_to(values[0], values.shape), equal_nan=True)
+def unfinished(summary: dict[str, Any]) -> str:
+    """A sentence that says how far a run has come that has not come to its end; "" of one that has."""
+    done, configured = summary["steps"], summary["configured_steps"]
+    return f"Unfinished: {done:,} of {counted(configured, 'outer step')} are done." if done < (configured or 0) else ""
 
 
 def sign_sentences(summary: dict[str, Any]) -> list[str]:
@@ -320,15 +275,10 @@ def sign_sentences(summary: dict[str, Any]) -> list[str]:
     for point in summary["points"]:
         where = f" at {point_label(point['hyper'])}" if point["hyper"] else ""
         for sign in point["signs"]:
-            who = f"{_seed_words(sign['seeds'], point['seeds']['total'])}{where}"
+            named = f"{'seed' if len(sign['seeds']) == 1 else 'seeds'} {_first_named(sign['seeds'])}"
+            who = f"{len(sign['seeds']):,} of {counted(point['seeds']['total'], 'seed')} ({named}){where}"
             found.setdefault((sign["sign"], sign["helps"]), []).append(who)
     return [f"{what}: {'; '.join(who)}. What usually helps: {helps}." for (what, helps), who in found.items()]
-
-
-def _seed_words(seeds: Sequence[int], total: int) -> str:
-    return (
-        f"{len(seeds):,} of {counted(total, 'seed')} ({'seed' if len(seeds) == 1 else 'seeds'} {_first_named(seeds)})"
-    )
 
 
 def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
@@ -336,34 +286,7 @@ def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
     return separator.join(map(str, items[:MOST_NAMED])) + more
 
 
-def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
-    """How many seeds there are, are alive (converged ones too), converged and diverged, and when each of those died."""
-    status = final_status(dataset, hyper)
-    dead = np.flatnonzero(status == DIVERGED)
-    died_at = [int(np.argmax(counts(dataset, "status", hyper)[i] == DIVERGED)) for i in dead]
-    seeds, steps = dataset["seed"].values, dataset["step"].values
-    return {
-        "total": len(status),
-        "alive": len(status) - len(dead),
-        "converged": int(np.sum(status == CONVERGED)),
-        "diverged": len(dead),
-        "deaths": [{"seed": int(seeds[i]), "step": int(steps[t])} for i, t in zip(dead, died_at, strict=True)],
-    }
-
-
-def _statistics(values: np.ndarray) -> dict[str, Any]:
-    result = {}
-    for name, trim in (("interquartile_mean", TRIM), ("mean", 0.0)):
-        center, low, high, num = estimate(values, trim)
-        result[name] = _json_number(center)
-        result[f"{name}_interval"] = [_json_number(low), _json_number(high)] if num > 1 else None
-    return {**result, "seeds": int(np.sum(np.isfinite(values)))}
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+# As a table -----------------------------------------------------------------------------------------------------------
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -371,22 +294,21 @@ def format_table(summary: dict[str, Any]) -> str:
 
     One row a metric; of a sweep, for each key metric one row a hyperparameter point.
     """
-    points = summary["points"]
-    names = list(summary["units"])
-    labels = summary["labels"]
+    points, labels, names = summary["points"], summary["labels"], list(summary["units"])
     if len(points) == 1:
         blocks = {"metric": [(labels[name], points[0], name) for name in names]}
     else:
-        blocks = {labels[name]: [(point_label(p["hyper"]), p, name) for p in points] for name in key_metrics(names)}
-    more = [
-        *(["signs"] if any(point["seeds_with_signs"] for point in points) else []),
-        *([SURVIVORS] if any(point["seeds"]["diverged"] for point in points) else []),
-    ]
+        names = key_metrics(names)
+        blocks = {labels[name]: [(point_label(point["hyper"]), point, name) for point in points] for name in names}
+    more = ["signs"] if any(point["seeds_with_signs"] for point in points) else []
+    more += [SURVIVORS] if any(point["seeds"]["diverged"] for point in points) else []
     lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, more), ""]]
-    return "\n".join([*lines, *_format_notes(summary, names if len(points) == 1 else key_metrics(names))])
+    notes = [line for note in _notes(summary, names) for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+    return "\n".join([*lines, *notes])
 
 
 def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]) -> list[str]:
+    """Rows under a title, in as many digits as leave room for the labels; a label without room stands above its row."""
     labels = [title, *(label for label, _, _ in rows)]
     for digits in (4, 3):
         head = ["first", "last", "95 % interval", "alive", *more]
@@ -396,85 +318,94 @@ def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]
         if room >= max(map(len, labels)):
             break
     indent = next((size for size in (max(map(len, labels)), len(title)) if size <= room), 2)
-    (*above, head), *lines = [_format_line(*line, widths, indent) for line in zip(labels, cells, strict=True)]
-    return [*above, head, "─" * len(head), *(part for line in lines for part in line)]
-
-
-def _format_line(label: str, row: list[str], widths: list[int], indent: int) -> list[str]:
-    """A row of the table; above it, whole, a label for which there is no room beside it."""
-    cells = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-    return (
-        [label.ljust(indent) + cells] if len(label) <= indent else [*textwrap.wrap(label, WIDTH), " " * indent + cells]
-    )
+    lines = []
+    for label, row in zip(labels, cells, strict=True):
+        above, beside = ([], label) if len(label) <= indent else (textwrap.wrap(label, WIDTH), "")
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        lines += [*above, beside.ljust(indent) + numbers] + ([] if lines else ["─" * (indent + len(numbers))])
+    return lines
 
 
 def _format_row(point: dict, name: str, more: list[str], digits: int) -> list[str]:
     seeds, metrics = point["seeds"], point["metrics"][name]
-    first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
     center, interval = "interquartile_mean", "interquartile_mean_interval"
-    row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
+    first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
     beside = {
         "signs": f"{point['seeds_with_signs']}/{seeds['total']}",
         SURVIVORS: f"{number(survivors[center], digits)} {bracket(survivors[interval], digits)}",
     }
+    row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
     return [*row, f"{seeds['alive']}/{seeds['total']}", *(beside[column] for column in more)]
 
 
-def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
+def _notes(summary: dict[str, Any], names: list[str]) -> list[str]:
+    """What stands below the table, a paragraph each: what its numbers are, of which seeds, in which units, at what cost."""
     units: dict[str, list[str]] = {}
     for name in names:
         units.setdefault(summary["units"][name] or "no unit known", []).append(summary["labels"][name])
     deaths = [
-        f"seed {death['seed']} at step {death['step']}" + (f" ({point_label(p['hyper'])})" if p["hyper"] else "")
-        for p in summary["points"]
-        for death in p["seeds"]["deaths"]
+        f"seed {death['seed']} at step {death['step']}"
+        + (f" ({point_label(point['hyper'])})" if point["hyper"] else "")
+        for point in summary["points"]
+        for death in point["seeds"]["deaths"]
     ]
-    notes = [
+    lists = {
+        "Units": "; ".join(f"{unit} for {', '.join(labels)}" for unit, labels in units.items()),
+        "Diverged": _first_named(deaths),
+    }
+    costs = {
+        "Cost over all seeds": ", ".join(f"{x:,} {name.replace('_', ' ')}" for name, x in summary["cost"].items()),
+        "Time": ", ".join(time_words(name, value) for name, value in summary["seconds"].items()),
+    }
+    return [
         f"Interquartile mean over all seeds after the first and the last of {counted(summary['steps'], 'outer step')}, 95 % "
         "bootstrap interval over seeds. A diverged seed counts with its last finite values, if it ever had any.",
         unfinished(summary),
         *_about_seeds(summary, headline_metric(names)),
-        _sentence("Units", [f"{unit} for {', '.join(labels)}" for unit, labels in units.items()], "; "),
-        _sentence("Diverged", [_first_named(deaths)] if deaths else []),
+        *(f"{subject}: {said}." for subject, said in lists.items() if said),
         *(f"Sign of failure. {sentence}" for sentence in sign_sentences(summary)),
-        _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
-        _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
+        *(f"{subject}: {said}." for subject, said in costs.items() if said),
     ]
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
-
-
-def unfinished(summary: dict[str, Any]) -> str:
-    """A sentence that says how far a run has come that has not come to its end; "" of one that has."""
-    done, configured = summary["steps"], summary["configured_steps"]
-    return f"Unfinished: {done:,} of {counted(configured, 'outer step')} are done." if done < (configured or 0) else ""
 
 
 def _about_seeds(summary: dict[str, Any], name: str | None) -> list[str]:
     """What must be known of the seeds of means and intervals: sentences, each with the points of which it is true."""
     found: dict[str, list[str]] = {}
     for point in summary["points"] if name else []:
-        for sentence in _about_seeds_of(point, name):
+        total, num = point["seeds"]["total"], point["metrics"][name]["last"]["all"]["seeds"]
+        few = f"An interval over {counted(num, 'seed')} covers less than 95 %; {MIN_SEEDS} or more are needed"
+        alike = "Seeds do not differ, their values are equal throughout, and an interval over them tells nothing"
+        never = f"{total - num:,} of {counted(total, 'seed')} never had a finite value and count in no mean"
+        true = {alike: point["alike"] and num, few: not point["alike"] and 1 < num < MIN_SEEDS, never: num < total}
+        for sentence in (x for x, holds in true.items() if holds):
             found.setdefault(sentence, []).append(point_label(point["hyper"]))
+    everywhere = len(summary["points"])
     return [
-        say if len(where) == len(summary["points"]) else f"{say.removesuffix('.')}: at {_first_named(where, '; ')}."
-        for say, where in found.items()
+        f"{sentence}." if len(where) == everywhere else f"{sentence}: at {_first_named(where, '; ')}."
+        for sentence, where in found.items()
     ]
 
 
-def _about_seeds_of(point: dict[str, Any], name: str) -> list[str]:
-    total, num = point["seeds"]["total"], point["metrics"][name]["last"]["all"]["seeds"]
-    few = f"An interval over {counted(num, 'seed')} covers less than 95 %; {MIN_SEEDS} or more are needed."
-    alike = "Seeds do not differ, their values are equal throughout, and an interval over them tells nothing."
-    never = f"{total - num:,} of {counted(total, 'seed')} never had a finite value and count in no mean."
-    own = [alike] if point["alike"] and num else [few] if 1 < num < MIN_SEEDS else []
-    return own + ([never] if num < total else [])
+# Names by which `experiments.studies` and `experiments.verify` still call for intervals; they go with those.
+
+TRIM, bars = intervals.QUARTER, intervals.bars
 
 
-def time_words(name: str, value: Any) -> str:
-    """An entry of a run's timing in words, as in `compile 4.2 s`."""
-    words = name.removesuffix("_seconds").replace("_", " ")
-    return f"{words} {number(value)}{' s' if name.endswith('_seconds') else ''}"
+class Estimate(NamedTuple):
+    center: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    num: np.ndarray
 
 
-def _sentence(subject: str, items: list[str], separator: str = ", ") -> str:
-    return f"{subject}: {separator.join(items)}." if items else ""
+def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
+    return Estimate(*intervals.mean(values, trim), np.sum(np.isfinite(values), axis=0))
+
+
+def share(events: np.ndarray) -> Estimate:
+    found = intervals.proportion(events, axis=-1)
+    return Estimate(*found, np.full(found.center.shape, events.shape[-1]))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 0) -> dict[str, list[float]]:
+    return {name: list(map(float, found)) for name, found in intervals.rank_correlation(x, y).items()}

@@ -1,6 +1,5 @@
 """What the processes of one run must have in common, and the comparison before anything compiles."""
 
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -16,7 +15,8 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-from experiments.files import digest_of
+from experiments.files import canonical_json, digest, digest_of
+from experiments.settings.algorithms import ALGORITHMS
 from experiments.settings.config import Config, as_dict
 from experiments.settings.options import OptionError
 
@@ -65,6 +65,7 @@ def _asked(config: Config, out: str | Path | None, allow_layout_change: bool) ->
 def _code(config: Config) -> dict[str, str]:
     """Digests of the modules of this package that are imported, and of those that define the world and the algorithm."""
     homes = {type(part).__module__ for part in config.parts.values()}
+    homes.add(ALGORITHMS[config.algorithm_name].make.__module__)
     files = {
         name: getattr(module, "__file__", None)
         for name, module in sorted(sys.modules.items())
@@ -107,11 +108,11 @@ def _compare(facts: Mapping[str, Any]) -> None:
     """
     state = distributed.global_state
     store, folder = state.client, f"bilevel/alike/{next(_comparisons)}"
-    text = json.dumps({"--num-processes": state.num_processes} | facts, sort_keys=True)
+    text = canonical_json({"--num-processes": state.num_processes} | facts)
     if state.process_id == 0:
         store.key_value_set(f"{folder}/count/0", str(state.num_processes))
     store.key_value_set(f"{folder}/facts/{state.process_id}", text)
-    store.key_value_set(f"{folder}/digest/{state.process_id}", hashlib.sha256(text.encode()).hexdigest())
+    store.key_value_set(f"{folder}/digest/{state.process_id}", digest(text.encode()))
     # Whatever this process was told; looked for again and again, since a signal is not heard in a call that waits.
     while not (count := store.key_value_dir_get(f"{folder}/count/")):
         time.sleep(0.05)
@@ -119,8 +120,8 @@ def _compare(facts: Mapping[str, Any]) -> None:
     while len(digests := store.key_value_dir_get(f"{folder}/digest/")) < count:
         time.sleep(0.05)  # the watch ends this process if another never comes
     alike: dict[str, list[int]] = {}
-    for process, digest in sorted((int(key.rpartition("/")[2]), digest) for key, digest in digests):
-        alike.setdefault(digest, []).append(process)
+    for process, same in sorted((int(key.rpartition("/")[2]), value) for key, value in digests):
+        alike.setdefault(same, []).append(process)
     said = [json.loads(store.key_value_try_get(f"{folder}/facts/{group[0]}")) for group in alike.values()]
     if different := differences(said, list(alike.values())):
         more = [f"{len(different) - MOST_NAMED} more"] if len(different) > MOST_NAMED else []

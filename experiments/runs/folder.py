@@ -13,9 +13,7 @@ with both, so that those of another run or group are told from its own wherever 
 """
 
 import fcntl
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -29,8 +27,12 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 import jax
 import numpy as np
 
+from bilevel.ranges import MOST
 from experiments.files import (
     RunFolderError,
+    as_json,
+    canonical_json,
+    digest,
     digest_of,
     open_file,
     read_arrays,
@@ -39,7 +41,6 @@ from experiments.files import (
     refusing,
     write_arrays,
 )
-from experiments.settings.options import MOST
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "
@@ -55,9 +56,9 @@ def config_hash(config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str
         config: JSON values, dictionaries nested to any depth.
         extendable: dotted keys to leave out: a run with more of them continues in the same folder.
     """
-    flat = _flatten(_as_json(config))
+    flat = _flatten(as_json(config))
     kept = {key: value for key, value in flat.items() if key not in extendable}
-    return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+    return digest(canonical_json(kept).encode())
 
 
 def run_name(world: str, algorithm: str, config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str:
@@ -263,7 +264,7 @@ def make_manifest(
     device = jax.devices()[0]
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
-        "config": _as_json(config),
+        "config": as_json(config),
         "versions": {name: installed.get(name) for name in (*PACKAGES, *packages)},
         "files": {path: digest_of(path) for path in files},
         "python": platform.python_version(),
@@ -290,7 +291,7 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tupl
         new: from `make_manifest`.
         extendable: dotted keys of the configuration whose number may grow, as `num_steps`.
     """
-    before, after = _flatten(_as_json(old)), _flatten(_as_json(new))
+    before, after = _flatten(as_json(old)), _flatten(as_json(new))
     differences = Differences([], [], [])
     for key in sorted(before | after):
         was, now = (canonical_json(flat[key]) if key in flat else "absent" for flat in (before, after))
@@ -324,15 +325,6 @@ def _git(*arguments: str) -> str | None:
         return subprocess.run(command, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def canonical_json(value: Any) -> str:
-    """The value as JSON of one spelling: keys sorted, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from experiments.files import LEFTOVER, RunFolderError, make_folder, read_arrays, read_json, refusing, write_arrays
-from experiments.runs.folder import canonical_json, group_name, groups_of, owner_of
+from experiments.files import (
+    LEFTOVER,
+    RunFolderError,
+    canonical_json,
+    make_folder,
+    read_arrays,
+    read_json,
+    refusing,
+    write_arrays,
+)
+from experiments.runs.folder import group_name, groups_of, owner_of
 
 if TYPE_CHECKING:
     import xarray
@@ -340,7 +349,7 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
 
 def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[str, list[float | str]]]:
     sweep = read_json(folder, "sweep.json", Sweep, {"names": [], "values": [[]]})
-    names, values, num_hyper = sweep["names"], sweep["values"], _shape(metrics)[0]
+    names, values, num_hyper = sweep["names"], [[*map(_real, x)] for x in sweep["values"]], _shape(metrics)[0]
     if len(values) != num_hyper:
         raise RunFolderError(
             f"{folder}/sweep.json holds {len(values)} points and the metrics {num_hyper}: restore the file"
@@ -357,7 +366,7 @@ def _read_sweep(folder: Path, config: dict, metrics: Arrays) -> dict[str, tuple[
 
 
 def _real(value: float | str) -> float | str:
-    """An infinity as config.json, which has no number for it, spells it, as a number; anything else as it is."""
+    """An infinity, for which JSON has no number but a text, as a number; anything else as it is."""
     return float(value) if value in ("inf", "-inf") else value
 
 

@@ -9,7 +9,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from experiments.output import silent
-from experiments.report.summary import COUNTS, DIVERGED, TRIM, describe, headline_metric, number
+from experiments.report.summary import COUNTS, DIVERGED, describe, headline_metric, number
+from experiments.statistics.intervals import QUARTER
 
 INTERVAL = 30.0  # seconds between two lines
 
@@ -86,6 +87,6 @@ def standing(metrics: dict[str, np.ndarray], num_points: int) -> str:
     if name is None:
         return words
     last = metrics[name][:, -1].reshape(num_points, -1)
-    means = [stats.trim_mean(x[np.isfinite(x)], TRIM) for x in last if np.isfinite(x).any()]
+    means = [stats.trim_mean(x[np.isfinite(x)], QUARTER) for x in last if np.isfinite(x).any()]
     ends = sorted({number(float(mean), 3) for mean in (min(means), max(means))}, key=float) if means else ["–"]
     return f"{words}, {describe(name).label} {' to '.join(ends)}"

@@ -7,23 +7,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from bilevel.ranges import counts
 from experiments.runs.processes import ProcessOptions
 from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.config import (
-    PARTS,
-    Config,
-    _converted,
-    check,
-    default_config,
-    refuse_idle_sweep,
-    unknown_option,
-)
+from experiments.settings.config import check, config_of, converted, default_config, refuse_idle_sweep, unknown_option
 from experiments.settings.config_file import as_yaml, read_options
-from experiments.settings.options import OptionError, check_fields, choose, count
+from experiments.settings.options import OptionError, check_fields, choose, replaced, spelled
 from experiments.settings.parsing import (
     by_flag,
-    changed,
-    flag_of,
     known,
     mistake,
     name_of,
@@ -34,7 +25,8 @@ from experiments.settings.parsing import (
 from experiments.settings.worlds import WORLDS
 
 # As help shows them: what is changed most often comes first, and parts that are not named here before the last two.
-ORDER = ("choice", "search", "target", "run", "world", "algorithm", "problem", "models", "estimation", "annotator")
+ORDER = ("choice", "search", "target", "run", "world", "algorithm", "problem", "reward", "policy")
+ORDER += ("gradients", "critic", "annotator")
 LAST = ("output", "processes")
 CHOICES = {"world": WORLDS, "algorithm": ALGORITHMS}
 
@@ -61,7 +53,7 @@ class OutputOptions:
     """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
-    stopped_code: int = count(0, 0, 125)
+    stopped_code: Annotated[int, counts(0, 125)] = 0
     """Exit code of a run that SIGTERM, SIGHUP or SIGUSR1 has stopped before its end; other than 0, a scheduler can tell it
     from a finished one and start it again."""
 
@@ -96,16 +88,14 @@ def parse_run(arguments: Sequence[str], command: str, about: str, unwritten: Col
     with _naming(chosen.config):
         parts = _with_options(parts, written, chosen, own)
     parsed = _parse(parts | own | {"choice": chosen}, arguments, command, about, own)
-    config = Config(chosen.world, chosen.algorithm, **{name: parsed[name] for name in PARTS})
+    config = config_of(chosen.world, chosen.algorithm, parsed)
     for name in own:
         check_fields(parsed[name])
     check(config)
     refuse_idle_sweep(config)
     if chosen.print_config:
         left_out = {*unwritten} - {*given_options(arguments), *written}
-        options = {
-            name: getattr(x, name) for x in config.parts.values() for name in types_of(x) if name not in left_out
-        }
+        options = {name: value for name, value in config.options.items() if name not in left_out}
         print(as_yaml({"world": chosen.world, "algorithm": chosen.algorithm} | options), end="")
         raise SystemExit
     return config, *(parsed[name] for name in own)
@@ -122,7 +112,7 @@ def options_of_file(arguments: Sequence[str]) -> dict[str, Any]:
     written = read_options(path) if path else {}
     with _naming(path):
         for kind in written.keys() & CHOICES.keys():
-            choose(flag_of(kind), written[kind], CHOICES[kind])
+            choose(spelled(kind), written[kind], CHOICES[kind])
     return written
 
 
@@ -140,11 +130,11 @@ def _with_options(parts: dict[str, Any], written: Mapping[str, Any], chosen: Cho
     homes = {name: part for part, record in parts.items() for name in types_of(record)}
     for name, value in written.items():
         if name not in homes and any(name in types_of(record) for record in (chosen, *own.values(), *NO_PART)):
-            raise OptionError(f"{flag_of(name)} is no option of the run; required: on the command line")
+            raise OptionError(f"{spelled(name)} is no option of the run; required: on the command line")
         if name not in homes:
             raise unknown_option(chosen.world, chosen.algorithm, name, homes)
         record = parts[homes[name]]
-        record = changed(record, name, _converted(value, types_of(record)[name]))
+        record = replaced(record, {name: converted(value, types_of(record)[name])})
         check_fields(record)
         parts = parts | {homes[name]: record}
     return parts
@@ -163,9 +153,9 @@ def _parse(records: dict[str, Any], arguments: Sequence[str], command: str, abou
 
     def unknown(name):
         if any(name in types_of(record) for record in NO_PART):
-            flags = ", ".join(flag_of(x) for record in own.values() for x in types_of(record))
+            flags = ", ".join(spelled(x) for record in own.values() for x in types_of(record))
             return OptionError(
-                f"{command} got {flag_of(name)}; it runs in one process, from its start to its end; required: options of "
+                f"{command} got {spelled(name)}; it runs in one process, from its start to its end; required: options of "
                 f"the run, and {flags}"
             )
         return unknown_option(chosen.world, chosen.algorithm, name, [x for record in ordered for x in types_of(record)])

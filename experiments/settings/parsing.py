@@ -1,11 +1,9 @@
 """Words of a command line as records of options, by tyro; and one line for what cannot be read.
 
-A record is a frozen dataclass. It is looked into by `types_of`, `required_of`, `changed` and
-`experiments.settings.options.check_fields` alone.
+A record is a part of a configuration, as `experiments.settings.options` describes it.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import io
 import math
@@ -13,12 +11,12 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import tyro
 
 from experiments.output import FLAGS
-from experiments.settings.options import OptionError, check_fields, nearest
+from experiments.settings.options import OptionError, check_fields, nearest, options_of, replaced, spelled
 
 ASKS_HELP = {"-h", "--help"}
 
@@ -39,7 +37,7 @@ def parse(default: Any, arguments: Sequence[str], command: str, about: str, requ
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
     if others or "" in (getattr(options, name) for name in types_of(options)):
-        near = nearest(others[0], map(flag_of, types_of(default))) if others else []
+        near = nearest(others[0], map(spelled, types_of(default))) if others else []
         hint = f"; did you mean {near[0]}?" if near else ""
         given = shlex.join(arguments) or "no argument"
         raise OptionError(f"{command} got {given}; required: {required}{hint}")
@@ -98,23 +96,7 @@ def mistake(
 
 def types_of(record: Any) -> dict[str, Any]:
     """The type of each option of a record, by name."""
-    hints = get_type_hints(type(record))
-    return {field.name: hints[field.name] for field in dataclasses.fields(record)}
-
-
-def required_of(record: Any, name: str) -> str:
-    """What an option of a record must be, in words."""
-    return type(record).__dataclass_fields__[name].metadata.get("required", "a number")
-
-
-def changed(record: Any, name: str, value: Any) -> Any:
-    """The record with another value of one option."""
-    return dataclasses.replace(record, **{name: value})
-
-
-def flag_of(name: str) -> str:
-    """The flag of an option."""
-    return "--" + name.replace("_", "-")
+    return {name: option.kind for name, option in options_of(type(record)).items()}
 
 
 def name_of(flag: str) -> str:
@@ -147,7 +129,8 @@ def refuse_beyond_floats(records: Iterable[Any], arguments: Iterable[str]) -> No
             number, digits = _read(word, float), word.lower().partition("e")[0]
             vanishes = number == 0 and any(digit in digits for digit in "123456789")
             if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
-                required = required_of(record, name_of(flag))
+                bounds = options_of(type(record))[name_of(flag)].range
+                required = bounds.required if bounds else "a number"
                 raise OptionError(
                     f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
                 )
@@ -161,18 +144,18 @@ def _check_values(record: Any, flag: str, values: list[str]) -> None:
         if values:
             switch = name if name in types else name.removeprefix("no_")
             raise OptionError(
-                f"{flag} got {shown}; required: no value, as in {flag_of(switch)} or {flag_of('no_' + switch)}"
+                f"{flag} got {shown}; required: no value, as in {spelled(switch)} or {spelled('no_' + switch)}"
             )
     elif get_origin(kind) is tuple:
         if "," in shown:
             apart = " ".join(shown.replace(",", " ").split())
             raise OptionError(f"{flag} is {shown!r}; required: values separated by spaces, as in {flag} {apart}")
-        check_fields(changed(record, name, tuple(_read(value, get_args(kind)[0]) for value in values)))
+        check_fields(replaced(record, {name: tuple(_read(value, get_args(kind)[0]) for value in values)}))
     elif len(values) != 1:
         given = f"got {shown}" if values else "was given without a value"
         raise OptionError(f"{flag} {given}; required: one value; the default is {str(getattr(record, name)) or 'none'}")
     else:
-        check_fields(changed(record, name, _read(shown, kind)))
+        check_fields(replaced(record, {name: _read(shown, kind)}))
 
 
 def _read(word: str, kind: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.statistics.rates import interval
+from experiments.statistics.intervals import ends, resamples
 
 
 class Interaction(NamedTuple):
@@ -26,7 +26,7 @@ class Interaction(NamedTuple):
     cells: int
 
 
-def interaction(gap: np.ndarray, keep: np.ndarray, resamples: int = 2000) -> Interaction:
+def interaction(gap: np.ndarray, keep: np.ndarray) -> Interaction:
     """Two-way analysis of log gap.
 
     A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise in
@@ -35,7 +35,6 @@ def interaction(gap: np.ndarray, keep: np.ndarray, resamples: int = 2000) -> Int
     Args:
         gap: [row, column, seed], above 0; the mean of log gap over seeds is what is modelled.
         keep: [row, column] bool, cells that are used.
-        resamples: of the bootstrap.
     """
     values = np.log(gap[keep]).T  # [seed, cell]
     rows, columns = (np.eye(n)[x] for n, x in zip(keep.shape, np.nonzero(keep), strict=True))
@@ -45,14 +44,14 @@ def interaction(gap: np.ndarray, keep: np.ndarray, resamples: int = 2000) -> Int
     products = np.stack([left @ left.T, centred @ centred.T])  # [2, seed, seed]
     apart = products * (1 - np.eye(len(values)))
 
-    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    weights = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws if np.ptp(draw)])
+    drawn = (draw for draw in resamples(len(values)) if np.ptp(draw))  # of one seed alone there is no pair
+    weights = np.stack([np.bincount(draw, minlength=len(values)) for draw in drawn])
     left_over, whole = np.einsum("rs,kst,rt->kr", weights, apart, weights, optimize=True)
-    varies = interval(whole, len(values))[0] > 0
+    varies = ends(whole, len(values))[0] > 0
     mean_square = apart[0].sum() / (len(values) * (len(values) - 1) * keep.sum())
     return Interaction(
         float(apart[0].sum() / apart[1].sum()) if varies else np.nan,
-        interval(left_over / whole, len(values)) if varies else (np.nan, np.nan),
+        tuple(ends(left_over / whole, len(values)).tolist()) if varies else (np.nan, np.nan),
         float(products[0].sum() / products[1].sum()),
         float(np.exp(np.sqrt(max(mean_square, 0.0)))),
         int(keep.sum()),

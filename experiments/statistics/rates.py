@@ -1,9 +1,9 @@
 """Exponents of measured power laws, with intervals over seeds, and verdicts on claims about them.
 
 `power_law` fits error = c n^(−p), or c n^(−p) + floor, to errors at several budgets n over many seeds; `slope` is the
-plain log-log slope of exact data. `interval` is what both take from a bootstrap, and `undecided` says why an interval may
-decide nothing. `verdict` judges one: a claim *holds* if it lies inside a margin stated beforehand, *fails* if it lies
-outside, and is otherwise *not decided* (`experiments.verify.claims.judge`).
+plain log-log slope of exact data. Intervals are those of `intervals`, and `undecided` says why one may decide nothing.
+`verdict` judges one: a claim *holds* if it lies inside a margin stated beforehand, *fails* if it lies outside, and is
+otherwise *not decided* (`experiments.verify.claims.judge`).
 
 An exponent is measured over a range, a theorem's is a limit. A departure from the power law that exceeds the noise shows
 as burn-in or floor; a smaller or slower one is part of the exponent, with any method: see `power_law`. So an exponent holds
@@ -16,11 +16,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments.statistics.intervals import MIN_SEEDS, RESAMPLES, ends, resamples
+
 Verdict = Literal["holds", "fails", "not decided"]
 
 COST = 2.0  # χ² that dropping a level, or a floor, must win: Akaike's
 MIN_LEVELS, MIN_FLOOR_LEVELS = 4, 5  # of a fit without and with a floor: two more than its parameters
-MIN_SEEDS = 5  # with fewer a bootstrap knows too little about the spread
 MIN_SPAN = 10.0  # of budgets over which n^(−p) is fitted: over less than a decade most curves look like power laws
 MIN_FIT = 0.01  # lack-of-fit p-value below which the curve is no power law
 TAIL_LEVELS = 5  # the last ones, whose parabola says where a bend leads
@@ -34,9 +35,8 @@ class Fit(NamedTuple):
 
     Attributes:
         exponent: p; positive if the error falls.
-        interval: (low, high) of p. Where as many levels were dropped as may be, the bend may go on beyond the data: the
-            end towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
-        level: coverage of the interval; each end is missed at rate (1 − level) / 2.
+        interval: (low, high) of p, 95 %. Where as many levels were dropped as may be, the bend may go on beyond the data:
+            the end towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
         tail: (low, high) of the slope of the last levels, of the same coverage. It covers two slopes, each with its
             interval: that between the last two levels, and that of the parabola through the last five a level farther on,
             where a bend would lead. A floor is part of what is judged here: what has reached one does not fall.
@@ -56,7 +56,6 @@ class Fit(NamedTuple):
     interval: tuple[float, float]
     tail: tuple[float, float]
     range: tuple[float, float]
-    level: float
     undecided: str
     constant: float
     floor: float
@@ -74,7 +73,6 @@ class Slope(NamedTuple):
     interval: tuple[float, float]
     tail: tuple[float, float]
     range: tuple[float, float]
-    level: float
     undecided: str
     slopes: np.ndarray
 
@@ -93,8 +91,7 @@ def power_law(
     statistic: Callable[..., np.ndarray] = np.mean,
     burn_in: bool = True,
     floor: bool = True,
-    level: float = 0.95,
-    num_resamples: int = 2000,
+    num_resamples: int = RESAMPLES,
 ) -> Fit:
     """The exponent p of error ≈ c n^(−p) [+ floor] with its bootstrap interval; burn-in and floor are what the data ask.
 
@@ -112,9 +109,8 @@ def power_law(
     start, on the assumption that the bend does not turn; it has neither end where the last four bend the other way by
     more than a standard error. An S-shaped curve that shows its second bend less clearly is taken for the first.
 
-    Seeds are resampled as wholes, over all levels at once, and the choice is made anew in each resample. The interval
-    lies between quantiles of these exponents, moved outwards as Student's t asks ("expanded percentile", Hesterberg
-    2015, doi 10.1080/00031305.2015.1089789). Coverage at nominal 95 %, measured on 8 levels over 4 decades, p = ½:
+    Seeds are resampled as wholes, over all levels at once, and the choice is made anew in each resample; the interval of
+    these exponents is by `intervals.ends`. Coverage at nominal 95 %, measured on 8 levels over 4 decades, p = ½:
 
         straight line (no choice); half-normal, lognormal (σ = 1), |t₃|   93 to 95 % with 64 seeds, 92 to 95 % with 6
         a power law, with the choice                                     98 to 99 %, 3 to 4 times as wide (4 to 8 % open)
@@ -146,13 +142,12 @@ def power_law(
         errors: [levels, seeds] > 0, at least 2 seeds; fewer than 5 decide nothing.
         statistic: (values, axis) -> values without that axis, > 0: `np.mean` (what theorems bound), `rms`, `np.median`.
         burn_in, floor: False where it is known beforehand that there is none; both False is a straight line.
-        level: coverage of the interval, in (½, 1).
         num_resamples: at least 100.
 
     Raises:
         ValueError: for other input, for errors that are zero, negative or not finite, and for seeds that are all equal.
     """
-    budgets, errors = _checked(budgets, errors, MIN_LEVELS, "seed", level, num_resamples)
+    budgets, errors = _checked(budgets, errors, MIN_LEVELS, "seed", num_resamples)
     if np.any(np.diff(budgets) <= 0):
         raise ValueError("the budgets do not increase; sort the levels by n (n = 1/σ for errors that vanish with σ)")
     if np.all(errors == errors[:, :1]):
@@ -175,7 +170,7 @@ def power_law(
     residuals = logs[0, first:] - _curve(u[first:], exponent, log_floor)
     log_last = np.mean(residuals)  # of c n^(−p) at the last level
     end = -log_floor / exponent if num_floors[best] else 0.0  # u where the floor takes over
-    low, high = interval(resampled, num_seeds, level)
+    low, high = ends(resampled, num_seeds).tolist()
     if first == most > 0:
         flattens = exponents[0, 0] > exponent  # of all levels, over that of the last
         bend = _curvature(u[first:], logs[0, first:]) / noise
@@ -186,9 +181,8 @@ def power_law(
     return Fit(
         exponent=float(exponent),
         interval=(low, high),
-        tail=_tail(_end_slopes(u, logs[1:]), num_seeds, level),
+        tail=_tail(_end_slopes(u, logs[1:]), num_seeds),
         range=(float(budgets[first]), float(budgets[-1])),
-        level=level,
         undecided=undecided(num_seeds, np.exp(end - u[first]), lack_of_fit, burn_in and most == 0),
         constant=float(np.exp(log_last + exponent * np.log(budgets[-1]))),
         floor=float(np.exp(log_last + log_floor)),
@@ -200,13 +194,13 @@ def power_law(
     )
 
 
-def unfitted(why: str, level: float = 0.95) -> Fit:
+def unfitted(why: str) -> Fit:
     """A fit without a number, of errors that allow none, and why."""
     nan, none = np.nan, np.array([])
-    return Fit(nan, (nan, nan), (nan, nan), (nan, nan), level, why, nan, nan, 0, none, none, nan, nan)
+    return Fit(nan, (nan, nan), (nan, nan), (nan, nan), why, nan, nan, 0, none, none, nan, nan)
 
 
-def slope(x, y, level: float = 0.95, num_resamples: int = 2000) -> Slope:
+def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     """The slope of log y against log x of exact data: least squares in each instance, the mean over instances.
 
     Nothing is dropped: choose an x at which higher orders stay below the margin.
@@ -214,21 +208,20 @@ def slope(x, y, level: float = 0.95, num_resamples: int = 2000) -> Slope:
     Args:
         x: [levels] > 0, all different, at least 2; the last are nearest to the limit that the claim is about.
         y: [levels, instances] > 0, without noise; at least 2 instances, fewer than 5 decide nothing.
-        level: coverage of the interval, by bootstrap over instances, in (½, 1).
         num_resamples: at least 100.
 
     Raises:
         ValueError: for other input.
     """
-    x, y = _checked(x, y, 2, "instance", level, num_resamples)
+    x, y = _checked(x, y, 2, "instance", num_resamples)
     if len(np.unique(x)) < len(x):
         raise ValueError("two levels of x are equal; give each once")
     num = y.shape[1]
-    u, logs, picks = np.log(x), np.log(y).T, _picks(num, num_resamples)
+    u, logs, picks = np.log(x), np.log(y).T, resamples(num, num_resamples)
     slopes = -_fit_line(u, logs)[0]
-    ends = interval(np.mean(slopes[picks], axis=1), num, level)
-    tail = _tail(np.mean(-_end_slopes(u, logs)[:, picks], axis=-1), num, level)
-    return Slope(float(np.mean(slopes)), ends, tail, (float(x[0]), float(x[-1])), level, undecided(num), slopes)
+    low, high = ends(np.mean(slopes[picks], axis=1), num).tolist()
+    tail = _tail(np.mean(-_end_slopes(u, logs)[:, picks], axis=-1), num)
+    return Slope(float(np.mean(slopes)), (low, high), tail, (float(x[0]), float(x[-1])), undecided(num), slopes)
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------
@@ -238,7 +231,7 @@ def verdict(interval: tuple[float, float], low: float, high: float, tail: tuple[
     """Whether an interval lies in [low, high] ("holds"), outside ("fails") or neither; low = −inf, high = inf: one-sided.
 
     An exponent holds only if its tail lies there too: whatever the curve, one whose last two levels, or the parabola of the
-    last five, fall below a bound is held to clear it at rate (1 − level) / 2 at most. The few levels of a tail tell less
+    last five, fall below a bound is held to clear it at a rate of 2.5 % at most. The few levels of a tail tell less
     than all: of a margin with two ends, a tolerance rather than a bound, it must lie in one that is `TAIL_WIDTH` times as
     wide about the same centre.
     """
@@ -269,17 +262,15 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_shor
     return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if too_short else ""
 
 
+interval = ends  # the name by which `experiments.studies` still calls for it; it goes with those
+
 # Bootstrap ------------------------------------------------------------------------------------------------------------
-
-
-def _picks(num: int, num_resamples: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(num, size=(num_resamples, num))
 
 
 def _logs(errors: np.ndarray, statistic: Callable[..., np.ndarray], num_resamples: int) -> np.ndarray:
     """Log statistic of the data, then of each resample of the seeds, [1 + resamples, levels]."""
     num = errors.shape[1]
-    picks = np.concatenate([np.arange(num)[None], _picks(num, num_resamples)])
+    picks = np.concatenate([np.arange(num)[None], resamples(num, num_resamples)])
     values = np.stack([statistic(row[picks], axis=1) for row in errors], axis=1)
     if not np.all(np.isfinite(values) & (values > 0)):
         raise ValueError("the statistic of some resample is not a positive number; give more seeds, or take np.mean")
@@ -293,24 +284,6 @@ def _noise(u: np.ndarray, resampled: np.ndarray, num_seeds: int) -> float:
     return np.sqrt(max(variance, np.finfo(float).eps ** 2))  # seeds that differ by a factor alone leave only rounding
 
 
-def interval(resampled: np.ndarray, num: int, level: float = 0.95) -> tuple[float, float]:
-    """The ends of a bootstrap's interval: expanded percentiles, as in `power_law`.
-
-    Args:
-        resampled: [resamples] the number on each resample.
-        num: seeds that were resampled, at least 2.
-        level: coverage, in (½, 1).
-    """
-    low, high = np.quantile(resampled, percentiles(num, level))
-    return float(low), float(high)
-
-
-def percentiles(num: int, level: float = 0.95) -> np.ndarray:
-    """Which quantiles [2] of a bootstrap's resamples are the ends of its interval; see `interval`."""
-    quantile = stats.t.ppf((1 + level) / 2, num - 1) * np.sqrt(num / (num - 1))
-    return stats.norm.cdf([-quantile, quantile])
-
-
 def _end_slopes(u: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """−slope of logs [rows, levels], [2, rows]: between the last two levels, and where the bend of the last five leads."""
     last = u[-TAIL_LEVELS:]
@@ -319,10 +292,10 @@ def _end_slopes(u: np.ndarray, logs: np.ndarray) -> np.ndarray:
     return -np.stack([(logs[:, -1] - logs[:, -2]) / (u[-1] - u[-2]), logs[:, -len(last) :] @ by_bend])
 
 
-def _tail(resampled: np.ndarray, num: int, level: float) -> tuple[float, float]:
+def _tail(resampled: np.ndarray, num: int) -> tuple[float, float]:
     """What covers the intervals of both slopes [2, resamples]."""
-    (low, high), (other_low, other_high) = (interval(x, num, level) for x in resampled)
-    return min(low, other_low), max(high, other_high)
+    low, high = ends(resampled.T, num)
+    return float(low.min()), float(high.max())
 
 
 def _curvature(u: np.ndarray, logs: np.ndarray) -> float:
@@ -380,7 +353,7 @@ def _squares(rows: np.ndarray) -> np.ndarray:
 # Input ----------------------------------------------------------------------------------------------------------------
 
 
-def _checked(x, y, min_levels: int, column: str, level: float, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(x, y, min_levels: int, column: str, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, float), np.asarray(y, float)
     if x.ndim != 1 or y.ndim != 2 or len(x) != len(y) or len(x) < min_levels or y.shape[1] < 2:
         wanted = f"[levels] and [levels, {column}s], at least {min_levels} levels and 2 {column}s"
@@ -392,6 +365,6 @@ def _checked(x, y, min_levels: int, column: str, level: float, num_resamples: in
                 f"{values[tuple(bad[0])]:g} at {name} {', '.join(map(str, bad[0]))} ({len(bad)} such in all); a logarithm "
                 "needs finite numbers > 0: leave the level out, or measure an error that cannot vanish, such as a norm"
             )
-    if not (0.5 < level < 1 and num_resamples >= 100 and num_resamples == int(num_resamples)):
-        raise ValueError(f"a coverage of {level:g}, {num_resamples} resamples; give one in (½, 1), and 100 or more")
+    if not (num_resamples >= 100 and num_resamples == int(num_resamples)):
+        raise ValueError(f"there are {num_resamples} resamples; give 100 or more")
     return x, y

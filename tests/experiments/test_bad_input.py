@@ -6,15 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from experiments.settings.build import build
 
 from bilevel.types import Hyper
 from experiments import configure
 from experiments.__main__ import main
-from experiments.runs import cohort as groups
-from experiments.runs import driver
+from experiments.runs import cohort, driver
 from experiments.settings import worlds
 from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.build import build
 from experiments.settings.config import EFFECTS, as_dict, choices_wanted, from_dict, sweep
 from experiments.settings.options import OptionError
 
@@ -228,7 +227,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def banned(*arguments):
         raise AssertionError("this should have been refused before anything compiles")
 
-    monkeypatch.setattr(groups.Study, "compile", banned)
+    monkeypatch.setattr(cohort.Cohort, "compile", banned)
 
     def run(arguments):
         before = sorted(tmp_path.rglob("*"))

@@ -4,6 +4,7 @@ import bz2
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,9 @@ from experiments.files import (
     MOST_ARRAYS,
     STALE,
     RunFolderError,
+    as_json,
+    canonical_json,
+    digest,
     make_folder,
     misfit,
     read_arrays,
@@ -215,6 +219,33 @@ def test_the_numbers_of_64_bits_are_read_to_their_ends(tmp_path):
     ends = [-(2**63), 2**63 - 1]
     write_json(tmp_path, "x.json", {"ends": ends})
     assert read_json(tmp_path, "x.json") == {"ends": ends}
+
+
+def test_infinities_are_texts_what_is_no_number_is_null_and_arrays_are_lists(tmp_path):
+    value = {
+        "a": np.float32(0.5),
+        "b": (1, np.int64(2)),
+        "c": np.array([[1.0, np.nan]]),
+        "d": [float("inf"), "inf", True],
+    }
+    expected = {"a": 0.5, "b": [1, 2], "c": [[1.0, None]], "d": ["inf", "inf", True]}
+    assert as_json(value) == expected
+    write_json(tmp_path, "x.json", value)
+    assert read_json(tmp_path, "x.json") == expected and "NaN" not in (tmp_path / "x.json").read_text()
+
+
+def test_equal_values_have_one_spelling_and_one_digest():
+    one, other = {"b": (1, 2), "a": np.float64(0.1)}, {"a": 0.1, "b": [1, 2]}
+    assert canonical_json(one) == canonical_json(other) == '{"a":0.1,"b":[1,2]}'
+    # of `printf abc | sha256sum`
+    assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_no_other_file_of_the_project_writes_or_reads_json_and_arrays_by_hand():
+    by_hand = r"\b(json\.(load|dump)|np\.(load|save\w*)|pickle\.\w+|os\.replace)\(|\.write_(text|bytes)\(|\bzipfile\b"
+    paths = [path for part in ("bilevel", "envs", "experiments") for path in (ROOT / part).rglob("*.py")]
+    found = {path: re.search(by_hand, path.read_text()) for path in paths if path != ROOT / "experiments/files.py"}
+    assert not {path.name: match[0] for path, match in found.items() if match}
 
 
 def test_arrays_may_have_any_name_that_a_file_may(tmp_path):

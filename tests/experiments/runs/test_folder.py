@@ -18,7 +18,7 @@ from experiments.runs.metrics import load_run, read_metrics, write_metrics
 ROOT = pathlib.Path(__file__).parents[3]
 CONFIG = {"world": {"states": 4, "discount": 0.9}, "sizes": (8, 8), "radius": float("inf"), "num_steps": 10, "seeds": 2}
 SWEPT = {"sigma": [0.1, 0.2, 0.3], "rule": ["a"]}
-WRITTEN = CONFIG | SWEPT | {"sizes": [8, 8]}
+WRITTEN = CONFIG | SWEPT | {"sizes": [8, 8], "radius": "inf"}  # as JSON has it
 
 
 def chunk(first: int, last: int, seeds: range = range(2), num_hyper: int = 3) -> dict[str, np.ndarray]:
