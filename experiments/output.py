@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+VOICE = {"--quiet", "--json"}
 FLAGS = """Every command takes --quiet, to say errors alone, and --json, to print its last table as JSON, on one line, and
 other lines to standard error."""
 

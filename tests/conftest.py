@@ -1,7 +1,5 @@
-"""Shared fixtures: the reference instances, float64 where a test asks for it, and runs that are quickly begun."""
+"""Shared fixtures: the reference instances, and float64 where a test asks for it."""
 
-import functools
-import json
 import os
 import pathlib
 
@@ -16,38 +14,12 @@ import jax
 import pytest
 from reference_instances import load_reference
 
-from experiments.runs import cohort as groups
-from experiments.runs import driver
-from experiments.settings.config import as_dict
-
 
 @pytest.fixture
 def x64():
     """Runs one test in float64."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def quick_runs():
-    """Runs draw no figures, and trace each program once, not once a run."""
-    precision = jax.config.jax_default_matmul_precision
-    jax.devices()  # first, so that a command run in this process leaves the devices as they are
-    jax.config.update("jax_default_matmul_precision", "highest")  # the command line's
-    build, setups = driver.build, {}
-
-    def build_once(config):
-        name = json.dumps(as_dict(config) | dict.fromkeys(("steps", "seeds", "chunk")))
-        setups[name] = setups.get(name) or build(config)
-        return setups[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "write_report", lambda folder, *rest: folder / "report.html")
-        patch.setattr(driver, "build", build_once)
-        patch.setattr(driver, "baselines", lambda setup, points: {})
-        patch.setattr(groups, "programs", functools.cache(groups.programs))
-        yield
-    jax.config.update("jax_default_matmul_precision", precision)
 
 
 @pytest.fixture(params=[1, 2])

@@ -1,61 +1,66 @@
 """The reference instances: problems whose numbers an independent brute-force program computed."""
 
+import functools
 import json
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bilevel import exact
-from bilevel.preferences import annotator
-from bilevel.types import Comparison, Trajectory
-from envs.base import MDP, World
-from envs.tabular import tabular
+from bilevel.exact.bilevel import Bilevel, exact_bilevel, tabular_problem
+from bilevel.types import Coefficients, Model, Problem
+from envs.base import MDP
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent / "reference"
 
 
 class Reference(NamedTuple):
-    """One instance of `tests/reference`, computed by an independent brute-force program in float64."""
+    """One instance of `tests/reference`, computed by an independent brute-force program in float64.
+
+    Attributes:
+        numbers: everything that the program wrote.
+        mdp, problem, coefficients: the same instance for the code under test; its policies are tables of logits.
+        params: φ of the reward network, w1 row-major, then w2.
+        lower: the lower level under r_φ, with the program's own r_φ [S, A].
+        bilevel: the exact functions of φ, with the log-likelihood.
+    """
 
     numbers: dict
     mdp: MDP
-    world: World
+    problem: Problem
+    coefficients: Coefficients
     params: jax.Array
     lower: exact.LowerLevel
-    segments: Trajectory
-    comparisons: Comparison
+    bilevel: Bilevel
 
-    def reward_table(self, params):
-        """r_φ = tanh(features·w1)·w2, [S, A]; φ is w1 row-major, then w2."""
-        features = jnp.asarray(self.numbers["features"])
-        size, width = np.shape(self.numbers["w1"])
-        return jnp.tanh(features @ params[: size * width].reshape(size, width)) @ params[size * width :]
+    @property
+    def horizon(self) -> int:
+        """H, steps of a segment."""
+        return self.numbers["horizon"]
 
-    def objective_value(self, objective, policy, reward):
-        """G, [], by enumeration."""
-        gamma = self.numbers["discount"]
-        return exact.preference_objective(
-            self.mdp, policy, reward, self.segments, self.comparisons, objective, gamma, self.numbers["rationality"]
-        )
+    def exact(self, objective) -> Bilevel:
+        """The exact functions of φ with another objective."""
+        return exact_bilevel(self.problem, self.mdp, self.horizon, self.coefficients, objective)
 
 
+@functools.cache
 def load_reference(number: int) -> Reference:
     """Reference instance 1 or 2; call it under float64."""
-    numbers = json.loads((FOLDER / "reference" / f"bilevel_mdp_{number}.json").read_text())
-    initial, transition, reward = (jnp.asarray(numbers[k]) for k in ("initial", "transition", "true_reward"))
-    mdp = MDP(initial, transition, reward)
-    world = tabular(mdp)
-    params = jnp.concatenate([jnp.asarray(numbers["w1"]).ravel(), jnp.asarray(numbers["w2"])])
-    segments = exact.enumerate_segments(*reward.shape, numbers["horizon"])
-    annotate = annotator(world.reward, numbers["discount"], numbers["rationality"])
-    lower = exact.lower_level(
-        mdp,
-        jnp.asarray(numbers["learned_reward"]),
-        jnp.asarray(numbers["reference"]),
-        numbers["discount"],
-        numbers["kl_weight"],
-    )
-    return Reference(numbers, mdp, world, params, lower, segments, exact.exact_comparisons(annotate, segments))
+    numbers = json.loads((FOLDER / f"bilevel_mdp_{number}.json").read_text())
+    mdp = MDP(*(jnp.asarray(numbers[name]) for name in ("initial", "transition", "true_reward")))
+    coefficients = Coefficients(*(numbers[name] for name in Coefficients._fields))
+    features, first, second = (jnp.asarray(numbers[name]) for name in ("features", "w1", "w2"))
+    params = jnp.concatenate([first.ravel(), second])
+
+    def reward(params, state, action):  # tanh(features·w1)·w2
+        hidden = jnp.tanh(features[state, action] @ params[: first.size].reshape(first.shape))
+        return hidden @ params[first.size :]
+
+    reference = jnp.asarray(numbers["reference"])
+    problem = tabular_problem(mdp, coefficients, Model(lambda key: params, reward), reference)
+    learned = jnp.asarray(numbers["learned_reward"])
+    lower = exact.lower_level(mdp, learned, reference, coefficients.discount, coefficients.kl_weight)
+    instance = exact_bilevel(problem, mdp, numbers["horizon"], coefficients)
+    return Reference(numbers, mdp, problem, coefficients, params, lower, instance)

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from reference_instances import Reference, load_reference
 
-from bilevel import exact, models
+from bilevel.algorithms.bilevel_rlhf import BilevelHyper, line_7
 from bilevel.gradients import sampled as sampled_gradients
 from bilevel.gradients.critics import monte_carlo_critic
 from bilevel.gradients.exact import exact_gradients
 from bilevel.gradients.sampled import SampleSizes
+from bilevel.gradients.types import Gradients
 from bilevel.lookup import bind
-from bilevel.preferences import annotator, log_likelihood
-from bilevel.types import Gradients, Hyper, Model, Params, Problem
+from bilevel.preferences import log_likelihood
+from bilevel.types import Coefficients, Params, Problem
 
 # Cutting a rollout after T steps loses 0.9^T of it: 3e-5 at T = 100. The difference is an eighth of line 7's norm, so
 # T = 60 loses 2e-4 of that. Both are far below the standard errors.
@@ -29,7 +30,8 @@ class Setting(NamedTuple):
 
     problem: Problem
     reference: Reference
-    hyper: Hyper
+    coefficients: Coefficients
+    sigma: float
     reward: Params  # φ
     policy: Params  # log π_ref
     other: Params  # a policy that is none of the others
@@ -38,8 +40,8 @@ class Setting(NamedTuple):
 
     def exact(self, function, objective=log_likelihood):
         """`function` of the exact gradients, compiled whole."""
-        mdp, horizon = self.reference.mdp, self.reference.numbers["horizon"]
-        return jax.jit(lambda: function(exact_gradients(self.problem, mdp, horizon, self.hyper, objective)))()
+        mdp, horizon = self.reference.mdp, self.reference.horizon
+        return jax.jit(lambda: function(exact_gradients(self.problem, mdp, horizon, self.coefficients, objective)))()
 
     def exact_return(self) -> Params:
         """∇_λ J at the other policy (at π_ref the KL has no gradient)."""
@@ -56,19 +58,18 @@ class Setting(NamedTuple):
             "reward": gradients.preference_in_reward(pairs, bind(self.problem.policy, params), self.reward)[1],
         }
 
-    def sampled(self, sizes=SIZES, critic=None, **changes) -> Gradients:
-        """Sampled gradients with other hyperparameters; the Monte Carlo critic where none is given."""
-        hyper = self.hyper._replace(**changes)
-        critic = monte_carlo_critic(self.problem, self.hyper) if critic is None else critic
-        return sampled_gradients.sampled_gradients(self.problem, critic, sizes, hyper)
+    def sampled(self, sizes=SIZES, critic=None, objective=log_likelihood) -> Gradients:
+        """Sampled gradients; by the Monte Carlo critic where none is given."""
+        critic = monte_carlo_critic(self.problem, self.coefficients) if critic is None else critic
+        return sampled_gradients.sampled_gradients(self.problem, critic, sizes, self.coefficients, objective)
 
-    def line_7(self, key, gradients: Gradients, *others: Gradients) -> list[Params]:
-        """∇_φ G at λ*_σ, then the difference over σ by each of the gradients: what Algorithm 1 adds up in line 7."""
+    def line_7(self, key, *ways: Gradients) -> list[Params]:
+        """What Algorithm 1 adds up in line 7: ∇_φ G at λ*_σ, then the difference over σ by each of the gradients."""
         key_labels, key_difference = jax.random.split(key)
-        pairs = gradients.collect(key_labels, bind(self.problem.policy, self.proxy))
-        points = (self.reward, self.optimal, self.proxy)
-        differences = [ours.return_difference(key_difference, *points)[0] for ours in (gradients, *others)]
-        return [self.preference(gradients, pairs, self.proxy)["reward"], *differences]
+        pairs = ways[0].collect(key_labels, bind(self.problem.policy, self.proxy))
+        made = [line_7(self.problem, gradients, BilevelHyper(self.sigma)) for gradients in ways]
+        found = [x.estimate(key_difference, pairs, self.reward, self.optimal, self.proxy) for x in made]
+        return [found[0].direct, *(x.implicit for x in found)]
 
     def exact_line_7(self) -> Params:
         """∇Φ_σ."""
@@ -77,29 +78,20 @@ class Setting(NamedTuple):
 
 @functools.cache
 def setting_of(number) -> Setting:
+    """Reference instance 1 or 2 at σ = 0.1, in float64."""
     reference = load_reference(number)
     numbers = reference.numbers
-    reward = Model(lambda key: reference.params, lambda params, s, a: reference.reward_table(params)[s, a])
-    annotate = annotator(reference.world.reward, numbers["discount"], numbers["rationality"])
-    prior = models.given_reference(reference.lower.reference)
-    problem = Problem(reference.world.env, annotate, reward, models.table_policy(3, 2), prior)
-    hyper = Hyper(**{name: numbers[name] for name in ("kl_weight", "discount", "rationality")}, sigma=0.1)
     optimal, proxy = (jnp.asarray(x) for x in (numbers["optimal_policy"], numbers["proxy"]["0.1"]["penalised_policy"]))
     other = jax.random.normal(jax.random.key(0), (3, 2))
-    policy = jnp.log(reference.lower.reference)
-    return Setting(problem, reference, hyper, reference.params, policy, other, jnp.log(optimal), jnp.log(proxy))
+    policies = jnp.log(reference.lower.reference), other, jnp.log(optimal), jnp.log(proxy)
+    return Setting(reference.problem, reference, reference.coefficients, 0.1, reference.params, *policies)
 
 
 @functools.cache
 def proxy_solver():
     """σ -> logits of λ*_σ(φ) on instance 1."""
     reference = load_reference(1)
-    lower = reference.lower
-
-    def penalty(policy):
-        return reference.objective_value(log_likelihood, policy, lower.reward)
-
-    return jax.jit(lambda sigma: jnp.log(exact.penalised_policy(lower, penalty, sigma).policy))
+    return jax.jit(lambda sigma: jnp.log(reference.bilevel.penalised(reference.params, sigma)))
 
 
 def repeat(function, repetitions, at_once=1):

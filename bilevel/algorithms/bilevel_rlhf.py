@@ -44,7 +44,7 @@ class BilevelConfig(NamedTuple):
     reuse_labels: bool = False
     """One batch of labels an outer step, reweighted as the policy moves; otherwise fresh ones at every inner step."""
     policy_optimizer: Optimizer = optax.sgd
-    reward_optimizer: Optimizer = optax.sgd
+    reward_optimizer: Optimizer = optax.adam
     hypergradient: Construct = line_7
 
 

@@ -22,7 +22,7 @@ class TwoStageConfig(NamedTuple):
     num_policy_steps: Count = 10
     """K, policy gradient steps an outer step."""
     policy_optimizer: Optimizer = optax.sgd
-    reward_optimizer: Optimizer = optax.sgd
+    reward_optimizer: Optimizer = optax.adam
 
 
 class TwoStageHyper(NamedTuple):

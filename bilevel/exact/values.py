@@ -99,6 +99,7 @@ def regularised_return(problem: LowerLevel, policy: Array) -> Array:
 
 def occupancy(problem: LowerLevel, policy: Array) -> Array:
     """d(s) = (1 − γ) Σ_t γ^t P(s_t = s), [S]; sums to one."""
+    chex.assert_equal_shape((policy, problem.reward))
     start = (1 - problem.discount) * problem.initial
     return solve_dominant(_resolvent(problem, policy).T, start)
 

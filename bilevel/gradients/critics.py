@@ -1,4 +1,4 @@
-"""Estimators of the advantage under r_φ, all of one signature (`bilevel.types.Critic`): Algorithm 2, Monte Carlo, exact."""
+"""Estimators of the advantage under r_φ, each a `bilevel.gradients.types.Critic`: Algorithm 2, Monte Carlo, exact."""
 
 from typing import NamedTuple
 

@@ -47,7 +47,7 @@ class SampleSizes(NamedTuple):
     """H, steps of a compared segment: a rollout of its own from the initial distribution, so it may be longer than
     rollout-length, but not than an episode of a world that has episodes."""
     estimator: Literal["weighted", "coupled", "independent"] = "weighted"
-    """Estimator of line 7's difference: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
+    """Estimator of line 7's implicit part: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
 
 
 class LabelledPairs(NamedTuple):
@@ -76,15 +76,6 @@ def sampled_gradients(
     env, num_pairs = problem.env, sizes.num_pairs or sizes.batch_size // 2
     labels_per_query = 2 if NEEDS.get(objective) == "second_label" else 1
 
-    def collect(key, behave):
-        key_rollout, key_label = jax.random.split(key)
-        segments = rollouts(env, behave, key_rollout, 2 * num_pairs, sizes.segment_length)
-        first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
-        comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
-        check_objective(objective, comparison)
-        log_behaviour = log_probability(env, behave, comparison)
-        return LabelledPairs(comparison, jax.lax.stop_gradient(log_behaviour))
-
     def values(pairs, reward_params):
         logits = preference_logits(problem, reward_params, pairs.comparison, coefficients)
         return pairs.comparison.weight * objective(logits, pairs.comparison)
@@ -105,23 +96,6 @@ def sampled_gradients(
         ratio = jnp.exp(log_probability(env, policy, pairs.comparison) - pairs.log_behaviour)
         return jax.value_and_grad(lambda params: jnp.mean(ratio * values(pairs, params)))(reward_params)
 
-    def return_in_policy(key, critic_state, policy_params, reward_params):
-        key_fit, key_rollout, key_advantage = jax.random.split(key, 3)
-        critic_state, loss = critic.fit(key_fit, critic_state, policy_params, reward_params)
-        behave = bind(problem.policy, policy_params)
-        trajectories = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.rollout_length)
-        advantage = critic.advantage(key_advantage, critic_state, policy_params, reward_params, trajectories)
-        weights = advantage * powers(advantage.dtype)
-
-        def surrogate(params):
-            log_prob = log_probabilities(env, bind(problem.policy, params), trajectories)
-            return jnp.sum(weights * log_prob) / sizes.batch_size
-
-        return jax.grad(surrogate)(policy_params), critic_state, loss
-
-    def powers(dtype):
-        return discount_powers(coefficients.discount, sizes.rollout_length, dtype)
-
     def preference_through_policy(key, pairs, policy_params, reward_params):
         behave = bind(problem.policy, policy_params)
         weights = centred_gains(pairs, log_probability(env, behave, pairs.comparison), reward_params)
@@ -131,7 +105,8 @@ def sampled_gradients(
         def surrogate(params):
             reward = over_pairs(env, bind(problem.reward, params))
             gaps = reward(taken.obs, taken.action) - reward(other.obs, other.action)
-            responses = gaps @ powers(gaps.dtype) / coefficients.kl_weight
+            powers = discount_powers(coefficients.discount, sizes.rollout_length, gaps.dtype)
+            responses = gaps @ powers / coefficients.kl_weight
             # One step of each segment stands for all H.
             return jnp.mean(weights * sizes.segment_length * jnp.sum(responses.reshape(2, num_pairs), axis=0))
 
@@ -139,11 +114,11 @@ def sampled_gradients(
 
     return Gradients(
         critic.init,
-        collect,
+        labelled_pairs(problem, num_pairs, sizes.segment_length, objective),
         lambda pairs: labels_per_query * jnp.sum(pairs.comparison.weight > 0, dtype=jnp.int32),
         preference_in_policy,
         preference_in_reward,
-        return_in_policy,
+        return_in_policy(problem, critic, sizes, coefficients),
         return_difference(problem, sizes, coefficients),
         preference_through_policy,
         collect_cost=Cost(2 * num_pairs * sizes.segment_length, num_pairs, 0),
@@ -151,6 +126,42 @@ def sampled_gradients(
         difference_cost=Cost((1 if sizes.estimator == "weighted" else 2) * sizes.batch_size * sizes.rollout_length),
         through_policy_cost=Cost(4 * num_pairs * sizes.rollout_length),
     )
+
+
+def labelled_pairs(problem: Problem, num_pairs: int, segment_length: int, objective: Objective) -> Callable:
+    """The function (key, behave) -> `LabelledPairs`: N pairs of independent segments of a policy, with their labels."""
+
+    def collect(key, behave):
+        key_rollout, key_label = jax.random.split(key)
+        segments = rollouts(problem.env, behave, key_rollout, 2 * num_pairs, segment_length)
+        first, second = (jax.tree.map(lambda x, i=i: x[i * num_pairs : (i + 1) * num_pairs], segments) for i in (0, 1))
+        comparison = jax.vmap(problem.annotate)(jax.random.split(key_label, num_pairs), first, second)
+        check_objective(objective, comparison)
+        log_behaviour = log_probability(problem.env, behave, comparison)
+        return LabelledPairs(comparison, jax.lax.stop_gradient(log_behaviour))
+
+    return collect
+
+
+def return_in_policy(problem: Problem, critic: Critic, sizes: SampleSizes, coefficients: Coefficients) -> Callable:
+    """An estimator of ∇_λ J = E Σ_t γ^t ∇ log π(a_t|s_t) A(s_t, a_t) by the critic, fitted to π first; see `Gradients`."""
+    env = problem.env
+
+    def estimate(key, critic_state, policy_params, reward_params):
+        key_fit, key_rollout, key_advantage = jax.random.split(key, 3)
+        critic_state, loss = critic.fit(key_fit, critic_state, policy_params, reward_params)
+        behave = bind(problem.policy, policy_params)
+        trajectories = rollouts(env, behave, key_rollout, sizes.batch_size, sizes.rollout_length)
+        advantage = critic.advantage(key_advantage, critic_state, policy_params, reward_params, trajectories)
+        weights = advantage * discount_powers(coefficients.discount, sizes.rollout_length, advantage.dtype)
+
+        def surrogate(params):
+            log_prob = log_probabilities(env, bind(problem.policy, params), trajectories)
+            return jnp.sum(weights * log_prob) / sizes.batch_size
+
+        return jax.grad(surrogate)(policy_params), critic_state, loss
+
+    return estimate
 
 
 def return_difference(problem: Problem, sizes: SampleSizes, coefficients: Coefficients) -> Callable:

@@ -1,13 +1,16 @@
-"""The benchmark: fixed workloads at growing numbers of seeds, beside the same algorithm driven from Python step by step.
+"""Measure fixed workloads at growing numbers of seeds, beside the same algorithm driven from Python step by step.
 
-Everything is measured in one run, so that ratios hold on a machine that others share. Seconds are the least of several
-repeats; transitions, labels and gradient evaluations are those that a run reports.
+It takes some twenty minutes, prints a table, and writes bench.json and bench.png. Everything is measured in one run, so that
+ratios hold on a machine that others share. Seconds are the least of several repeats; transitions, labels and gradient
+evaluations are those that a run reports. What a run of your own would take is predicted by bilevel plan.
 """
 
+import dataclasses
 import itertools
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +22,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from bilevel.run import COUNTS
-from bilevel.types import Hyper
-from experiments.files import write_figure, write_json
-from experiments.runs.cohort import Group, Study
-from experiments.settings.build import build
-from experiments.settings.config import configure, sweep
+from experiments.files import make_folder, write_figure, write_json
+from experiments.output import Voice
+from experiments.runs.cohort import Cohort, Group
+from experiments.settings.config import configure
+from experiments.settings.job import resolve
+from experiments.settings.parsing import parse
 
 SEEDS = (1, 16, 64, 256, 1024)
 CHUNK = 2  # outer steps a call
@@ -73,29 +77,29 @@ class Row(NamedTuple):
     flops: float
 
 
-def study_of(name: str, seeds: int, **options) -> Study:
+def cohort_of(name: str, seeds: int, **options) -> Cohort:
     """The seeds of a workload, in blocks that are no wider than their number asks."""
     world, settings = WORKLOADS[name]
     width = min(16, -(-seeds // jax.device_count()))
     config = configure(world, "bilevel", **(settings | {"seeds": seeds, "width": width, "chunk": str(CHUNK)} | options))
-    return Study(config, build(config), Group(0, seeds), tuple(jax.devices()))
+    return Cohort(resolve(config), Group(0, seeds))
 
 
 def one_program(name: str, seeds: int, repeats: int) -> Row:
     """A workload as one program for all seeds."""
-    study = study_of(name, seeds)
+    cohort = cohort_of(name, seeds)
     begin = time.perf_counter()
-    advance, wanted = study.compile(CHUNK)
-    state = jax.block_until_ready(study.init(study.lanes))
+    advance, wanted = cohort.compile(CHUNK)
+    state = jax.block_until_ready(cohort.init(cohort.lanes))
     compile_seconds = time.perf_counter() - begin
 
     def run():
-        return jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))
+        return jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
 
     _, metrics = run()
     seconds = fastest(run, repeats) / CHUNK
-    counts = {name: float(np.sum(study.layout.gather(metrics[name])[:seeds])) / CHUNK for name in COUNTS}
-    flops = seeds * step_flops(study)
+    counts = {name: float(np.sum(cohort.layout.gather(metrics[name])[:seeds])) / CHUNK for name in COUNTS}
+    flops = seeds * step_flops(cohort)
     return Row(
         name,
         seeds,
@@ -111,9 +115,8 @@ def one_program(name: str, seeds: int, repeats: int) -> Row:
 
 def from_python(name: str, repeats: int) -> Row:
     """A workload as people write it: a jitted outer step, called in a loop that looks at what it returns, seed by seed."""
-    study = study_of(name, 1)
-    _, points = sweep(study.config)
-    algorithm, _ = study.setup.make(Hyper(**points[0]))
+    cohort = cohort_of(name, 1)
+    algorithm, _ = cohort.job.make(cohort.job.points[0])
     begin = time.perf_counter()
     state = jax.jit(algorithm.init)(jax.random.key(0))
     step = jax.jit(algorithm.step)
@@ -131,15 +134,15 @@ def from_python(name: str, repeats: int) -> Row:
     seconds = fastest(run, repeats) / CHUNK
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     per_second = {name: logged[-1][name] / seconds for name in COUNTS}
-    return Row(name, 1, "Python", compile_seconds, seconds, per_second, size, 0, step_flops(study) / seconds)
+    return Row(name, 1, "Python", compile_seconds, seconds, per_second, size, 0, step_flops(cohort) / seconds)
 
 
 def collecting(name: str, repeats: int) -> float:
     """Transitions a second of a Python loop over jitted steps of a batch of environments, which learns nothing."""
-    study = study_of(name, 1)
-    _, points = sweep(study.config)
-    problem, config = study.setup.problem(Hyper(**points[0])), study.config
-    env, length = problem.env, config.rollout_length
+    cohort = cohort_of(name, 1)
+    job = cohort.job
+    problem, options = job.problem(job.points[0]), job.config.options
+    env, length, size = problem.env, options["rollout_length"], options["batch_size"]
 
     @jax.jit
     def act_and_step(key, states, params):
@@ -148,10 +151,10 @@ def collecting(name: str, repeats: int) -> float:
             action = problem.policy.apply(params, env.observe(state)).sample(seed=key_action)
             return env.step(key_next, state, action), action
 
-        return jax.vmap(one)(jax.random.split(key, config.batch_size), states)
+        return jax.vmap(one)(jax.random.split(key, size), states)
 
     keys = jax.random.split(jax.random.key(0), length)
-    params, first = problem.policy.init(keys[0]), jax.vmap(env.init)(jax.random.split(keys[0], config.batch_size))
+    params, first = problem.policy.init(keys[0]), jax.vmap(env.init)(jax.random.split(keys[0], size))
 
     def run():
         states = first
@@ -160,7 +163,7 @@ def collecting(name: str, repeats: int) -> float:
         jax.block_until_ready(states)
 
     run()
-    return config.batch_size * length / fastest(run, repeats)
+    return size * length / fastest(run, repeats)
 
 
 def fastest(function, repeats: int, budget: float = 10.0) -> float:
@@ -173,9 +176,9 @@ def fastest(function, repeats: int, budget: float = 10.0) -> float:
     return min(seconds)
 
 
-def step_flops(study: Study) -> int:
+def step_flops(cohort: Cohort) -> int:
     """Matrix-product FLOP of one lane's outer step."""
-    algorithm, _ = study.setup.make(Hyper())
+    algorithm, _ = cohort.job.make(cohort.job.points[0])
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     return matrix_flops(jax.make_jaxpr(algorithm.step)(jax.random.key(0), state).jaxpr)
 
@@ -212,12 +215,12 @@ def core_speedup(name: str, seeds: int, repeats: int) -> float | None:
     if not hasattr(os, "sched_setaffinity") or jax.devices()[0].platform != "cpu":
         return None
     cores, ratios = os.sched_getaffinity(0), []
-    study = study_of(name, seeds)
-    advance, _ = study.compile(CHUNK)
-    state = jax.block_until_ready(study.init(study.lanes))
+    cohort = cohort_of(name, seeds)
+    advance, _ = cohort.compile(CHUNK)
+    state = jax.block_until_ready(cohort.init(cohort.lanes))
 
     def run():
-        return jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))
+        return jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
 
     run()
     try:
@@ -318,10 +321,30 @@ def draw(result: dict) -> Figure:
     return figure
 
 
-def main(out: Path, say=print) -> None:
+def measure(out: Path, say=print) -> None:
     """Runs the benchmark and writes `bench.png` and `bench.json`."""
     result = bench(say=say)
     write_json(out, "bench.json", result)
     write_figure(out, "bench.png", draw(result), dpi=120)
     say(table(result))
     say(f"figure: {out / 'bench.png'}")
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Where results go."""
+
+    out: str = "runs/bench"
+    """Folder of the results."""
+
+
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Measures the workloads; the exit code."""
+    required = "--out FOLDER alone; a run is planned by bilevel plan, with the options of train"
+    folder = make_folder(parse(BenchOptions(), arguments, "bench", __doc__, required).out)
+    measure(folder, voice.say)
+    voice.table(folder / "bench.json")
+    return 0

@@ -1,21 +1,41 @@
-"""What a run will take before it is launched: memory a device from its compiled program, time from a short run."""
+"""Predict a run before it is launched: memory a device from its compiled program, time from a short run.
 
+bilevel plan --world cartpole --seeds 4096 --target cuda --target-devices 8
+"""
+
+import dataclasses
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.ranges import MOST, Range
 from experiments.commands.bench import fastest, step_flops
+from experiments.output import Voice
 from experiments.runs import memory
-from experiments.runs.cohort import Group, Study, chunk_length
-from experiments.runs.driver import choose_devices
-from experiments.settings.build import build
-from experiments.settings.config import Config, sweep
+from experiments.runs.cohort import Cohort, Group
+from experiments.settings.arguments import parse_run
+from experiments.settings.config import Config
+from experiments.settings.job import choose_devices, resolve
 from experiments.settings.options import OptionError
 
 TARGETS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}  # as the command line and as JAX call them
+
+
+TargetDevices = Annotated[int, Range(f"a whole number, at least 1 and at most {MOST}, or 0", lambda x: 0 <= x <= MOST)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """For what the plan is made."""
+
+    target: Literal["cpu", "cuda", "tpu"] = "cpu"
+    """Kind of the devices, which need not be here: then memory is predicted, and no time."""
+    target_devices: TargetDevices = 0
+    """Devices that share the lanes, those of all processes together; 0: as many as are here."""
 
 
 class Plan(NamedTuple):
@@ -46,37 +66,37 @@ def plan(config: Config, target: str, num_devices: int) -> Plan:
     Memory on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
     temporaries. Raises OptionError if the program cannot be lowered for the target.
     """
-    _, points = sweep(config)
-    lanes, devices = len(points) * config.seeds, choose_devices(config)
-    some = max(min(config.seeds, config.width * len(devices) // len(points)), 1)
-    study = Study(config, build(config), Group(0, some), devices)
+    job, run_options = resolve(config), config.run
+    lanes, width = len(job.points) * run_options.seeds, run_options.width
+    some = max(min(run_options.seeds, width * len(job.devices) // len(job.points)), 1)
+    cohort = Cohort(job, Group(0, some))
     begin = time.perf_counter()
-    _, wanted = study.compile(chunk_length(config, 0))
-    state = jax.block_until_ready(study.init(study.lanes))
+    _, wanted = cohort.compile(job.chunk(0))
+    state = jax.block_until_ready(cohort.init(cohort.lanes))
     compile_seconds = time.perf_counter() - begin
-    chunk = min(chunk_length(config, 0), 10)  # enough for its time
-    lower_for(study, chunk, target)
+    chunk = min(job.chunk(0), 10)  # enough for its time
+    lower_for(cohort, chunk, target)
     here = jax.devices()[0].platform == TARGETS[target]
-    blocks = -(-lanes // (config.width * num_devices))
+    blocks = -(-lanes // (width * num_devices))
     seconds = None
     if here:
-        advance, _ = study.compile(chunk)
+        advance, _ = cohort.compile(chunk)
 
         def run():
-            jax.block_until_ready(advance(study.lanes, state, jnp.int32(0), jnp.int32(2**30)))
+            jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
 
         run()
-        ours = study.layout.block_shape[0]
-        seconds = fastest(run, 2) / chunk / ours * blocks * config.steps
-    total = wanted._replace(num_lanes=blocks * config.width).total
-    room = (memory.host_memory() / num_devices if target == "cpu" else memory.room(devices)) if here else None
-    return Plan(lanes, blocks, total, room, compile_seconds, seconds, lanes * config.steps * step_flops(study))
+        measured = cohort.layout.block_shape[0]
+        seconds = fastest(run, 2) / chunk / measured * blocks * run_options.steps
+    total = wanted._replace(num_lanes=blocks * width).total
+    room = (memory.host_memory() / num_devices if target == "cpu" else memory.room(job.devices)) if here else None
+    return Plan(lanes, blocks, total, room, compile_seconds, seconds, lanes * run_options.steps * step_flops(cohort))
 
 
-def lower_for(study: Study, chunk: int, target: str) -> None:
+def lower_for(cohort: Cohort, chunk: int, target: str) -> None:
     """Lowers the program for the target, which need not be at hand."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = study.programs(chunk).advance.trace(study.lanes, study.state_spec(), step, step)
+    traced = cohort.programs(chunk).advance.trace(cohort.lanes, cohort.state_spec(), step, step)
     try:
         traced.lower(lowering_platforms=(target,))
     except Exception as error:  # which one, depends on what the target lacks
@@ -94,9 +114,10 @@ def as_json(target: str, num_devices: int, made: Plan) -> dict[str, Any]:
 
 def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:
     """The plan in words."""
+    run, task = config.run, f"{config.algorithm_name} on {config.world_name}"
     lines = [
-        f"{config.algorithm_name} on {config.world_name}: {made.lanes} lanes, {config.steps} outer steps, on {num_devices} "
-        f"{target} device(s): {made.blocks} block(s) of {config.width} lanes a device",
+        f"{task}: {made.lanes} lanes, {run.steps} outer steps, on {num_devices} {target} device(s): "
+        f"{made.blocks} block(s) of {run.width} lanes a device",
         f"memory: {made.bytes_a_device / 1e6:,.1f} MB a device"
         + (f", which has {made.room / 1e6:,.0f} MB" if made.room is not None and np.isfinite(made.room) else ""),
         f"compile: {made.compile_seconds:.0f} s here, without a cache",
@@ -111,3 +132,13 @@ def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:
     if made.room is not None and made.bytes_a_device > made.room:
         lines.append("this is more memory than there is: it would be refused; ask for fewer seeds or a smaller --width")
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Predicts what the run that the arguments ask for would take; the exit code."""
+    config, options = parse_run(arguments, "plan", __doc__, target=PlanOptions)
+    target, count = options.target, options.target_devices or len(choose_devices(config))
+    made = plan(config, target, count)
+    voice.say(describe(config, target, count, made))
+    voice.numbers(as_json(target, count, made))
+    return 0

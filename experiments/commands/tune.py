@@ -1,4 +1,6 @@
-"""σ and the step sizes of Algorithm 1 from a budget of samples, with no knowledge of the problem's constants.
+"""Choose σ and the step sizes of Algorithm 1 from a budget of samples, with no knowledge of the problem's constants.
+
+  bilevel tune --budget 10000000 --world garnet
 
 Successive halving: candidates are drawn log-uniformly from wide ranges; each rung advances its candidates, and the best
 third goes on from where it stands. Rung i = 0, 1, … of n has N₀/3^i candidates, which take 3^i times as many further steps
@@ -11,22 +13,25 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bilevel.lanes import Lanes, Layout, Make, Programs, programs
+from bilevel.ranges import Range, counts
 from bilevel.run import DIVERGED, NEVER, RunState
-from bilevel.types import Hyper
 from experiments.files import write_json
-from experiments.runs.driver import choose_devices
+from experiments.output import Voice
 from experiments.runs.folder import open_run
 from experiments.runs.progress import Progress
-from experiments.settings.build import arithmetic, build
-from experiments.settings.config import Config, choices_wanted, sweep
-from experiments.settings.options import OptionError, count, option
+from experiments.settings.arguments import given_options, options_of_file, parse_run
+from experiments.settings.config import Config, choices_wanted, swept_values
+from experiments.settings.job import Point, arithmetic, resolve
+from experiments.settings.options import Count, OptionError, spelled
+from experiments.settings.parsing import known
 
 RANGES = {  # of the log-uniform law: four or five decades, since a network wants less than a table, and Adam less than SGD
     "sigma": (1e-3, 1e1),
@@ -49,16 +54,23 @@ def whole(word: str) -> int:
     return int(number) if fits else 0
 
 
+Budget = Annotated[
+    str, Range(f"a whole number from 1 to {MOST_BUDGET}, as 10000000 or 1e7", lambda x: not x or bool(whole(x)))
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class TuneOptions:
     """The search. Options among sigma, policy-step-size, reward-step-size, critic-step-size that are given stay as given."""
 
-    budget: str = option("", f"a whole number from 1 to {MOST_BUDGET}, as 10000000 or 1e7", lambda x: not x or whole(x))
+    budget: Budget = ""
     """N, environment transitions of the whole search, to be given, as 10000000 or 1e7; labels are counted beside."""
-    candidates: int = count(27, 2)
+    candidates: Annotated[int, counts(2)] = 27
     """Random configurations in the first rung; a third of each rung goes on."""
-    tries: int = count(1)
+    tries: Count = 1
     """Seeds of each candidate, the same for all."""
+    out: Annotated[str, Range("a folder", bool)] = "runs/tune"
+    """Folder of the results."""
 
 
 # Successive halving ---------------------------------------------------------------------------------------------------
@@ -136,14 +148,14 @@ def successive_halving(
 # Candidates as lanes --------------------------------------------------------------------------------------------------
 
 
-def draw_candidates(seed: int, num: int, names: Sequence[str], point: dict[str, float]) -> Hyper:
-    """Hyper of arrays [num]: the names drawn from their ranges, to three digits, the others as in the point."""
+def draw_candidates(seed: int, num: int, names: Sequence[str], point: Point) -> Point:
+    """Hyperparameters as arrays [num]: the names drawn from their ranges, to three digits, the others as in the point."""
     rng = np.random.default_rng(seed)
     drawn = {}
     for name in names:
         low, high = np.log(RANGES[name])
         drawn[name] = np.array([float(f"{x:.3g}") for x in np.exp(rng.uniform(low, high, num))])
-    return Hyper(**{name: drawn.get(name, np.full(num, value)) for name, value in point.items()})
+    return {name: drawn.get(name, np.full(num, value)) for name, value in point.items()}
 
 
 def score(objective: np.ndarray, diverged: np.ndarray) -> np.ndarray:
@@ -152,11 +164,11 @@ def score(objective: np.ndarray, diverged: np.ndarray) -> np.ndarray:
     return np.where(diverged, np.nan, np.mean(last, axis=-1))
 
 
-def lanes_of(hyper: Hyper, seeds: np.ndarray) -> Lanes:
-    """Lanes of every candidate (Hyper of arrays [candidate]) with each of its seeds [try] or [candidate, try]."""
-    seeds = np.broadcast_to(seeds, (len(hyper.sigma), np.shape(seeds)[-1]))
+def lanes_of(hyper: Any, seeds: np.ndarray) -> Lanes:
+    """Lanes of every candidate (a pytree of arrays [candidate]) with each of its seeds [try] or [candidate, try]."""
+    seeds = np.broadcast_to(seeds, (len(jax.tree.leaves(hyper)[0]), np.shape(seeds)[-1]))
     dtype = jnp.result_type(float)
-    repeated = Hyper(*(np.repeat(np.asarray(x, dtype), seeds.shape[1]) for x in hyper))
+    repeated = jax.tree.map(lambda x: np.repeat(np.asarray(x, dtype), seeds.shape[1]), hyper)
     return Lanes(seeds.astype(np.uint32).ravel(), repeated)
 
 
@@ -215,18 +227,28 @@ class Candidates:
             ours[block] = new[: len(block)]
 
 
-def step_transitions(make: Make) -> int:
+def step_transitions(make: Make, point: Point) -> int:
     """Transitions of one outer step: a constant of the program, of which nothing else is computed."""
 
     @jax.jit
     def reported(key):
-        algorithm, _ = make(Hyper())
+        algorithm, _ = make(point)
         return algorithm.step(key, algorithm.init(key))[1]["transitions"]
 
     return int(reported(jax.random.key(0)))
 
 
 # The command ----------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str], voice: Voice) -> int:
+    """Searches for the run that the arguments ask for; the exit code."""
+    config, options = parse_run(arguments, "tune", __doc__, unwritten=RANGES, search=TuneOptions)
+    _, rest = known(TuneOptions(), arguments)
+    given = {*given_options(rest), *options_of_file(rest)}
+    tune(config, options, [name for name in RANGES if name not in given], rest, voice.say)
+    voice.table(Path(options.out) / "tune.json")
+    return 0
 
 
 def check(config: Config, names: Sequence[str]) -> list[str]:
@@ -239,26 +261,23 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         raise OptionError(
             f"--algorithm is {config.algorithm_name}; tune is for Algorithm 1; required: --algorithm bilevel"
         )
-    if config.gradients == "exact":
+    if config.options["gradients"] == "exact":
         raise OptionError("--gradients is exact, which takes no samples to count; required: --gradients sampled")
     names = [name for name in names if not choices_wanted(config, name)]
-    if several := sweep(config)[0]:
-        raise OptionError(
-            f"--{several[0].replace('_', '-')} has several values; required: one, the problem to tune for"
-        )
+    if several := [name for name, values in swept_values(config).items() if len(values) > 1]:
+        raise OptionError(f"{spelled(several[0])} has several values; required: one, the problem to tune for")
     if not names:
-        raise OptionError(f"nothing is left to tune; required: leave out one of {', '.join(map(_flag, RANGES))}")
+        raise OptionError(f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}")
     return names
 
 
-def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, rest: Sequence[str], say=print) -> dict:
+def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Sequence[str], say=print) -> dict:
     """Searches, says a line a rung, the survivors and the command to run next; writes and returns `tune.json`.
 
     Args:
         config: of the run to tune; its `seed` chooses candidates and randomness.
         options: of the search.
         names: hyperparameters to search, of `RANGES`; the others stay as configured.
-        out: folder.
         rest: arguments of `train` that gave the config, for the command to run next.
         say: takes lines.
 
@@ -274,22 +293,24 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], out: str, r
         )
     budget = whole(options.budget)
     with arithmetic(config):
-        setup = build(config)
+        job = resolve(config)
 
         def make(hyper):
-            return setup.make(hyper)[0], None  # without the measurements, which know the true reward
+            return job.make(hyper)[0], None  # without the measurements, which know the true reward
 
-        transitions = step_transitions(make) * options.tries
+        transitions = step_transitions(make, job.points[0]) * options.tries
         rungs = plan_rungs(budget, options.candidates, transitions)
         cost = spent(rungs, transitions)
-        hyper = draw_candidates(config.seed, options.candidates, names, sweep(config)[1][0])
-        devices, chunk = choose_devices(config), min(rungs[0].steps, 10)
-        size = min(config.width * len(devices), -(-options.candidates * options.tries // len(devices)) * len(devices))
+        hyper = draw_candidates(config.run.seed, options.candidates, names, job.points[0])
+        devices, chunk = job.devices, min(rungs[0].steps, 10)
+        size = min(
+            config.run.width * len(devices), -(-options.candidates * options.tries // len(devices)) * len(devices)
+        )
         layout = Layout(size, size // len(devices), devices)
-        ours = programs(make, config.seed, chunk, layout, NEVER)
+        ours = programs(make, config.run.seed, chunk, layout, NEVER)
         seeds = FIRST_SEED + np.arange(options.tries)
-        with open_run(out) as folder, Progress(cost // transitions * options.tries, say) as progress:
-            say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(_flag, names))}")
+        with open_run(options.out) as folder, Progress(cost // transitions * options.tries, say) as progress:
+            say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(spelled, names))}")
             lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
             for ranking in successive_halving(rungs, lanes.advance):
@@ -312,23 +333,23 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
     """Says the survivors and the command, and writes `tune.json`."""
 
     def values(candidate):
-        return {name: float(getattr(hyper, name)[candidate]) for name in names}
+        return {name: float(hyper[name][candidate]) for name in names}
 
     last = rankings[-1]
     if np.isneginf(last.scores[0]):
         raise OptionError(
             f"all of {last.rung.candidates} candidates diverged; required: more --candidates, or another --seed"
         )
-    say("upper objective, nats" + "".join(f"{_flag(name):>20s}" for name in names))
+    say("upper objective, nats" + "".join(f"{spelled(name):>20s}" for name in names))
     for candidate, ours in zip(last.candidates, last.scores, strict=True):
         say(f"{ours:21.4f}" + "".join(f"{x:20.3g}" for x in values(candidate).values()))
     chosen = values(last.candidates[0])
-    command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (_flag(n), f"{v:g}"))])
+    command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (spelled(n), f"{v:g}"))])
     say(f"to run next: {command}")
     summary = {
         "budget": whole(options.budget),
         "transitions": cost,
-        "seed": config.seed,
+        "seed": config.run.seed,
         "ranges": {name: RANGES[name] for name in names},
         "rungs": [
             {
@@ -343,7 +364,3 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
     }
     write_json(folder, "tune.json", summary)
     return summary
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -16,6 +16,7 @@ import jax
 from jax._src import distributed
 
 from experiments.files import canonical_json, digest, digest_of
+from experiments.settings.algorithms import ALGORITHMS
 from experiments.settings.config import Config, as_dict
 from experiments.settings.options import OptionError
 
@@ -64,6 +65,7 @@ def _asked(config: Config, out: str | Path | None, allow_layout_change: bool) ->
 def _code(config: Config) -> dict[str, str]:
     """Digests of the modules of this package that are imported, and of those that define the world and the algorithm."""
     homes = {type(part).__module__ for part in config.parts.values()}
+    homes.add(ALGORITHMS[config.algorithm_name].make.__module__)
     files = {
         name: getattr(module, "__file__", None)
         for name, module in sorted(sys.modules.items())

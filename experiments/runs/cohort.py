@@ -11,8 +11,8 @@ import numpy as np
 
 from bilevel.checkpoint import Checkpoints, open_checkpoints, strange_checkpoints
 from bilevel.lanes import Lanes, Layout, Programs, flatten, programs, unflatten
-from bilevel.run import COUNTS, RUNNING, RunState, Stopping
-from bilevel.types import Hyper, Learned
+from bilevel.run import COUNTS, RUNNING, RunState
+from bilevel.types import Learned
 from experiments.files import RunFolderError, make_folder, read_json, write_json
 from experiments.runs import memory
 from experiments.runs.folder import group_name, groups_of, owner_of, refuse_another
@@ -20,8 +20,7 @@ from experiments.runs.interruption import Requests
 from experiments.runs.metrics import check_metrics, strange_metrics, write_metrics
 from experiments.runs.processes import agree, any_process
 from experiments.runs.progress import Progress, duration, standing
-from experiments.settings.build import Setup
-from experiments.settings.config import Config, sweep
+from experiments.settings.job import Job
 
 KEEP = 3  # checkpoints of each group
 
@@ -34,13 +33,8 @@ class Group(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """The name of its folders below metrics/ and checkpoints/."""
         return group_name(self.first_seed, self.num_seeds)
-
-
-def chunk_length(config: Config, done: int) -> int:
-    """Outer steps a call; with `all`, those that are left."""
-    return max(config.steps - done, 1) if config.chunk == "all" else min(int(config.chunk), config.steps)
 
 
 def all_groups(folder: Path, num_seeds: int = 0) -> list[Group]:
@@ -60,45 +54,43 @@ def all_groups(folder: Path, num_seeds: int = 0) -> list[Group]:
 
 def strangers(folder: Path, groups: list[Group]) -> list[str]:
     """What lies among the metrics and the checkpoints of a run and is not of these groups, by its path in the folder."""
-    ours, found = {group.name for group in groups}, []
+    names, found = {group.name for group in groups}, []
     for kind, within in (("metrics", strange_metrics), ("checkpoints", strange_checkpoints)):
         for entry in sorted((folder / kind).glob("*")):
-            is_ours = entry.name in ours and entry.is_dir()
-            found += [f"{kind}/{entry.name}/{name}" for name in within(entry)] if is_ours else [f"{kind}/{entry.name}"]
+            is_known = entry.name in names and entry.is_dir()
+            found += [f"{kind}/{entry.name}/{name}" for name in within(entry)] if is_known else [f"{kind}/{entry.name}"]
     return found
 
 
-def prepare(folder: Path, groups: list[list[int]], config: Config, setup: Setup, devices, say) -> list["Study"]:
+def prepare(folder: Path, groups: list[list[int]], job: Job, say) -> list["Cohort"]:
     """The groups, each [first seed, number of seeds], with their programs.
 
     Raises:
         OptionError: the last one is new and needs more memory than there is; nothing has been written then.
     """
-    studies = [Study(config, setup, Group(*group), devices) for group in groups]
-    if not agree(lambda: (folder / "checkpoints" / studies[-1].group.name).exists()):
+    cohorts = [Cohort(job, Group(*group)) for group in groups]
+    if not agree(lambda: (folder / "checkpoints" / cohorts[-1].group.name).exists()):
         say("compiling, and checking that the run fits into memory")
-        studies[-1].check_memory(chunk_length(config, 0))
-    return studies
+        cohorts[-1].check_memory(job.chunk(0))
+    return cohorts
 
 
-def run_groups(
-    folder: Path, config: Config, studies: list["Study"], requests: Requests, say
-) -> tuple[Learned, list[str]]:
+def run_cohorts(folder: Path, cohorts: list["Cohort"], requests: Requests, say) -> tuple[Learned, list[str]]:
     """Runs every group to the last step; what was learned, [hyper, seed, …], and notes.
 
     Raises:
         Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
     """
     learned, notes = [], []
-    with Progress(config.steps * len(studies), say) as progress:
-        for study in studies:
-            group = study.group.name
+    with Progress(cohorts[0].job.config.run.steps * len(cohorts), say) as progress:
+        for cohort in cohorts:
+            group = cohort.group.name
             directory = agree(partial(_made, folder, f"checkpoints/{group}"))  # no link: files in it will be removed
             owner = agree(partial(owner_of, folder, group))
             with open_checkpoints(directory, KEEP, owner) as checkpoints:
-                state, more = study.run(folder, checkpoints, requests, progress, say)
+                state, more = cohort.run(folder, checkpoints, requests, progress, say)
             notes += more
-            learned.append(study.learned(state))
+            learned.append(cohort.learned(state))
     join = partial(jax.tree.map, lambda *parts: np.concatenate(parts, axis=1))
     return join(*learned), notes
 
@@ -113,16 +105,16 @@ def _made(folder: Path, name: str) -> str:
     return str(directory)
 
 
-class Study:
+class Cohort:
     """One group of seeds with its programs, which compile when they are first needed."""
 
-    def __init__(self, config: Config, setup: Setup, group: Group, devices):
-        _, points = sweep(config)
-        dtype = jnp.result_type(float)
-        hyper = Hyper(*(np.repeat(np.array([p[n] for p in points], dtype), group.num_seeds) for n in Hyper._fields))
+    def __init__(self, job: Job, group: Group):
+        points, dtype = job.points, jnp.result_type(float)
+        values = {name: np.array([point[name] for point in points], dtype) for name in points[0]}
+        hyper = {name: np.repeat(x, group.num_seeds) for name, x in values.items()}
         seeds = np.tile(np.arange(group.num_seeds, dtype=np.uint32) + group.first_seed, len(points))
-        self.config, self.setup, self.group, self.num_points = config, setup, group, len(points)
-        self.layout = Layout(len(seeds), config.width, devices)
+        self.job, self.group, self.num_points = job, group, len(points)
+        self.layout = Layout(len(seeds), job.config.run.width, job.devices)
         self.lanes = self.layout.spread(Lanes(seeds, hyper))
         self.seconds = {"compile_seconds": 0.0, "run_seconds": 0.0}
         self.init = self.programs(1).init  # lanes -> their first states; one function, so that it is traced once
@@ -130,8 +122,7 @@ class Study:
 
     def programs(self, chunk: int) -> Programs:
         """The programs for chunks of that length."""
-        stopping = Stopping(self.config.gradient_tolerance, self.config.patience)
-        return programs(self.setup.make, self.config.seed, chunk, self.layout, stopping)
+        return programs(self.job.make, self.job.config.run.seed, chunk, self.layout, self.job.stopping)
 
     def state_spec(self) -> RunState:
         """Shapes, types and shardings of the state, [blocks, lanes a block, …]."""
@@ -146,12 +137,12 @@ class Study:
         for note in notes:
             say(f"note: {note}")
         progress.start(step)
-        last_step, done = self.config.steps, step
+        last_step, done = self.job.config.run.steps, step
         if step == last_step:
             return state, notes
-        if chunk_length(self.config, step) not in self.compiled:
+        if self.job.chunk(step) not in self.compiled:
             say("compiling")
-        advance = self.check_memory(chunk_length(self.config, step))
+        advance = self.check_memory(self.job.chunk(step))
         begin = time.perf_counter()
         state = jax.block_until_ready(self.init(self.lanes)) if state is None else state
         self.seconds["compile_seconds"] += time.perf_counter() - begin
@@ -165,7 +156,7 @@ class Study:
                 requests.end(step, last_step)
             state, metrics = advance(self.lanes, state, jnp.int32(step), jnp.int32(last_step))
             metrics = self.layout.gather(metrics)
-            first, step = step, min(step + chunk_length(self.config, done), last_step)
+            first, step = step, min(step + self.job.chunk(done), last_step)
             metrics = {name: x[:, : step - first] for name, x in metrics.items()}
             if not np.any(metrics["status"][:, -1] == RUNNING):
                 metrics, step = _rest(metrics, last_step - first), last_step
@@ -182,9 +173,11 @@ class Study:
 
     def where(self, step: int) -> str:
         """Where the group is, for a line of a log."""
-        alone = self.group.first_seed == 0 and self.group.num_seeds == self.config.seeds
+        alone = self.group.first_seed == 0 and self.group.num_seeds == self.job.config.run.seeds
         last = self.group.first_seed + self.group.num_seeds - 1
-        return f"{'' if alone else f'seeds {self.group.first_seed} to {last}: '}step {step} of {self.config.steps}"
+        return (
+            f"{'' if alone else f'seeds {self.group.first_seed} to {last}: '}step {step} of {self.job.config.run.steps}"
+        )
 
     def resume(self, folder: Path, checkpoints: Checkpoints) -> tuple[int, RunState | None, list[str]]:
         """As `restore`, from the newest whole checkpoint up to which the metrics are whole too."""
@@ -253,7 +246,7 @@ class Study:
             OptionError: it needs more memory than there is.
         """
         advance, wanted = self.compile(chunk)
-        devices, width = self.layout.devices, self.config.width
+        devices, width = self.layout.devices, self.job.config.run.width
         room = memory.room(devices)
         lanes = (len(devices), self.num_points, width, self.group.first_seed)
         agree(lambda: memory.refuse_too_much(wanted, room, *lanes))
@@ -261,7 +254,7 @@ class Study:
 
     def learned(self, state: RunState) -> Learned:
         """Host arrays [hyper, seed, …]."""
-        algorithm, _ = self.setup.make(Hyper())
+        algorithm, _ = self.job.make(self.job.points[0])
         return self.of_lanes(jax.jit(jax.vmap(jax.vmap(algorithm.params)))(state.algorithm))
 
     def of_lanes(self, tree: Any) -> Any:
@@ -277,8 +270,8 @@ def _size(tree) -> int:
 
 def _rest(metrics: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
     """Metrics of `num_steps` steps in which no lane moves: the last column again, at no cost."""
-    ours = next(iter(metrics.values())).shape[1]
-    still = {name: np.repeat(x[:, -1:], num_steps - ours, axis=1) for name, x in metrics.items()}
+    taken = next(iter(metrics.values())).shape[1]
+    still = {name: np.repeat(x[:, -1:], num_steps - taken, axis=1) for name, x in metrics.items()}
     still |= {name: np.zeros_like(still[name]) for name in COUNTS}
     return {name: np.concatenate([x, still[name]], axis=1) for name, x in metrics.items()}
 

@@ -14,13 +14,12 @@ from bilevel.checkpoint import open_checkpoints
 from bilevel.lanes import Layout
 from bilevel.run import DIVERGED
 from bilevel.types import Learned
-from envs.base import World
 from experiments.files import RunFolderError, read_json, write_arrays, write_json
 from experiments.output import silent
 from experiments.report.page import Notes, write_report
 from experiments.report.summary import Baselines, Extent, format_table, summarise
 from experiments.runs.alike import refuse_differences
-from experiments.runs.cohort import KEEP, Group, Study, all_groups, chunk_length, prepare, run_groups, strangers
+from experiments.runs.cohort import KEEP, Cohort, Group, all_groups, prepare, run_cohorts, strangers
 from experiments.runs.folder import (
     Manifest,
     compare_manifests,
@@ -36,8 +35,8 @@ from experiments.runs.folder import (
 from experiments.runs.interruption import requests_to_stop
 from experiments.runs.metrics import load_run
 from experiments.runs.processes import agree, is_main
-from experiments.settings.build import Setup, arithmetic, baselines, build, tables
 from experiments.settings.config import Config, as_dict, read_config, sweep
+from experiments.settings.job import Job, arithmetic, baselines, resolve, tables
 from experiments.settings.options import OptionError
 
 EXTENDABLE = ("steps", "seeds")  # a run may be asked for more of these
@@ -74,21 +73,20 @@ def train(
     with arithmetic(config), requests_to_stop() as requests:
         refuse_differences(config, out, allow_layout_change)
         say = say if is_main() else silent
-        setup = build(config)
-        devices = choose_devices(config)
+        job = resolve(config)
         name = run_name(config.world_name, config.algorithm_name, as_dict(config), EXTENDABLE + PLACEMENT)
         with hold(Path("runs") / name if out is None else Path(out)) as folder:
-            manifest, notes = agree(lambda: compare(folder, config, devices, allow_layout_change))
+            manifest, notes = agree(lambda: compare(folder, job, allow_layout_change))
             for note in notes:
                 say(f"note: {note}")
             if not manifest:
                 agree(lambda: str(report(folder, say)))
                 return folder
-            announce(config, folder, devices, say)
-            studies = prepare(folder, manifest["groups"], config, setup, devices, say)
-            agree(lambda: describe(folder, config, setup.world, manifest))
-            learned, more = run_groups(folder, config, studies, requests, say)
-            agree(lambda: finish(folder, config, setup, learned, notes + more, command, say))
+            announce(job, folder, say)
+            cohorts = prepare(folder, manifest["groups"], job, say)
+            agree(lambda: describe(folder, job, manifest))
+            learned, more = run_cohorts(folder, cohorts, requests, say)
+            agree(lambda: finish(folder, job, learned, notes + more, command, say))
             return folder
 
 
@@ -100,27 +98,7 @@ def hold(path: Path) -> Iterator[Path]:
         yield path
 
 
-def choose_devices(config: Config) -> tuple[jax.Device, ...]:
-    """The devices that share the lanes."""
-    devices = jax.devices()
-    if config.devices and jax.process_count() > 1:
-        raise OptionError(
-            f"--devices is {config.devices} in a run of several processes; required: 0, all that they have"
-        )
-    if config.devices > len(devices):
-        raise OptionError(f"--devices is {config.devices}; this machine has {len(devices)}; ask for at most that many")
-    if getattr(config.world, "lapack", False) and devices[0].platform == "cpu" and jax.local_device_count() > 1:
-        # LAPACK's batched calls wait for threads that the other devices of the process may hold for ever.
-        if config.devices > 1 or jax.process_count() > 1:
-            how = "JAX_NUM_CPU_DEVICES=1 in each process" if jax.process_count() > 1 else "--devices 1"
-            raise OptionError(
-                f"--world {config.world_name} can stand still on several CPU devices of one process; required: one, by {how}"
-            )
-        return tuple(devices[:1])
-    return tuple(devices[: config.devices or None])
-
-
-def compare(folder: Path, config: Config, devices, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
+def compare(folder: Path, job: Job, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
     """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
 
     The manifest is empty where the run was finished on another layout: nothing is to be run then.
@@ -128,10 +106,11 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
     Raises:
         RunFolderError: it is another run; the message lists what differs.
     """
+    config, run = job.config, job.config.run
     flat = {name: value for name, value in as_dict(config).items() if name not in PLACEMENT}
     packages = getattr(config.world, "packages", ())
-    manifest = make_manifest(flat, config.width, chunk_length(config, 0), config.precision, packages, config.files())
-    manifest["layout"]["num_devices"] = len(devices)
+    manifest = make_manifest(flat, run.width, job.chunk(0), run.precision, packages, config.files())
+    manifest["layout"]["num_devices"] = len(job.devices)
     begun = (folder / "manifest.json").exists()
     changes, notes = _continue(folder, manifest) if begun else ([], [])
     if changes and not allow_layout_change:
@@ -147,7 +126,7 @@ def compare(folder: Path, config: Config, devices, allow_layout_change: bool) ->
             "it, or name another --out"
         )
     manifest["identity"] = identity_of(folder) if begun else new_identity()
-    groups = all_groups(folder, config.seeds)
+    groups = all_groups(folder, run.seeds)
     if "groups" in manifest_of(folder):  # not of a run from before they were written down
         refuse_adopted(folder, groups[len(groups_of(folder)) :])
     manifest["groups"] = [list(group) for group in groups]
@@ -196,29 +175,30 @@ def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[s
 def is_finished(folder: Path, config: Config) -> bool:
     """Whether the folder's run has all seeds that are asked for, each group its last checkpoint, and its summary."""
     groups = all_groups(folder)
-    ends = [folder / "checkpoints" / group.name / str(config.steps) for group in groups]
-    whole = sum(group.num_seeds for group in groups) == config.seeds and all(end.is_dir() for end in ends)
+    run = config.run
+    ends = [folder / "checkpoints" / group.name / str(run.steps) for group in groups]
+    whole = sum(group.num_seeds for group in groups) == run.seeds and all(end.is_dir() for end in ends)
     told = read_json(folder, "summary.json", Extent, {})  # which is written last
-    return whole and (told.get("steps"), told.get("seeds")) == (config.steps, config.seeds)
+    return whole and (told.get("steps"), told.get("seeds")) == (run.steps, run.seeds)
 
 
-def describe(folder: Path, config: Config, world: World, manifest: dict[str, Any]) -> None:
+def describe(folder: Path, job: Job, manifest: dict[str, Any]) -> None:
     """Writes what the run is."""
-    if world.score is not None:
-        write_json(folder, "score.json", world.score._asdict())
-    names, points = sweep(config)
-    write_json(folder, "sweep.json", {"names": names, "values": [[point[n] for n in names] for point in points]})
-    write_json(folder, "config.json", as_dict(config))
+    if job.world.score is not None:
+        write_json(folder, "score.json", job.world.score._asdict())
+    values = [[point[name] for name in job.swept] for point in job.points]
+    write_json(folder, "sweep.json", {"names": list(job.swept), "values": values})
+    write_json(folder, "config.json", as_dict(job.config))
     write_json(folder, "manifest.json", manifest)
 
 
-def announce(config: Config, folder: Path, devices, say) -> None:
+def announce(job: Job, folder: Path, say) -> None:
     """Says what is about to run."""
-    names, points = sweep(config)
-    swept = f" x {len(points)} settings of {', '.join(names)}" if names else ""
-    layout = Layout(len(points) * config.seeds, config.width, devices)
+    config, run, devices = job.config, job.config.run, job.devices
+    swept = f" x {len(job.points)} settings of {', '.join(job.swept)}" if job.swept else ""
+    layout = Layout(len(job.points) * run.seeds, run.width, devices)
     blocks, size = layout.block_shape
-    say(f"{config.algorithm_name} on {config.world_name}: {config.seeds} seeds{swept}, {config.steps} outer steps")
+    say(f"{config.algorithm_name} on {config.world_name}: {run.seeds} seeds{swept}, {run.steps} outer steps")
     say(
         f"{blocks} block(s) of {size} lanes on {len(devices)} {devices[0].platform} device(s), {layout.padding} padding"
     )
@@ -228,18 +208,19 @@ def announce(config: Config, folder: Path, devices, say) -> None:
 # The end of a run -----------------------------------------------------------------------------------------------------
 
 
-def finish(folder: Path, config: Config, setup: Setup, learned: Learned, notes: list[str], command: str, say) -> None:
+def finish(folder: Path, job: Job, learned: Learned, notes: list[str], command: str, say) -> None:
     """Writes what a reader wants to see, and prints the table."""
-    if setup.world.mdp is not None:
+    if job.world.mdp is not None:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), learned)
-        arrays = tables(setup, flat)
+        arrays = tables(job, flat)
         shape = jax.tree.leaves(learned)[0].shape[:2]
-        arrays |= {n: arrays[n].reshape(*shape, *arrays[n].shape[1:]) for n in ("learned_reward", "policy")}
-        if hasattr(config.world, "grid"):
-            arrays["grid"] = config.world.grid()
+        arrays |= {
+            n: arrays[n].reshape(*shape, *arrays[n].shape[1:]) for n in ("learned_reward", "policy") if n in arrays
+        }
+        if hasattr(job.config.world, "grid"):
+            arrays["grid"] = job.config.world.grid()
         write_arrays(folder, "tables.npz", arrays)
-        _, points = sweep(config)
-        write_json(folder, "baselines.json", baselines(setup, points))
+        write_json(folder, "baselines.json", baselines(job))
     write_json(folder, "notes.json", {"notes": notes, "command": command})
     report(folder, say)
 
@@ -295,29 +276,29 @@ def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
     """
     folder = Path(path)
     config = read_config(folder)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
-    _, points = sweep(config)
-    for name, given, number in (("seed", seed, config.seeds), ("point", point, len(points))):
+    config = config._replace(run=dataclasses.replace(config.run, width=1))  # no padding, which takes memory
+    num_points = len(sweep(config)[1])
+    for name, given, number in (("seed", seed, config.run.seeds), ("point", point, num_points)):
         if isinstance(given, bool) or not (hasattr(given, "__index__") and 0 <= given < number):
             raise RunFolderError(f"{folder} has no {name} {given!r}; required: a whole number from 0 to {number - 1}")
-    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.seeds]
+    groups = [g for g in all_groups(folder) if g.first_seed <= seed < g.first_seed + g.num_seeds <= config.run.seeds]
     if not groups:
         raise RunFolderError(f"{folder} has not begun seed {seed} yet; required: one that has; let the run go on")
-    with jax.enable_x64(config.precision == "float64"):
-        study = Study(config, build(config), groups[0], tuple(jax.devices()[:1]))
+    with jax.enable_x64(config.run.precision == "float64"):
+        cohort = Cohort(resolve(config)._replace(devices=tuple(jax.devices()[:1])), groups[0])
         directory, state = folder / "checkpoints" / groups[0].name, None
         if directory.is_dir():
             with open_checkpoints(directory, KEEP, owner_of(folder, groups[0].name)) as checkpoints:
-                _, state, notes = study.restore(checkpoints)
+                _, state, notes = cohort.restore(checkpoints)
         if state is None:
             raise RunFolderError(f"{folder} has no checkpoint of seed {seed} yet; required: one; let the run go on")
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        status, steps = (study.of_lanes(x)[point, seed - groups[0].first_seed] for x in (state.status, state.steps))
+        status, steps = (cohort.of_lanes(x)[point, seed - groups[0].first_seed] for x in (state.status, state.steps))
         if status == DIVERGED:
             warnings.warn(
                 f"seed {seed} at point {point} of {folder} diverged in outer step {steps + 1}: its parameters are those "
                 "before, the last that were finite",
                 stacklevel=2,
             )
-        return jax.tree.map(lambda x: x[point, seed - groups[0].first_seed], study.learned(state))
+        return jax.tree.map(lambda x: x[point, seed - groups[0].first_seed], cohort.learned(state))

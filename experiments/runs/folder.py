@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 import jax
 import numpy as np
 
+from bilevel.ranges import MOST
 from experiments.files import (
     RunFolderError,
     as_json,
@@ -40,7 +41,6 @@ from experiments.files import (
     refusing,
     write_arrays,
 )
-from experiments.settings.options import MOST
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
 MARK = "bilevel run, last held by process "

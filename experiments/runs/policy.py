@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.lookup import bind
-from bilevel.types import Distribution, Hyper, Params
+from bilevel.types import Distribution, Params
 from envs.base import Env, Original
 from experiments.runs.driver import load_params
-from experiments.settings.build import arithmetic, build
 from experiments.settings.config import Config, read_config
+from experiments.settings.job import arithmetic, resolve
 from experiments.settings.options import OptionError
 
 
@@ -61,10 +61,10 @@ def load_policy(path: str | Path, seed: int, point: int = 0) -> Policy:
 def policy_of(config: Config, params: Params) -> Policy:
     """The policy of a configuration with the parameters [...] of one seed."""
     with arithmetic(config):
-        setup, params = build(config), jax.tree.map(jnp.asarray, params)
-        model, env = setup.problem(Hyper()).policy, setup.world.env
-        original = setup.world.original or itself(env)
-    num_states = None if setup.world.original else env.num_states
+        job, params = resolve(config), jax.tree.map(jnp.asarray, params)
+        model, env = job.problem(job.points[0]).policy, job.world.env
+        original = job.world.original or itself(env)
+    num_states = None if job.world.original else env.num_states
     behave, act = bind(model, params), original.act or (lambda action: action)
 
     def compiled(function):

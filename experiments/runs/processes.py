@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,10 +21,11 @@ from jax._src import distributed
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
+from bilevel.ranges import Range, counts
 from experiments.files import RunFolderError
 from experiments.runs.interruption import Stopped
 from experiments.runs.relay import open_relay, split
-from experiments.settings.options import OptionError, check_fields, count, option
+from experiments.settings.options import OptionError, check_fields
 
 LESS = 0.7  # of `peer_timeout`: the silence after which a process counts as dead, so that the others end within it
 LONGEST = 10 * 86_400_000  # milliseconds that a process waits for others that live
@@ -43,11 +44,11 @@ class ProcessOptions:
     """Join the other processes. SLURM, Kubernetes, Open MPI and TPU pods are detected; elsewhere give the next three."""
     coordinator: str = ""
     """HOST:PORT where process 0 listens, to whoever can connect: the network must be trusted."""
-    num_processes: int = option(0, "at least 1, or 0 to detect it", lambda x: x >= 0)
+    num_processes: Annotated[int, Range("at least 1, or 0 to detect it", lambda x: x >= 0)] = 0
     """How many processes there are."""
-    process_id: int = option(-1, "at least 0, or -1 to detect it", lambda x: x >= -1)
+    process_id: Annotated[int, Range("at least 0, or -1 to detect it", lambda x: x >= -1)] = -1
     """The number of this one, from 0."""
-    peer_timeout: int = count(100, 10, 86400)
+    peer_timeout: Annotated[int, counts(10, 86400)] = 100
     """Seconds after which a process that has gone silent ends the others."""
 
 

@@ -1,99 +1,154 @@
-"""The algorithms that the command line knows, each with its own options."""
+"""The algorithms that the command line knows: each names the parts that it needs, and brings its own options and numbers.
 
-import dataclasses
+An algorithm is added by one line of `ALGORITHMS`: a record of static options (counts, optimizers, choices), a NamedTuple of
+real numbers that may be swept, the parts that it needs, and how it is made of them. Help, configuration, hash, sweeps and
+measurements follow from these.
+"""
+
 import functools
 import inspect
 import math
 import types
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
-from bilevel.algorithms.alternating import AlternatingConfig, alternating
-from bilevel.algorithms.bilevel_rlhf import BilevelConfig, bilevel_rlhf
-from bilevel.algorithms.two_stage import TwoStageConfig, two_stage
+from bilevel import preferences
+from bilevel.algorithms.alternating import AlternatingConfig, AlternatingHyper, alternating
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, bilevel_rlhf, line_7
+from bilevel.algorithms.two_stage import TwoStageConfig, TwoStageHyper, two_stage
 from bilevel.ascent import Optimizer
-from bilevel.gradients import hypergradients
-from bilevel.types import Algorithm, Gradients, Hyper, Problem
-from experiments.settings.options import OptionError, Values, choose, count, positive
+from bilevel.gradients.hypergradients import Construct, closed_form, implicit, naive, unrolled
+from bilevel.gradients.types import Gradients
+from bilevel.types import Algorithm, Coefficients, Model, Problem
+from experiments.settings.options import ESTIMATOR, Fields, OptionError, choose, fields, part, spelled, swept
+
+HYPERGRADIENTS = {
+    "proxy": line_7,
+    "naive": naive,
+    "closed_form": closed_form,
+    "implicit": implicit,
+    "unrolled": unrolled,
+}
+OBJECTIVES = {
+    x.__name__: x for x in (preferences.log_likelihood, preferences.excess_log_likelihood, preferences.excess_brier)
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """The ascent: step sizes and optimizers of both levels."""
+class Parts(NamedTuple):
+    """What an algorithm may be made of, at one point of a sweep.
 
-    num_policy_steps: int = count(10)
-    """K, inner (policy) steps an outer step."""
-    policy_step_size: Values = positive((0.1,))
-    """tau, step size of the policy. Several values: a sweep."""
-    policy_optimizer: str = "sgd"
-    """Any optax optimizer by its name and arguments, such as adam, or sgd:momentum=0.9."""
-    reward_step_size: Values = positive((0.003,))
-    """eta, step size of the reward. Several values: a sweep."""
-    reward_optimizer: str = "adam"
-    """Any optax optimizer by its name and arguments, such as adam, or sgd:momentum=0.9."""
+    Attributes:
+        problem: of the run; its reward model is None where the algorithm does not name one.
+        gradients: (upper objective, estimator of line 7's difference) -> the derivatives, for those that name them.
+    """
 
-    def optimizers(self) -> tuple[Optimizer, Optimizer]:
-        """The policy's and the reward's optimizer, as functions of their step sizes."""
-        return optimizer("policy-optimizer", self.policy_optimizer), optimizer(
-            "reward-optimizer", self.reward_optimizer
-        )
+    problem: Problem
+    gradients: Callable[..., Gradients]
 
 
-@dataclasses.dataclass(frozen=True)
-class BilevelOptions(StepOptions):
-    """Algorithm 1 (bilevel)."""
+class Entry(NamedTuple):
+    """An algorithm of the command line.
 
-    sigma: Values = positive((0.1,))
-    """sigma, weight of G in the penalised lower level, above 0; the proxy's bias is O(sigma). Several values: a sweep."""
-    estimator: Literal["weighted", "coupled", "independent"] = "weighted"
-    """Estimator of line 7's difference: variance O(1), O(1/sigma), or O(1/sigma^2) (the paper's) as sigma falls."""
+    Attributes:
+        options: a record of its static options, as `options.part` makes it.
+        hyper: a NamedTuple of its real numbers, which are options too, and may be swept.
+        needs: names of the parts that it needs, of `options.NAMED_PARTS`.
+        make: (parts, options, hyper) -> Algorithm, called inside the traced function.
+        policy: (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None
+            where it names the part `policy`.
+    """
+
+    options: type
+    hyper: type
+    needs: tuple[str, ...]
+    make: Callable[[Parts, Any, Any], Algorithm]
+    policy: Callable[[Problem, Coefficients], Model] | None = None
+
+
+class UpperOptions(NamedTuple):
+    """Algorithm 1's upper level."""
+
     objective: Literal["log_likelihood", "excess_log_likelihood", "excess_brier"] = "log_likelihood"
     """Upper objective: the paper's, or its excess over what the true reward attains."""
     hypergradient: Literal["proxy", "naive", "closed_form", "implicit", "unrolled"] = "proxy"
     """What line 7 adds to the gradient of G at a fixed policy: the paper's difference over sigma; nothing; the change of
     the KL-optimal policy (right for a full table); a solve with the Hessian of J; num-policy-steps steps differentiated."""
-    reuse_labels: bool = False
-    """One batch of labels an outer step, reweighted as the policy moves; otherwise fresh ones at every inner step."""
-
-    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
-        """The algorithm; called inside the traced function."""
-        construct = getattr(hypergradients, self.hypergradient)
-        if self.hypergradient == "unrolled":
-            construct = functools.partial(construct, num_steps=self.num_policy_steps)
-        config = BilevelConfig(self.num_policy_steps, self.reuse_labels, *self.optimizers(), construct)
-        return bilevel_rlhf(problem, gradients, config, hyper)
 
 
-@dataclasses.dataclass(frozen=True)
-class AlternatingOptions(StepOptions):
-    """Alternating RLHF: the upper gradient without the implicit term."""
+def static(config: type, hyper: type, more: Fields | None = None) -> Fields:
+    """The options of an algorithm's record of counts and optimizers, which are given by name, and of its real numbers."""
+    about = "Any optax optimizer by its name and arguments, such as adam, or sgd:momentum=0.9."
+    found: Fields = {}
+    for name, (annotation, default) in fields(config).items():
+        if annotation == Optimizer:
+            found[name] = Annotated[str, tyro.conf.arg(help=about)], default.__name__
+        elif annotation != Construct:
+            found[name] = annotation, default
+    return found | swept(hyper) | (more or {})
 
-    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
-        """The algorithm; called inside the traced function."""
-        return alternating(problem, gradients, AlternatingConfig(self.num_policy_steps, *self.optimizers()), hyper)
+
+def optimizers(options: Any) -> tuple[Optimizer, Optimizer]:
+    """The policy's and the reward's optimizer, as functions of their step sizes."""
+    return optimizer("policy_optimizer", options.policy_optimizer), optimizer(
+        "reward_optimizer", options.reward_optimizer
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class TwoStageOptions(StepOptions):
-    """Two-stage RLHF: the reward is fitted once on pairs of the reference policy."""
+BilevelOptions = part(
+    "BilevelOptions",
+    "Algorithm 1 (bilevel).",
+    static(BilevelConfig, BilevelHyper, ESTIMATOR | fields(UpperOptions)),
+)
+AlternatingOptions = part(
+    "AlternatingOptions",
+    "Alternating RLHF: the upper gradient without the implicit term.",
+    static(AlternatingConfig, AlternatingHyper),
+)
+TwoStageOptions = part(
+    "TwoStageOptions",
+    "Two-stage RLHF: the reward is fitted once on pairs of the reference policy.",
+    static(TwoStageConfig, TwoStageHyper),
+)
 
-    num_batches: int = count(10)
-    """Batches of pairs (num-pairs each) collected from the reference policy at the start."""
-    num_reward_steps: int = count(200)
-    """Full-gradient steps of the reward on them."""
 
-    def build(self, problem: Problem, gradients: Gradients, hyper: Hyper) -> Algorithm:
-        """The algorithm; called inside the traced function."""
-        counts = (self.num_batches, self.num_reward_steps, self.num_policy_steps)
-        return two_stage(problem, gradients, TwoStageConfig(*counts, *self.optimizers()), hyper)
+def make_bilevel(parts: Parts, options: Any, hyper: BilevelHyper) -> Algorithm:
+    """Algorithm 1 as the command line describes it."""
+    construct = HYPERGRADIENTS[options.hypergradient]
+    if options.hypergradient == "unrolled":
+        construct = functools.partial(construct, num_steps=options.num_policy_steps)
+    config = BilevelConfig(options.num_policy_steps, options.reuse_labels, *optimizers(options), construct)
+    gradients = parts.gradients(OBJECTIVES[options.objective], options.estimator)
+    return bilevel_rlhf(parts.problem, gradients, config, hyper)
 
+
+def make_alternating(parts: Parts, options: Any, hyper: AlternatingHyper) -> Algorithm:
+    """Alternating RLHF as the command line describes it."""
+    config = AlternatingConfig(options.num_policy_steps, *optimizers(options))
+    return alternating(parts.problem, parts.gradients(), config, hyper)
+
+
+def make_two_stage(parts: Parts, options: Any, hyper: TwoStageHyper) -> Algorithm:
+    """Two-stage RLHF as the command line describes it."""
+    counts = options.num_batches, options.num_reward_steps, options.num_policy_steps
+    return two_stage(parts.problem, parts.gradients(), TwoStageConfig(*counts, *optimizers(options)), hyper)
+
+
+NEEDS = ("reward", "policy", "annotator", "gradients", "critic")
+ALGORITHMS = {
+    "bilevel": Entry(BilevelOptions, BilevelHyper, NEEDS, make_bilevel),
+    "alternating": Entry(AlternatingOptions, AlternatingHyper, NEEDS, make_alternating),
+    "two_stage": Entry(TwoStageOptions, TwoStageHyper, NEEDS, make_two_stage),
+}
+
+
+# Optimizers by name ---------------------------------------------------------------------------------------------------
 
 SHARES = ("b1", "b2", "b3", "decay", "momentum", "rho")  # of the past that an optimizer's running means keep
-
-ALGORITHMS = {"bilevel": BilevelOptions, "alternating": AlternatingOptions, "two_stage": TwoStageOptions}
 
 
 def optimizer(option: str, text: str) -> Optimizer:
@@ -103,15 +158,15 @@ def optimizer(option: str, text: str) -> Optimizer:
         OptionError: optax has none of that name, or it does not take those arguments.
     """
     name, colon, rest = text.partition(":")
-    constructor = choose(f"--{option}", name, OPTIMIZERS)
+    constructor = choose(spelled(option), name, OPTIMIZERS)
     try:
         arguments = _arguments(rest) if colon else {}
-        ours = constructor(0.1, **arguments)
-        jax.eval_shape(lambda x: ours.update(x, ours.init(x), x), jnp.zeros(1))
+        made = constructor(0.1, **arguments)
+        jax.eval_shape(lambda x: made.update(x, made.init(x), x), jnp.zeros(1))
     except (TypeError, ValueError) as error:
         raise OptionError(
-            f"--{option} is {text!r}; required: name or name:argument=number,argument=number, such as sgd:momentum=0.9 "
-            f"({str(error).splitlines()[0]})"
+            f"{spelled(option)} is {text!r}; required: name or name:argument=number,argument=number, such as "
+            f"sgd:momentum=0.9 ({str(error).splitlines()[0]})"
         ) from error
     return functools.partial(constructor, **arguments)
 

@@ -1,25 +1,48 @@
-"""The arguments of a command: options of a run, read from the parts that hold them, and a line for what cannot be read."""
+"""The arguments of a command about a run: its configuration, from flags and a file, and the command's own options."""
 
 import contextlib
 import dataclasses
-import io
-import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
-from experiments.output import FLAGS
+from bilevel.ranges import counts
 from experiments.runs.processes import ProcessOptions
 from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.config import PARTS, Config, check, default_config, refuse_idle_sweep, unknown_option
-from experiments.settings.options import OptionError, check_fields, count
+from experiments.settings.config import check, config_of, converted, default_config, refuse_idle_sweep, unknown_option
+from experiments.settings.config_file import as_yaml, read_options
+from experiments.settings.options import OptionError, check_fields, choose, replaced, spelled
+from experiments.settings.parsing import (
+    by_flag,
+    known,
+    mistake,
+    name_of,
+    refuse_beyond_floats,
+    show_help,
+    types_of,
+)
 from experiments.settings.worlds import WORLDS
 
-# As help shows them: what is changed most often comes first.
-ORDER = ("run", "world", "algorithm", "problem", "models", "estimation", "annotator", "output", "processes")
+# As help shows them: what is changed most often comes first, and parts that are not named here before the last two.
+ORDER = ("choice", "search", "target", "run", "world", "algorithm", "problem", "reward", "policy")
+ORDER += ("gradients", "critic", "annotator")
+LAST = ("output", "processes")
+CHOICES = {"world": WORLDS, "algorithm": ALGORITHMS}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceOptions:
+    """What all other options depend on."""
+
+    world: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(WORLDS) + "}")] = "gridworld"
+    """Which world; each has its own options: --world NAME --help shows them."""
+    algorithm: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(ALGORITHMS) + "}")] = "bilevel"
+    """Which algorithm; each has its own options: --algorithm NAME --help shows them."""
+    config: str = ""
+    """A YAML or TOML file of options of the run, as --print-config writes it; flags win over it."""
+    print_config: bool = False
+    """Write the run's options as YAML, for --config, and do nothing else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,173 +53,114 @@ class OutputOptions:
     """Run folder; by default runs/<world>-<algorithm>-<hash of the configuration>, so that the same command resumes."""
     allow_layout_change: bool = False
     """Resume a run on other devices than it was started on; its bits may then differ, and the report says so."""
-    stopped_code: int = count(0, 0, 125)
+    stopped_code: Annotated[int, counts(0, 125)] = 0
     """Exit code of a run that SIGTERM, SIGHUP or SIGUSR1 has stopped before its end; other than 0, a scheduler can tell it
     from a finished one and start it again."""
 
 
-def parse_train(arguments: list[str], program: str = "bilevel train", **more: type):
-    """(config, output, processes) of the arguments of `train`; help prints and exits with 0.
+def parse_train(arguments: Sequence[str], command: str = "train", about: str = "", **more: type):
+    """(config, output, processes) of the arguments of `train`, and the records of `more`; see `parse_run`."""
+    return parse_run(arguments, command, about, output=OutputOptions, processes=ProcessOptions, **more)
+
+
+def parse_run(arguments: Sequence[str], command: str, about: str, unwritten: Collection[str] = (), **more: type):
+    """The configuration that the arguments ask for, and the command's own records.
+
+    Help and --print-config print and exit with 0.
 
     Args:
         arguments: what follows the command.
-        program: the command, as help calls it.
-        more: further dataclasses of options by name, which are returned after the three.
+        command: its name.
+        about: what it does, for its help.
+        unwritten: options that --print-config leaves out unless they are given.
+        more: dataclasses of the command's own options by name, in the order in which they are returned.
 
     Raises:
-        OptionError: with one line.
+        OptionError: with one line, which names the file where that is wrong.
     """
-    world, rest = take("world", arguments, "gridworld")
-    algorithm, rest = take("algorithm", rest, "bilevel")
-    others = {"output": OutputOptions(), "processes": ProcessOptions()} | {name: kind() for name, kind in more.items()}
-    parts = default_config(world, algorithm).parts | others
-    chosen = {"world": world, "algorithm": algorithm}
-    _refuse_beyond_floats(parts.values(), rest)
-    parsed = _parse({name: parts[name] for name in (*more, *ORDER)}, chosen, rest, program)
-    config = Config(world, algorithm, **{name: parsed[name] for name in PARTS})
-    for name in ("output", *more):
+    written = options_of_file(arguments)
+    chosen, _ = known(ChoiceOptions(**{name: written.pop(name) for name in CHOICES if name in written}), arguments)
+    own = {name: kind() for name, kind in more.items()}
+    parts = default_config(chosen.world, chosen.algorithm).parts
+    with _naming(chosen.config):
+        parts = _with_options(parts, written, chosen, own)
+    parsed = _parse(parts | own | {"choice": chosen}, arguments, command, about, own)
+    config = config_of(chosen.world, chosen.algorithm, parsed)
+    for name in own:
         check_fields(parsed[name])
     check(config)
     refuse_idle_sweep(config)
-    return config, *(parsed[name] for name in others)
+    if chosen.print_config:
+        left_out = {*unwritten} - {*given_options(arguments), *written}
+        options = {name: value for name, value in config.options.items() if name not in left_out}
+        print(as_yaml({"world": chosen.world, "algorithm": chosen.algorithm} | options), end="")
+        raise SystemExit
+    return config, *(parsed[name] for name in own)
 
 
 def given_options(arguments: Iterable[str]) -> list[str]:
     """The options that the arguments name, as fields are called; a switch by either of its flags."""
-    names = (flag[2:].replace("-", "_") for flag, _ in _by_flag(arguments) if flag)
-    return [name.removeprefix("no_") for name in names]
+    return [name_of(flag).removeprefix("no_") for flag, _ in by_flag(arguments) if flag]
 
 
-def take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
-    """The value of `--option VALUE` or `--option=VALUE`, and the other arguments.
-
-    Raises:
-        OptionError: the option has no value.
-    """
-    value, rest, flag = default, [], f"--{option}"
-    example = f", as in {flag} {default}" if default else ""
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == flag:
-            value = next(remaining, None)
-            if value is None or value.startswith("--"):
-                raise OptionError(f"{flag} was given without a value; required: one{example}")
-        elif argument.startswith(flag + "="):
-            value = argument.partition("=")[2]
-            if not value:
-                raise OptionError(f"{flag} was given without a value; required: one{example}")
-        else:
-            rest.append(argument)
-    return value, rest
+def options_of_file(arguments: Sequence[str]) -> dict[str, Any]:
+    """The options in the file that --config names, of whose world and algorithm there are such; none without one."""
+    path = known(ChoiceOptions(), arguments)[0].config
+    written = read_options(path) if path else {}
+    with _naming(path):
+        for kind in written.keys() & CHOICES.keys():
+            choose(spelled(kind), written[kind], CHOICES[kind])
+    return written
 
 
-def _parse(parts: dict[str, Any], chosen: dict[str, str], arguments: list[str], program: str) -> dict[str, Any]:
-    """The parts as the arguments change them, by tyro; what it cannot read is explained here."""
-    everything = _together(parts, chosen)
-    if {"-h", "--help"} & set(arguments):
-        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))  # wider, groups stand side by side
-        tyro.cli(everything, args=["--help"], prog=program)
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Says of mistakes in the block that they are in that file."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            parsed = tyro.cli(everything, args=arguments, prog=program)
-    except SystemExit as error:
-        raise _mistake(list(parts.values()), chosen, arguments) from error
-    return {name: getattr(parsed, name) for name in parts}
+        yield
+    except OptionError as error:
+        raise OptionError(f"--config {path}: {error}") from error
 
 
-def _together(parts: dict[str, Any], chosen: dict[str, str]) -> type:
-    """One dataclass of all parts, each of which is a group of the help."""
-
-    def name(kind: str, choices: Iterable[str]) -> Any:
-        about = f"Which {kind}; each has its own options: --{kind} NAME --help shows them."
-        return Annotated[Literal[tuple(choices)], tyro.conf.arg(name=kind, help=about)]
-
-    # The names were read before, since the other options depend on them; here they are for the help.
-    fields = [("world_", name("world", WORLDS), chosen["world"])]
-    fields += [("algorithm_", name("algorithm", ALGORITHMS), chosen["algorithm"])]
-    fields += [(name, tyro.conf.OmitArgPrefixes[type(part)], part) for name, part in parts.items()]
-    everything = dataclasses.make_dataclass("Options", fields, frozen=True)
-    everything.__doc__ = "{algorithm} on {world}. ".format(**chosen) + FLAGS
-    return everything
-
-
-# What cannot be read --------------------------------------------------------------------------------------------------
+def _with_options(parts: dict[str, Any], written: Mapping[str, Any], chosen: ChoiceOptions, own: Mapping[str, Any]):
+    """The parts of a run with the options of a file in their place."""
+    homes = {name: part for part, record in parts.items() for name in types_of(record)}
+    for name, value in written.items():
+        if name not in homes and any(name in types_of(record) for record in (chosen, *own.values())):
+            raise OptionError(f"{spelled(name)} is no option of the run; required: on the command line")
+        if name not in homes:
+            raise unknown_option(chosen.world, chosen.algorithm, name, homes)
+        record = parts[homes[name]]
+        record = replaced(record, {name: converted(value, types_of(record)[name])})
+        check_fields(record)
+        parts = parts | {homes[name]: record}
+    return parts
 
 
-def _mistake(parts: Iterable[Any], chosen: dict[str, str], arguments: Iterable[str]) -> OptionError:
-    """For the first argument that does not fit its option."""
-    homes = {field.name: part for part in parts for field in dataclasses.fields(part)}
-    switches = {f"no_{name}" for name, part in homes.items() if isinstance(getattr(part, name), bool)}
-    for flag, values in _by_flag(arguments):
-        name = flag.removeprefix("--").replace("-", "_")
-        try:
-            if not flag and values:
-                raise OptionError(f"{values[0]!r} belongs to no option; required: options, as in --steps 100")
-            if name in homes:
-                _check_values(homes[name], name, values)
-            elif name in switches and values:
-                raise OptionError(f"{flag} got {' '.join(values)}; required: no value")
-            elif flag and name not in switches:
-                raise unknown_option(chosen["world"], chosen["algorithm"], name, [*homes, *chosen])
-        except OptionError as error:
-            return error
-    return OptionError(f"these arguments cannot be read: {' '.join(arguments)}")
+def _parse(records: dict[str, Any], arguments: Sequence[str], command: str, about: str, own: Mapping[str, Any]):
+    """The records as the arguments change them, by name."""
+    others = [name for name in records if name not in ORDER + LAST]
+    shown = {name: records[name] for name in (*ORDER, *others, *LAST) if name in records}
+    fields = [(name, tyro.conf.OmitArgPrefixes[type(record)], record) for name, record in shown.items()]
+    everything = dataclasses.make_dataclass("Options", fields, frozen=True)()
+    show_help(everything, arguments, command, about)
+    chosen = shown.pop("choice")
+    ordered = [*shown.values(), chosen]
+    refuse_beyond_floats(ordered, arguments)
 
-
-def _by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each option with the values that follow it; those before the first one come with an empty name."""
-    flag, values = "", []
-    for argument in arguments:
-        if argument.startswith("--"):
-            yield flag, values
-            flag, given, value = argument.partition("=")
-            values = [value] if given else []
-        else:
-            values.append(argument)
-    yield flag, values
-
-
-def _refuse_beyond_floats(parts: Iterable[Any], arguments: Iterable[str]) -> None:
-    """Raises OptionError for a number so large or so small that a float of it is infinite or 0."""
-    homes = {field.name: (part, field) for part in parts for field in dataclasses.fields(part)}
-    for flag, words in _by_flag(arguments):
-        part, field = homes.get(flag.removeprefix("--").replace("-", "_"), (None, None))
-        kind = get_type_hints(type(part))[field.name] if field else None
-        for word in words if float in (kind, *get_args(kind)) else ():
-            number, digits = _read(word, float), word.lower().partition("e")[0]
-            vanishes = number == 0 and any(digit in digits for digit in "123456789")
-            if vanishes or (number in (math.inf, -math.inf) and "inf" not in digits):
-                required = field.metadata.get("required", "a number")
-                raise OptionError(
-                    f"{flag} is {word}, which as a floating-point number is {number}; required: {required}"
-                )
-
-
-def _check_values(part: Any, name: str, values: list[str]) -> None:
-    """Raises OptionError unless the words are a value of that option of the part, or several where it takes several."""
-    flag, kind, shown = "--" + name.replace("_", "-"), get_type_hints(type(part))[name], " ".join(values)
-    if kind is bool:
-        if values:
-            raise OptionError(f"{flag} got {shown}; required: no value; --no-{flag[2:]} is its opposite")
-        return
-    if get_origin(kind) is not tuple:
-        if len(values) != 1:
-            raise OptionError(
-                f"{flag} got {shown or 'no value'}; required: one value; the default is {str(getattr(part, name)) or 'none'}"
+    def unknown(name):
+        if any(name in types_of(kind()) for kind in (OutputOptions, ProcessOptions)):
+            flags = ", ".join(spelled(x) for record in own.values() for x in types_of(record))
+            return OptionError(
+                f"{command} got {spelled(name)}; it runs in one process, from its start to its end; required: options of "
+                f"the run, and {flags}"
             )
-        check_fields(dataclasses.replace(part, **{name: _read(shown, kind)}))
-    elif "," in shown:
-        apart = " ".join(shown.replace(",", " ").split())
-        raise OptionError(f"{flag} is {shown!r}; required: values separated by spaces, as in {flag} {apart}")
-    else:
-        check_fields(dataclasses.replace(part, **{name: tuple(_read(value, get_args(kind)[0]) for value in values)}))
+        return unknown_option(chosen.world, chosen.algorithm, name, [x for record in ordered for x in types_of(record)])
 
+    def explain():
+        return mistake(ordered, arguments, unknown)
 
-def _read(word: str, kind: Any) -> Any:
-    """The number that the word is, or the word itself, which `check_fields` then refuses."""
-    if kind not in (int, float):
-        return word
-    try:
-        return kind(word)
-    except ValueError:
-        return word
+    parsed, strange = known(everything, arguments, explain)
+    if strange:
+        raise explain()
+    return {name: getattr(parsed, name) for name in records}

@@ -1,56 +1,74 @@
 """A run's configuration: assembled from its parts, checked as a whole, written to JSON and read back."""
 
-import dataclasses
 import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
 import numpy as np
 
-from bilevel.types import Hyper
+from bilevel.ranges import MOST
 from experiments.files import RunFolderError, read_json
-from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.options import COMMON, MOST, OptionError, Values, check_fields, choose, nearest
+from experiments.settings.algorithms import ALGORITHMS, BilevelOptions
+from experiments.settings.options import (
+    NAMED_PARTS,
+    OptionError,
+    ProblemOptions,
+    RunOptions,
+    Values,
+    check_fields,
+    choose,
+    nearest,
+    options_of,
+    replaced,
+    spelled,
+)
 from experiments.settings.worlds import WORLDS
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The parts of a run, each a frozen dataclass of `experiments.settings.options` or `experiments.settings.worlds`."""
+class Config(NamedTuple):
+    """What a run is asked to be: names, and the parts that its world and its algorithm have, each a record of options.
+
+    Attributes:
+        world_name, algorithm_name: of `WORLDS` and `ALGORITHMS`.
+        run: how many seeds and steps, and how they are laid out.
+        world: the options of the world.
+        algorithm: the options of the algorithm.
+        problem: discount, KL weight, rationality and reference policy.
+        named: the parts that the algorithm names, by their names in `options.NAMED_PARTS`.
+    """
 
     world_name: str
     algorithm_name: str
+    run: RunOptions
     world: Any
     algorithm: Any
-    run: Any
     problem: Any
-    annotator: Any
-    models: Any
-    estimation: Any
+    named: dict[str, Any]
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The parts that hold options, by name."""
-        return {name: getattr(self, name) for name in PARTS}
+        """The parts by name."""
+        own = {"run": self.run, "world": self.world, "algorithm": self.algorithm, "problem": self.problem}
+        return own | self.named
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option with its value, whichever part holds it."""
+        return {name: getattr(x, name) for x in self.parts.values() for name in options_of(type(x))}
 
     def files(self) -> list[str]:
         """Paths of the files that the run reads."""
-        return [path for name in ("mdp", "reference") if (path := getattr(self, name, "")) not in ("", "uniform")]
-
-    def __getattr__(self, name: str) -> Any:
-        # An option is reached by its own name, whichever part holds it: config.sigma.
-        if not name.startswith("__"):
-            for part in PARTS:
-                options = self.__dict__.get(part)
-                if options is not None and name in {field.name for field in dataclasses.fields(options)}:
-                    return getattr(options, name)
-        raise AttributeError(name)
+        paths = [self.options.get(name, "") for name in ("mdp", "reference")]
+        return [path for path in paths if path not in ("", "uniform")]
 
 
-PARTS = ("world", "algorithm", *COMMON)
+def config_of(world: str, algorithm: str, parts: Mapping[str, Any]) -> Config:
+    """The configuration of these parts, by name."""
+    named = {name: x for name, x in parts.items() if name in NAMED_PARTS}
+    return Config(world, algorithm, *(parts[name] for name in ("run", "world", "algorithm", "problem")), named)
 
 
 def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
@@ -71,68 +89,63 @@ def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: A
 
 def _assemble(world: str, algorithm: str, options: Mapping[str, Any]) -> Config:
     parts = default_config(world, algorithm).parts
+    homes = {option: name for name, x in parts.items() for option in options_of(type(x))}
     for name, value in options.items():
-        home = next((p for p, kind in parts.items() if name in {f.name for f in dataclasses.fields(kind)}), None)
-        if home is None:
-            known = [field.name for kind in parts.values() for field in dataclasses.fields(kind)]
-            raise unknown_option(world, algorithm, name, known)
-        value = _converted(value, get_type_hints(type(parts[home]))[name])
-        parts[home] = dataclasses.replace(parts[home], **{name: value})
-    return check(Config(world, algorithm, **parts))
+        if name not in homes:
+            raise unknown_option(world, algorithm, name, homes)
+        home = parts[homes[name]]
+        parts[homes[name]] = replaced(home, {name: converted(value, options_of(type(home))[name].kind)})
+    return check(config_of(world, algorithm, parts))
 
 
 def unknown_option(world: str, algorithm: str, name: str, known: Iterable[str]) -> OptionError:
     """For an option that is none of `known`: where it belongs, else which is spelled like it, else all that there are."""
-    kinds = [(f"--world {x}", kind) for x, kind in WORLDS.items()]
-    kinds += [(f"--algorithm {x}", kind) for x, kind in ALGORITHMS.items()]
-    homes = [home for home, kind in kinds if name in {field.name for field in dataclasses.fields(kind)}]
+    homes = [f"--world {x}" for x, kind in WORLDS.items() if name in options_of(kind)]
+    homes += [f"--algorithm {x}" for x in ALGORITHMS if name in _options_with(x)]
     if homes:
         advice = f"it is one of {', '.join(homes)}"
     elif near := nearest(name, known):
-        advice = f"did you mean --{_flag(near[0])}?"
+        advice = f"did you mean {spelled(near[0])}?"
     else:
-        advice = f"required: one of {', '.join(f'--{_flag(x)}' for x in known)}"
-    return OptionError(f"{algorithm} on {world} has no option --{_flag(name)}; {advice}")
+        advice = f"required: one of {', '.join(map(spelled, known))}"
+    return OptionError(f"{algorithm} on {world} has no option {spelled(name)}; {advice}")
 
 
-def _converted(value, kind):
+def _options_with(algorithm: str) -> set[str]:
+    """The options that a run has with that algorithm, but those that it has with any."""
+    entry = ALGORITHMS[algorithm]
+    return {name for kind in (entry.options, *map(NAMED_PARTS.get, entry.needs)) for name in options_of(kind)}
+
+
+def converted(value, kind):
     """The value as the command line would give it, so that the same run has the same JSON: 1.0 for 1, (0.1,) for 0.1."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if get_origin(kind) is tuple:
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        return tuple(_converted(x, get_args(kind)[0]) for x in values)
+        return tuple(converted(x, get_args(kind)[0]) for x in values)
     if type(value) is int and kind is float and abs(value) <= sys.float_info.max:
         return float(value)
     return str(value) if type(value) is int and kind is str and abs(value) < 2**63 else value
 
 
-def part_types(world: str, algorithm: str) -> dict[str, type]:
-    """The dataclass of each part, for a world and an algorithm by name."""
-    return {
-        "world": choose("--world", world, WORLDS),
-        "algorithm": choose("--algorithm", algorithm, ALGORITHMS),
-    } | COMMON
-
-
 def default_config(world: str, algorithm: str) -> Config:
     """The configuration with every default, unchecked: the world's for the algorithm, the world's, the option's own."""
-    kinds = part_types(world, algorithm)
-    given = getattr(kinds["world"], "defaults", {}) | getattr(kinds["world"], "defaults_of", {}).get(algorithm, {})
+    kind, entry = choose("--world", world, WORLDS), choose("--algorithm", algorithm, ALGORITHMS)
+    given = getattr(kind, "defaults", {}) | getattr(kind, "defaults_of", {}).get(algorithm, {})
+    kinds = {"run": RunOptions, "world": kind, "algorithm": entry.options, "problem": ProblemOptions}
+    kinds |= {name: NAMED_PARTS[name] for name in entry.needs}
 
     def default(kind):
-        names = {field.name for field in dataclasses.fields(kind)}
-        return kind(**{name: value for name, value in given.items() if name in names})
+        return kind(**{name: given.get(name, option.default) for name, option in options_of(kind).items()})
 
-    return Config(world, algorithm, **{name: default(kind) for name, kind in kinds.items()})
+    return config_of(world, algorithm, {name: default(kind) for name, kind in kinds.items()})
 
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The configuration as a flat dict of JSON values; `from_dict` is its inverse."""
-    flat = {"world": config.world_name, "algorithm": config.algorithm_name}
-    for part in config.parts.values():
-        flat |= {f.name: _to_json(getattr(part, f.name)) for f in dataclasses.fields(part)}
-    return flat
+    options = {name: _to_json(value) for name, value in config.options.items()}
+    return {"world": config.world_name, "algorithm": config.algorithm_name} | options
 
 
 def from_dict(flat: dict[str, Any]) -> Config:
@@ -175,21 +188,23 @@ def _from_json(value):
 
 # Sweeps ---------------------------------------------------------------------------------------------------------------
 
-SWEEPABLE = tuple(Hyper._fields)
-MOST_TRANSITIONS = 2**28  # probabilities of a random world: a gigabyte in float32
+
+def swept_values(config: Config) -> dict[str, Values]:
+    """The values of every real-valued hyperparameter of the run, of which those with several are swept."""
+    kinds = {name: x.kind for part in config.parts.values() for name, x in options_of(type(part)).items()}
+    return {name: value for name, value in config.options.items() if kinds[name] == Values}
 
 
 def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
-    """The names of the swept hyperparameters, and every point of the grid as a dict over all of `Hyper`."""
-    axes = {name: getattr(config, name, (Hyper._field_defaults[name],)) for name in SWEEPABLE}
+    """The names of the swept hyperparameters, and every point of the grid as a dict over all of them, swept or not."""
+    axes = swept_values(config)
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [name for name, values in axes.items() if len(values) > 1], points
 
 
 # Options without effect -----------------------------------------------------------------------------------------------
 
-CRITIC = ("num_targets", "num_transitions", "num_chains", "average_critic", "reset_critic", "critic_step_size")
-CRITIC += ("critic_radius", "critic_model", "critic_hidden")
+CRITIC = tuple(name for name in options_of(NAMED_PARTS["critic"]) if name != "critic")
 SAMPLES = ("critic", *CRITIC, "batch_size", "num_pairs", "rollout_length", "estimator")
 EFFECTS = (  # options, and the choices any of which gives them an effect
     (CRITIC, {"critic": "td"}),
@@ -201,12 +216,13 @@ EFFECTS = (  # options, and the choices any of which gives them an effect
 def choices_wanted(config: Config, name: str) -> dict[str, str]:
     """The choices any of which would give the option an effect on the run, which it lacks; none if it has one.
 
-    Of an algorithm that is not ours nothing is known: it may have options of the same names.
+    Of the options that an algorithm brings itself nothing is known but for Algorithm 1's.
     """
-    if type(config.algorithm).__module__ != ALGORITHMS["bilevel"].__module__:
+    options = config.options
+    if name in options_of(type(config.algorithm)) and not isinstance(config.algorithm, BilevelOptions):
         return {}
-    for options, choices in EFFECTS:
-        if name in options and all(getattr(config, kind, value) != value for kind, value in choices.items()):
+    for names, choices in EFFECTS:
+        if name in names and all(options.get(kind, value) != value for kind, value in choices.items()):
             return choices
     return {}
 
@@ -217,10 +233,10 @@ def idle(config: Config, given: Iterable[str]) -> list[str]:
     for name in given:
         if wanted := choices_wanted(config, name):
             chosen, others = (
-                ", ".join(f"--{_flag(kind)} {value}" for kind, value in choices.items())
-                for choices in ({kind: getattr(config, kind) for kind in wanted}, wanted)
+                ", ".join(f"{spelled(kind)} {value}" for kind, value in choices.items())
+                for choices in ({kind: config.options[kind] for kind in wanted}, wanted)
             )
-            said.append(f"--{_flag(name)} has no effect with {chosen}; it is one of {others}")
+            said.append(f"{spelled(name)} has no effect with {chosen}; it is one of {others}")
     return said
 
 
@@ -237,118 +253,101 @@ def check(config: Config) -> Config:
     """The same configuration, or an OptionError for the first thing that is wrong with it."""
     for part in config.parts.values():
         check_fields(part)
-    for rule in (
-        _check_rounded,
-        _check_sweep,
-        _check_bandit,
-        _check_finite,
-        _check_exact,
-        _check_hypergradient,
-        _check_critic,
-    ):
-        rule(config)
+    options = config.options
+    _check_rounded(config)
+    _check_sweep(config)
+    _check_steps(config, options)
+    _check_finite(config, options)
+    getattr(config.world, "check", lambda options: None)(options)
+    for rule in (_check_exact, _check_hypergradient, _check_pairs, _check_critic):
+        rule(options)
     return config
 
 
 def _rounded(config: Config, values: tuple[float, ...]) -> tuple[float, ...]:
     """The values as the run will see them."""
     with np.errstate(over="ignore"):
-        return tuple(np.asarray(values, config.precision).tolist())
+        return tuple(np.asarray(values, config.run.precision).tolist())
 
 
 def _check_rounded(config: Config) -> None:
-    fields = [(part, f) for part in config.parts.values() for f in dataclasses.fields(part) if f.type is Values]
-    for part, field in fields:
-        values = getattr(part, field.name)
+    ranges = {name: x.range for part in config.parts.values() for name, x in options_of(type(part)).items()}
+    for name, values in swept_values(config).items():
         for value, rounded in zip(values, _rounded(config, values), strict=True):
-            if not field.metadata["test"](rounded):
+            if not ranges[name].test(rounded):
                 raise OptionError(
-                    f"--{_flag(field.name)} is {value!r}, which is {rounded!r} in {config.precision}; required: "
-                    f"{field.metadata['required']}: give another, or --precision float64"
+                    f"{spelled(name)} is {value!r}, which is {rounded!r} in {config.run.precision}; required: "
+                    f"{ranges[name].required}: give another, or --precision float64"
                 )
 
 
 def _check_sweep(config: Config) -> None:
-    num_points = math.prod(len(getattr(config, name, (0,))) for name in SWEEPABLE)
+    axes = swept_values(config)
+    num_points = math.prod(map(len, axes.values()))
     if num_points > MOST:
         raise OptionError(f"the sweep has {num_points:,} points; required: at most {MOST:,}; give fewer values")
-    for name in SWEEPABLE:
-        values = getattr(config, name, ())
+    for name, values in axes.items():
         if len(set(_rounded(config, values))) < len(values):
             raise OptionError(
-                f"--{_flag(name)} repeats a value in {list(values)}; required: values distinct in {config.precision}"
+                f"{spelled(name)} repeats a value in {list(values)}; required: values distinct in {config.run.precision}"
             )
 
 
-def _check_bandit(config: Config) -> None:
+def _check_steps(config: Config, options: dict[str, Any]) -> None:
     if getattr(config.world, "one_step", False):
         for name, value in {"discount": (0.0,), "segment_length": 1, "rollout_length": 1}.items():
-            if getattr(config, name) != value:
-                given = _shown(getattr(config, name))
-                raise OptionError(
-                    f"--{_flag(name)} is {given}; {config.world_name} has one step and needs {_shown(value)}"
-                )
-    elif min(config.discount) <= 0:
-        raise OptionError(f"--discount is {min(config.discount)}; required: in (0, 1); 0 is for bandits alone")
+            if options.get(name, value) != value:
+                given, needed = (" ".join(map(str, x)) if isinstance(x, tuple) else x for x in (options[name], value))
+                raise OptionError(f"{spelled(name)} is {given}; {config.world_name} has one step and needs {needed}")
+    elif min(options["discount"]) <= 0:
+        raise OptionError(f"--discount is {min(options['discount'])}; required: in (0, 1); 0 is for bandits alone")
 
 
-def _check_finite(config: Config) -> None:
-    if not getattr(config.world, "finite", False):
-        others = [name for name, kind in WORLDS.items() if getattr(kind, "finite", False)]
-        wanted = {
-            "reward": "table",
-            "policy": "table",
-            "critic_model": "table",
-            "critic": "exact",
-            "gradients": "exact",
-        }
-        allowed = "table" if getattr(config.world, "tables", False) else None
-        for name, value in wanted.items():
-            if getattr(config, name) == value != allowed:
-                raise OptionError(
-                    f"--{_flag(name)} is {value}, which needs a finite world; {config.world_name} is not finite: "
-                    f"choose another {_flag(name)}, or a world among {', '.join(others)}"
-                )
-    if config.world_name == "garnet" and config.successors > config.states:
-        raise OptionError(f"--successors is {config.successors}; required: at most --states, {config.states}")
-    rows = {"garnet": "states", "bandit": "contexts"}.get(config.world_name)
-    if rows and getattr(config, rows) ** 2 * config.actions > MOST_TRANSITIONS:
-        raise OptionError(
-            f"--{rows} is {getattr(config, rows)} with --actions {config.actions}; required: at most {MOST_TRANSITIONS} "
-            f"transition probabilities, {rows} x actions x {rows}: ask for fewer"
-        )
+def _check_finite(config: Config, options: dict[str, Any]) -> None:
+    if getattr(config.world, "finite", False):
+        return
+    allowed = "table" if getattr(config.world, "tables", False) else None
+    others = [name for name, kind in WORLDS.items() if getattr(kind, "finite", False)]
+    wanted = {"reward": "table", "policy": "table", "critic_model": "table", "critic": "exact", "gradients": "exact"}
+    for name, value in wanted.items():
+        if options.get(name) == value != allowed:
+            raise OptionError(
+                f"{spelled(name)} is {value}, which needs a finite world; {config.world_name} is not finite: choose another "
+                f"{spelled(name)[2:]}, or a world among {', '.join(others)}"
+            )
 
 
-def _check_exact(config: Config) -> None:
-    if config.gradients == "exact" and min(config.kl_weight) == 0:
+def _check_exact(options: dict[str, Any]) -> None:
+    if options.get("gradients") == "exact" and min(options["kl_weight"]) == 0:
         raise OptionError(
             "--kl-weight is 0 with --gradients exact; exact oracles of the optimal policy need a kl-weight above 0"
         )
 
 
-def _check_hypergradient(config: Config) -> None:
-    name = getattr(config, "hypergradient", "proxy")
-    if name in ("implicit", "unrolled") and config.gradients != "exact":
+def _check_hypergradient(options: dict[str, Any]) -> None:
+    name = options.get("hypergradient")
+    if name in ("implicit", "unrolled") and options["gradients"] != "exact":
         raise OptionError(
             f"--hypergradient is {name}, which differentiates the gradient of J; samples of it do not allow that: choose "
             "closed_form, or --gradients exact"
         )
-    if name == "closed_form" and min(config.kl_weight) == 0:
+    if name == "closed_form" and min(options["kl_weight"]) == 0:
         raise OptionError(
             "--kl-weight is 0 with --hypergradient closed_form, which divides by it; required: a kl-weight above 0"
         )
 
 
-def _check_critic(config: Config) -> None:
-    if config.num_transitions % config.num_chains:
+def _check_pairs(options: dict[str, Any]) -> None:
+    size = options.get("batch_size", 4)
+    if not options.get("num_pairs", 1) and (size < 4 or size % 2):
         raise OptionError(
-            f"--num-transitions is {config.num_transitions}; required: a multiple of --num-chains, {config.num_chains}"
+            f"--batch-size is {size}; required: an even number from 4 to {MOST}, unless --num-pairs is given"
         )
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _shown(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _check_critic(options: dict[str, Any]) -> None:
+    if options.get("num_transitions", 0) % options.get("num_chains", 1):
+        raise OptionError(
+            f"--num-transitions is {options['num_transitions']}; required: a multiple of --num-chains, "
+            f"{options['num_chains']}"
+        )

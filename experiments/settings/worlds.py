@@ -3,15 +3,16 @@
 Class variables say the rest: `finite` (tables and exact oracles exist), `tables` (tables alone), `one_step` (a bandit),
 `lapack` (its steps call LAPACK), `packages` (whose versions its bits depend on), `defaults` (of options of the other
 parts), `defaults_of` (more of them for an algorithm, by its name). A method `grid()` gives the [rows, cols] state indices
-that a report draws as a map.
+that a report draws as a map; a method `check(options)` raises OptionError for what does not fit.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
 
+from bilevel.ranges import BelowOne, Positive, Range, counts
 from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
 from envs.brax import brax_world
@@ -21,7 +22,11 @@ from envs.gymnax import gymnax_world
 from envs.lqr import double_integrator, lqr
 from envs.tabular import check_mdp, garnet, tabular
 from experiments.files import MOST_ARRAYS, read_arrays
-from experiments.settings.options import OptionError, count, option, positive, unit
+from experiments.settings.options import Count, OptionError
+
+AtLeastTwo = Annotated[int, counts(2)]
+Seed = Annotated[int, counts(0, 2**32 - 1)]
+MOST_TRANSITIONS = 2**28  # probabilities of a random world: a gigabyte in float32
 
 CONTINUOUS = {"discount": (0.95,), "rollout_length": 100, "reward_bound": 3.0, "policy_step_size": (0.01,)}
 GAUSSIAN = CONTINUOUS | {"policy_step_size": (0.001,)}  # a mean's curvature grows as its deviation falls
@@ -38,9 +43,9 @@ CARTPOLE_ONLINE = {
 class GridOptions:
     """GridWorld: walk to the goal, past walls, with slips."""
 
-    map: str = option("open", f"one of {', '.join(MAPS)}", lambda x: x in MAPS)
+    map: Annotated[str, Range(f"one of {', '.join(MAPS)}", lambda x: x in MAPS)] = "open"
     """Which map: open (5 x 5), four_rooms (11 x 11, 104 cells) or cliff (4 x 6, traps)."""
-    slip: float = unit(0.1, high=False)
+    slip: BelowOne = 0.1
     """Probability that a move is replaced by one in a uniformly random direction, in [0, 1)."""
     finite: ClassVar[bool] = True
 
@@ -57,13 +62,13 @@ class GridOptions:
 class GarnetOptions:
     """A random finite MDP (Garnet)."""
 
-    states: int = count(10)
+    states: Count = 10
     """S, number of states."""
-    actions: int = count(3, 2)
+    actions: AtLeastTwo = 3
     """A, number of actions."""
-    successors: int = count(3)
+    successors: Count = 3
     """States that each state and action can reach, 1 to S."""
-    instance: int = count(0, 0, 2**32 - 1)
+    instance: Seed = 0
     """Which random instance, at least 0."""
     finite: ClassVar[bool] = True
 
@@ -71,20 +76,26 @@ class GarnetOptions:
         """The world."""
         return tabular(garnet(jax.random.key(self.instance), self.states, self.actions, self.successors))
 
+    def check(self, options: dict[str, Any]) -> None:
+        """Raises OptionError for a world that is none, or too large."""
+        if self.successors > self.states:
+            raise OptionError(f"--successors is {self.successors}; required: at most --states, {self.states}")
+        _check_size("states", self.states, self.actions)
+
 
 @dataclasses.dataclass(frozen=True)
 class BanditOptions:
     """A contextual bandit with linear reward: one step, discount 0."""
 
-    contexts: int = count(8)
+    contexts: Count = 8
     """X, number of contexts."""
-    actions: int = count(4, 2)
+    actions: AtLeastTwo = 4
     """A, number of actions."""
-    dimension: int = count(4)
+    dimension: Count = 4
     """d, length of the features of a context and action, whose norm is at most 1."""
-    norm_bound: float = positive(3.0)
+    norm_bound: Positive = 3.0
     """B, norm of the true parameter: rewards lie in [-B, B]."""
-    instance: int = count(0, 0, 2**32 - 1)
+    instance: Seed = 0
     """Which random instance, at least 0."""
     finite: ClassVar[bool] = True
     one_step: ClassVar[bool] = True
@@ -104,6 +115,10 @@ class BanditOptions:
         """The world."""
         key = jax.random.key(self.instance)
         return bandit(*linear_bandit(key, self.contexts, self.actions, self.dimension, self.norm_bound))
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raises OptionError for a world that is too large."""
+        _check_size("contexts", self.contexts, self.actions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +152,10 @@ class CartPoleOptions:
     except 1 seed in 16, and Algorithm 1, except 3 in 16, which never learn.
     """
 
-    cells: tuple[int, ...] = option((), "four counts of at least 1, or none", lambda x: x >= 1)
+    cells: Annotated[tuple[int, ...], Range("four counts of at least 1, or none", lambda x: x >= 1)] = ()
     """Cells for position, velocity, angle and angular velocity, such as 3 3 8 6: the observation is the cell, and models
     may be tables; none: a continuous observation."""
-    # `experiments.studies.cartpole` says what they are for, and measures what they reach.
+    # `experiments.claims.p1.cartpole` says what they are for, and measures what they reach.
     defaults: ClassVar[dict[str, Any]] = CONTINUOUS | {
         "batch_size": 50,
         "num_pairs": 10,
@@ -240,6 +255,14 @@ WORLDS = {
     "gymnax": GymnaxOptions,
     "brax": BraxOptions,
 }
+
+
+def _check_size(rows: str, count: int, actions: int) -> None:
+    if count**2 * actions > MOST_TRANSITIONS:
+        raise OptionError(
+            f"--{rows} is {count} with --actions {actions}; required: at most {MOST_TRANSITIONS} transition probabilities, "
+            f"{rows} x actions x {rows}: ask for fewer"
+        )
 
 
 def load_arrays(option: str, path: str, names: tuple[str, ...], instead: str | None = None) -> dict[str, np.ndarray]:

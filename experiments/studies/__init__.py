@@ -1,12 +1,7 @@
 """Studies: one file each, with `main(out, say)`, which computes, writes NAME.json and NAME.png, and says a table."""
 
 STUDIES = {
-    "bandit": "policy gradient on a bandit, to the Gibbs policy",
     "cartpole": "CartPole from at most 500 labels, by three methods",
-    "critic": "Algorithm 2's error against its counts and its model",
-    "critic_sup": "Algorithm 2 in the sup norm: why a target update does not contract by gamma",
-    "hypergradients": "the gradient of the bilevel objective in five ways: bias, variance, cost, ascent",
-    "ladder": "Algorithm 1 from exact to learned gradients",
     "variance": "line 7's three estimators against sigma",
     "alignment": "true return and objective of four methods, over w, realisable or not",
     "domination": "where weak gradient domination holds, over w, reward class and objective",

@@ -7,8 +7,6 @@ CLAIMS = {
     "P1.bias": "p1_bias",
     "P1.value": "p1_value",
     "P1.estimator": "p1_estimator",
-    "P1.critic": "p1_critic",
-    "P1.critic_sup": "p1_critic_sup",
     "P1.rate": "p1_rate",
     "P1.actor_critic": "p1_actor_critic",
     "P1.tuned": "p1_tuned",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bilevel.run import COUNTS, DIVERGED, RUNNING, RunState, run, start
-from bilevel.types import Algorithm, Hyper
-from experiments.settings.build import Setup, build
+from bilevel.types import Algorithm
 from experiments.settings.config import configure
+from experiments.settings.job import Job, resolve
 
 # K inner steps, B trajectories of T steps, segments of H steps, L targets of n transitions in C chains.
 K, B, T, H, L, N, C = 2, 4, 5, 2, 1, 8, 4
@@ -76,8 +76,8 @@ class Results(NamedTuple):
 class Case(NamedTuple):
     """One algorithm on one world."""
 
-    config: Any
-    setup: Setup
+    options: dict[str, Any]  # of the configuration, with the algorithm's name
+    job: Job
     algorithm: Algorithm
     results: Results  # of KEYS[:2]
     others: Results  # of KEYS[0] and KEYS[2]
@@ -102,15 +102,22 @@ def config_of(case):
 def case(request) -> Case:
     """Two outer steps of two seeds, twice, from one compilation."""
     config = config_of(request.param)
-    setup = build(config)
+    job = resolve(config)
 
     def lane(key):
-        algorithm, measure = setup.make(Hyper())
+        algorithm, measure = job.make(job.points[0])
         before = start(algorithm, key, measure)
         return Results(before, *run(algorithm, key, before, NUM_STEPS, measure))
 
     program = jax.jit(jax.vmap(lane), compiler_options=HASTY)
-    return Case(config, setup, setup.make(Hyper())[0], program(KEYS[:2]), program(KEYS[::2]))
+    options = config.options | {"algorithm": config.algorithm_name}
+    return Case(options, job, job.make(job.points[0])[0], program(KEYS[:2]), program(KEYS[::2]))
+
+
+def made(config):
+    """The algorithm and the measurements of a configuration that sweeps nothing."""
+    job = resolve(config)
+    return job.make(job.points[0])
 
 
 def specs(tree):
@@ -148,8 +155,8 @@ def test_info_reports_a_gradient_norm_and_exact_costs_as_scalars(case):
     assert all(x.shape == () for x in info.values())
     assert all(info[name].dtype == jnp.int32 for name in COUNTS)
     assert info["gradient_norm"].dtype == jnp.float32
-    weighted = case.config.algorithm_name == "bilevel" and case.config.hypergradient == "proxy"
-    weighted &= case.config.gradients == "sampled" and getattr(case.config, "estimator", "") == "weighted"
+    weighted = case.options["algorithm"] == "bilevel" and case.options["hypergradient"] == "proxy"
+    weighted &= case.options["gradients"] == "sampled" and case.options.get("estimator") == "weighted"
     assert ("weight_ess" in info) == weighted
 
 
@@ -157,13 +164,13 @@ def test_what_is_measured_holds_the_true_return(case):
     metrics = case.results.metrics
     measured = {"true_return", "learned_return", "kl_to_reference", "policy_entropy"}
     assert measured <= metrics.keys()
-    assert ("true_score" in metrics) == (case.setup.world.mdp is None and case.setup.world.env.horizon is not None)
+    assert ("true_score" in metrics) == (case.job.world.mdp is None and case.job.world.env.horizon is not None)
     assert all(x.shape == (2, NUM_STEPS) for x in metrics.values())
 
 
 def test_the_learned_parameters_are_those_of_the_models(case):
     learned = case.algorithm.params(jax.tree.map(lambda x: x[0], case.results.after.algorithm))
-    problem = case.setup.problem(Hyper())
+    problem = case.job.problem(case.job.points[0])
     for ours, model in ((learned.reward, problem.reward), (learned.policy, problem.policy)):
         assert specs(ours) == specs(jax.eval_shape(model.init, KEYS[0]))
 
@@ -172,7 +179,7 @@ def test_reward_and_policy_move(case):
     before, after = (jax.vmap(case.algorithm.params)(state.algorithm) for state in case.results[:2])
     for name, old, new in zip(before._fields, before, after, strict=True):
         moved = [np.max(np.abs(x - y)) for x, y in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
-        rests = name == "reward" and case.config.algorithm_name == "two_stage"
+        rests = name == "reward" and case.options["algorithm"] == "two_stage"
         assert (max(moved) == 0) == rests, name
 
 
@@ -181,29 +188,29 @@ def test_a_seed_s_result_does_not_depend_on_its_neighbour(case):
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert x.tobytes() == y.tobytes()
     neighbours = [[x[1].tobytes() for x in jax.tree.leaves(results.after)] for results in (case.results, case.others)]
-    without_chance = case.config.gradients == "exact" and case.config.reward != "mlp"
+    without_chance = case.options["gradients"] == "exact" and case.options["reward"] != "mlp"
     assert (neighbours[0] == neighbours[1]) == without_chance
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------
 
 
-def costs_by_hand(config) -> dict[str, list[int]]:
+def costs_by_hand(options) -> dict[str, list[int]]:
     """The counts of the two outer steps, from the algorithms' definitions."""
-    t, h = config.rollout_length, config.segment_length
-    exact = config.gradients == "exact"
-    fit, sgd = (L * N, L * N // C) if config.critic == "td" and not exact else (0, 0)
+    t, h = options["rollout_length"], options["segment_length"]
+    exact = options["gradients"] == "exact"
+    fit, sgd = (L * N, L * N // C) if options["critic"] == "td" and not exact else (0, 0)
     per_return = 0 if exact else B * t + fit  # transitions of one ∇_λ J
     sgd = 0 if exact else sgd
     pairs = 0 if exact else B // 2
     segments = 0 if exact else B * h  # transitions of one batch of pairs
-    if config.algorithm_name == "bilevel":
-        batches = 1 if config.reuse_labels else K + 1  # one an inner step and one for line 7
-        rollouts = B * {"weighted": 1, "coupled": 2, "independent": 2}[config.estimator]
+    if options["algorithm"] == "bilevel":
+        batches = 1 if options["reuse_labels"] else K + 1  # one an inner step and one for line 7
+        rollouts = B * {"weighted": 1, "coupled": 2, "independent": 2}[options["estimator"]]
         # Line 7: G and the difference; or two follow-ups of each segment; or K steps and a product back for each.
         upper = {"proxy": (rollouts, 2), "closed_form": (2 * B, 2), "unrolled": (0, 3 * K + 2)}
-        rollouts, evaluations = upper[config.hypergradient]
-        labels = 2 if config.objective == "excess_brier" else 1
+        rollouts, evaluations = upper[options["hypergradient"]]
+        labels = 2 if options["objective"] == "excess_brier" else 1
         step = {
             "transitions": 2 * K * per_return + batches * segments + (0 if exact else rollouts * t),
             "queries": batches * pairs,
@@ -213,7 +220,7 @@ def costs_by_hand(config) -> dict[str, list[int]]:
         }
         return {name: [count] * NUM_STEPS for name, count in step.items()}
     policy = {"transitions": K * per_return, "queries": 0, "labels": 0, "gradient_evaluations": K * (1 + sgd)}
-    if config.algorithm_name == "alternating":
+    if options["algorithm"] == "alternating":
         reward = {"transitions": segments, "queries": pairs, "labels": pairs, "gradient_evaluations": 1}
         return {name: [policy[name] + reward[name]] * NUM_STEPS for name in COUNTS}
     first = {"transitions": M * segments, "queries": M * pairs, "labels": M * pairs, "gradient_evaluations": M * R}
@@ -221,21 +228,21 @@ def costs_by_hand(config) -> dict[str, list[int]]:
 
 
 def test_costs_are_those_counted_by_hand(case):
-    for name, counts in costs_by_hand(case.config).items():
+    for name, counts in costs_by_hand(case.options).items():
         np.testing.assert_array_equal(case.results.metrics[name], [counts] * 2, err_msg=name)
 
 
 def test_one_case_counted_with_a_pencil():
     # 2 inner steps: 2 iterates, each 4 rollouts of 5 steps and 8 transitions for the critic: 2 · 2 · 28 = 112.
     # 3 batches of pairs: 3 · 4 segments of 2 steps = 24. Line 7: 4 rollouts of 5 = 20. Together 156.
-    config = config_of(("garnet", "bilevel", {}))
+    options = config_of(("garnet", "bilevel", {})).options | {"algorithm": "bilevel"}
     expected = {"transitions": 156, "queries": 6, "labels": 6, "gradient_evaluations": 2 * (2 * 3 + 1) + 2}
-    assert {name: counts[0] for name, counts in costs_by_hand(config).items()} == expected
+    assert {name: counts[0] for name, counts in costs_by_hand(options).items()} == expected
 
 
 def test_skipped_queries_are_asked_and_yield_no_label():
     config = config_of(("garnet", "alternating", dict(critic="monte_carlo", skip_below=1e9)))
-    algorithm, _ = build(config).make(Hyper())
+    algorithm, _ = made(config)
     program = jax.jit(lambda: run(algorithm, KEYS[0], start(algorithm, KEYS[0]), 1), compiler_options=HASTY)
     state, metrics = program()
     assert (int(metrics["queries"][0]), int(metrics["labels"][0])) == (B // 2, 0)
@@ -248,7 +255,7 @@ def test_skipped_queries_are_asked_and_yield_no_label():
 def test_a_step_is_the_same_compiled_or_not():
     # Not Adam, which makes a step of full size from a gradient that is zero but for rounding.
     options = dict(gradients="exact", num_policy_steps=1, segment_length=1, reward_optimizer="sgd")
-    algorithm, _ = build(config_of(("garnet", "alternating", options))).make(Hyper())
+    algorithm, _ = made(config_of(("garnet", "alternating", options)))
     compiled = jax.jit(algorithm.step, compiler_options=HASTY)
     state, _ = compiled(KEYS[0], algorithm.init(KEYS[0]))  # away from zero, where everything is exact
     with jax.disable_jit():
@@ -264,7 +271,7 @@ IN_DOUBLE = [CASES[i] for i in (1, 4, 11, -1)]
 
 @pytest.mark.parametrize("listed", IN_DOUBLE, ids=name_of)
 def test_in_double_precision_every_float_is_double(listed, x64):
-    algorithm, measure = build(config_of(listed)).make(Hyper())
+    algorithm, measure = made(config_of(listed))
     state = jax.eval_shape(algorithm.init, KEYS[0])
     moved, info = jax.eval_shape(algorithm.step, KEYS[0], state)
     measured = jax.eval_shape(measure, KEYS[0], jax.eval_shape(algorithm.params, state))
@@ -274,7 +281,7 @@ def test_in_double_precision_every_float_is_double(listed, x64):
 
 def test_a_problem_that_explodes_ends_as_diverged_and_finite():
     options = dict(gradients="exact", reward_step_size=1e38, reward_optimizer="sgd")
-    algorithm, measure = build(config_of(("garnet", "alternating", options))).make(Hyper(reward_step_size=1e38))
+    algorithm, measure = made(config_of(("garnet", "alternating", options)))
     before = start(algorithm, KEYS[0], measure)
     state, metrics = jax.jit(lambda: run(algorithm, KEYS[0], before, 6, measure), compiler_options=HASTY)()
     assert int(state.status) == DIVERGED and int(state.steps) < 6

@@ -14,21 +14,21 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from bilevel.lanes import Lanes, Layout, programs
 from bilevel.run import NEVER, Stopping
-from bilevel.types import Algorithm, Cost, Hyper, Learned
-from experiments.settings.build import build
+from bilevel.types import Algorithm, Cost, Learned
 from experiments.settings.config import configure
+from experiments.settings.job import resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICE = (jax.devices()[0],)
 NUM_STEPS = 6
 
 
-def toy(hyper: Hyper):
+def toy(hyper):
     """A noisy iteration through matrix products, whose rounding depends on how they are batched."""
     mixing = np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32) / 3
 
     def step(key, state):
-        state = jnp.tanh(mixing @ state @ mixing) + hyper.sigma * jax.random.uniform(key, (9, 9))
+        state = jnp.tanh(mixing @ state @ mixing) + hyper["sigma"] * jax.random.uniform(key, (9, 9))
         return state, {"gradient_norm": jnp.linalg.norm(state), "labels": jnp.int32(2), **Cost(3, 1, 1).as_info()}
 
     def measure(key, learned):
@@ -42,14 +42,14 @@ def small(algorithm="bilevel", **options):
     tiny = dict(states=3, actions=2, successors=2, reward="table", policy="table", critic_model="table")
     tiny |= dict(num_policy_steps=2, batch_size=4, rollout_length=5, segment_length=2)
     tiny |= dict(num_targets=1, num_transitions=8, num_chains=4)
-    return build(configure("garnet", algorithm, **(tiny | options))).make
+    return resolve(configure("garnet", algorithm, **(tiny | options))).make
 
 
 def lanes_of(seeds, **hyper) -> Lanes:
     """Lanes with the default hyperparameters, except for some that are numbers or one number a lane."""
     seeds = np.asarray(seeds, np.uint32)
-    values = Hyper(**hyper)
-    return Lanes(seeds, Hyper(*(np.broadcast_to(np.float32(x), seeds.shape) for x in values)))
+    values = resolve(configure("garnet")).points[0] | hyper
+    return Lanes(seeds, {name: np.broadcast_to(np.float32(x), seeds.shape) for name, x in values.items()})
 
 
 def run_lanes(make, lanes, width=4, devices=DEVICE, chunk=NUM_STEPS, last_step=NUM_STEPS, stopping=NEVER):

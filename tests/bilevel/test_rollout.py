@@ -1,4 +1,4 @@
-"""Sums along trajectories against loops, rollouts against their chain's laws, lookups against direct evaluation."""
+"""Rollouts and the restart chain against their laws, and drawn by their keys."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 
 from bilevel import exact, models
-from bilevel.lookup import bind, over_observations, over_pairs, pair_table, policy_table
-from bilevel.returns import discount_powers, leave_one_out_mean, returns_to_go
 from bilevel.rollout import restart_chain, rollout, rollouts
-from envs.base import MDP, Env
+from envs.base import MDP
 from envs.tabular import tabular_env
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 GAMMA = 0.8
-
-
-def close(value, expected, tolerance=1e-12):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 def assert_frequencies(counts, probabilities):
@@ -27,36 +21,6 @@ def assert_frequencies(counts, probabilities):
     total = counts.sum(axis=-1, keepdims=True)
     error = np.sqrt(total * probabilities * (1 - probabilities))
     assert np.all(np.abs(counts - total * probabilities) <= 4 * error)
-
-
-# Returns --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.97, 1.0])
-def test_returns_to_go_equal_a_loop(discount):
-    rewards = jax.random.normal(jax.random.key(0), (2, 3, 7))
-    expected = np.zeros(rewards.shape)
-    for t in range(7):
-        for k in range(t, 7):
-            expected[..., t] += discount ** (k - t) * np.asarray(rewards[..., k])
-    close(returns_to_go(rewards, discount), expected)
-    close(jax.jit(returns_to_go)(rewards, discount), expected)
-
-
-def test_returns_to_go_by_hand():
-    close(returns_to_go(jnp.array([1.0, 2.0, 4.0]), 0.5), [3.0, 4.0, 4.0])
-    close(returns_to_go(jnp.array([1.0, 2.0, 4.0]), 0.0), [1.0, 2.0, 4.0])
-
-
-def test_powers_of_the_discount_start_at_one():
-    close(discount_powers(0.5, 4), [1, 0.5, 0.25, 0.125])
-    close(jax.jit(discount_powers, static_argnums=1)(0.0, 3), [1, 0, 0])
-    assert discount_powers(0.5, 2, jnp.float32).dtype == jnp.float32
-
-
-def test_the_mean_of_the_others_by_hand():
-    close(leave_one_out_mean(jnp.array([1.0, 2.0, 6.0])), [4.0, 3.5, 1.5])
-    close(leave_one_out_mean(jnp.array([[1.0, 0.0], [3.0, 5.0]])), [[3.0, 5.0], [1.0, 0.0]])
 
 
 # Rollouts -------------------------------------------------------------------------------------------------------------
@@ -181,113 +145,3 @@ def test_a_restart_changes_the_next_state_and_never_the_successor():
     assert_frequencies([restarted, np.sum(elsewhere) - restarted], [0.1, 0.9])
     _, bandit = draw(jax.random.key(0), 0.0)
     assert np.all(bandit.obs[1:] == 0)
-
-
-# Lookups --------------------------------------------------------------------------------------------------------------
-
-
-def finite_visits():
-    """A finite world with visits [3, 4] to its pairs."""
-    keys = jax.random.split(jax.random.key(1))
-    obs, action = (jax.random.randint(key, (3, 4), 0, n, jnp.int32) for key, n in zip(keys, (4, 2), strict=True))
-    return tabular_env(finite()[0]), obs, action
-
-
-def continuous(num_actions=None, action_size=None):
-    env = Env(
-        lambda key: jax.random.normal(key, (2,)),
-        lambda key, state, action: state,
-        lambda state: state,
-        num_actions=num_actions,
-        action_size=action_size,
-    )
-    return env, jax.random.normal(jax.random.key(1), (3, 4, 2))
-
-
-def assert_same_with_gradients(batched, direct, params):
-    """Both give the same values [3, 4], and the same derivatives of a weighted sum of them."""
-    weights = jax.random.normal(jax.random.key(5), (3, 4))
-    values, gradients = {}, {}
-    for name, function in (("batched", batched), ("direct", direct)):
-        values[name] = jax.jit(function)(params)
-        gradients[name] = jax.jit(jax.grad(lambda x, f=function: jnp.sum(weights * f(x))))(params)
-    assert values["batched"].shape == (3, 4)
-    close(values["batched"], values["direct"])
-    assert any(jnp.any(x != 0) for x in jax.tree.leaves(gradients["direct"]))
-    for ours, theirs in zip(jax.tree.leaves(gradients["batched"]), jax.tree.leaves(gradients["direct"]), strict=True):
-        close(ours, theirs)
-
-
-def one_by_one(function, obs, action):
-    """`function` of every (observation, action) of a batch [3, 4]."""
-    return jax.vmap(jax.vmap(function))(obs, action)
-
-
-def test_pairs_looked_up_on_a_finite_world_equal_direct_evaluation():
-    env, obs, action = finite_visits()
-    model = models.mlp(lambda obs, action: jnp.stack([jnp.sin(obs), obs * action, 1.0 * action]), 3, (4,))
-    params = jax.jit(model.init)(jax.random.key(3))
-    assert_same_with_gradients(
-        lambda params: over_pairs(env, bind(model, params))(obs, action),
-        lambda params: one_by_one(bind(model, params), obs, action),
-        params,
-    )
-    table = pair_table(env, bind(model, params))
-    assert table.shape == (4, 2)
-    close(table[3, 1], model.apply(params, jnp.int32(3), jnp.int32(1)))
-
-
-@pytest.mark.parametrize(("num_actions", "action_size"), [(3, None), (None, 2)])
-def test_pairs_on_a_continuous_world_equal_direct_evaluation(num_actions, action_size):
-    env, obs = continuous(num_actions, action_size)
-    discrete = jax.random.randint(jax.random.key(2), (3, 4), 0, 3)
-    action = discrete if action_size is None else jax.random.normal(jax.random.key(2), (3, 4, 2))
-    model = models.mlp(lambda obs, action: jnp.concatenate([obs, jnp.cos(jnp.atleast_1d(action))[:1]]), 3, (4,))
-    assert_same_with_gradients(
-        lambda params: over_pairs(env, bind(model, params))(obs, action),
-        lambda params: one_by_one(bind(model, params), obs, action),
-        jax.jit(model.init)(jax.random.key(3)),
-    )
-
-
-def test_policies_looked_up_on_a_finite_world_equal_direct_evaluation():
-    env, obs, action = finite_visits()
-    model = models.table_policy(4, 2)
-    params = jax.random.normal(jax.random.key(3), (4, 2))
-    assert_same_with_gradients(
-        lambda params: over_observations(env, bind(model, params))(obs).log_prob(action),
-        lambda params: jax.nn.log_softmax(params)[obs, action],
-        params,
-    )
-    close(policy_table(env, bind(model, params)), jax.nn.softmax(params))
-
-
-def test_policies_on_a_continuous_world_equal_direct_evaluation():
-    env, obs = continuous(action_size=2)
-    action = jax.random.normal(jax.random.key(2), (3, 4, 2))
-    model = models.gaussian_policy(lambda obs: obs, 2, 2, (4,))
-
-    params = jax.jit(model.init)(jax.random.key(3))
-    assert_same_with_gradients(
-        lambda params: over_observations(env, bind(model, params))(obs).log_prob(action),
-        lambda params: one_by_one(lambda obs, action: model.apply(params, obs).log_prob(action), obs, action),
-        params,
-    )
-    policy = over_observations(env, bind(model, params))
-    draws = policy(jnp.broadcast_to(obs[0, 0], (3, 4, 2))).sample(seed=jax.random.key(0))
-    assert len(np.unique(draws)) == 3 * 4 * 2
-    assert policy(obs[0, 0]).sample(seed=jax.random.key(0)).shape == (2,)
-
-
-def test_a_finite_world_evaluates_its_function_once_a_state():
-    env = tabular_env(finite()[0])
-    calls = []
-
-    def value(obs):
-        jax.debug.callback(lambda x: calls.append(int(x)), obs)
-        return 1.0 * obs
-
-    looked_up = over_observations(env, value)(jnp.zeros(1000, jnp.int32))
-    jax.block_until_ready(looked_up)
-    jax.effects_barrier()
-    assert sorted(calls) == [0, 1, 2, 3]

@@ -9,6 +9,7 @@ from envs.cartpole import SPANS, cartpole
 from experiments import configure
 from experiments.runs import driver
 from experiments.runs.folder import read_json
+from experiments.settings.job import resolve
 from experiments.settings.options import OptionError
 
 ENV = cartpole().env
@@ -173,10 +174,9 @@ def test_tables_need_cells_and_exact_oracles_do_not_exist_with_them():
 
 @pytest.mark.parametrize("cells", [(), CELLS])
 def test_the_score_is_written_with_what_was_run_and_a_world_without_one_writes_none(cells, tmp_path):
-    config = configure("cartpole", "two_stage")
-    driver.describe(tmp_path, config, cartpole(cells), {})
+    job = resolve(configure("cartpole", "two_stage", cells=cells))
+    driver.describe(tmp_path, job, {})
     score = {"name": "steps survived", "unit": "steps", "low": 0, "high": 500}
     assert read_json(tmp_path, "score.json") == score
-    plain = configure("gridworld", "two_stage")
-    driver.describe(tmp_path / "plain", plain, plain.world.build(), {})
+    driver.describe(tmp_path / "plain", resolve(configure("gridworld", "two_stage")), {})
     assert not (tmp_path / "plain" / "score.json").exists()

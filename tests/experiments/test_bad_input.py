@@ -6,15 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from experiments.settings.build import build
 
 from bilevel.types import Hyper
 from experiments import configure
 from experiments.__main__ import main
-from experiments.runs import cohort as groups
-from experiments.runs import driver
+from experiments.runs import cohort, driver
 from experiments.settings import worlds
 from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.build import build
 from experiments.settings.config import EFFECTS, as_dict, choices_wanted, from_dict, sweep
 from experiments.settings.options import OptionError
 
@@ -32,7 +31,7 @@ CASES = {
         ["--steps is '1.5'", "required: a whole number", "the default is 100"],
     ),
     "two numbers of steps": (["train", "--steps", "5", "6"], ["--steps got 5 6", "required: one value"]),
-    "no number of steps": (["train", "--steps"], ["--steps got no value", "required: one value"]),
+    "no number of steps": (["train", "--steps"], ["--steps was given without a value", "required: one value"]),
     "sigmas between commas": (
         ["train", "--sigma", "0.1,0.3"],
         ["--sigma is '0.1,0.3'", "separated by spaces, as in --sigma 0.1 0.3"],
@@ -203,17 +202,18 @@ CASES = {
     "a search that is stopped": (["tune", "--budget", "9999", "--stopped-code", "0"], ["tune got --stopped-code"]),
     "a report of no name": (["report", ""], ["report got ''", "one run folder"]),
     "a version of something": (["--version", "foo"], ["--version got foo"]),
-    "a study of no name": (["study"], ["study got no name; required: one name"]),
+    "a study of no name": (["study"], ["a study is a claim", "bilevel verify P1.NAME", "--list"]),
+    "a study": (["study", "ladder", "--out", "x"], ["required: bilevel verify P1.ladder"]),
+    "a study whose claim has another name": (["study", "complexity"], ["required: bilevel verify P1.rate"]),
     "a misspelt option of verify": (["verify", "--quik"], ["verify got --quik", "did you mean --quick?"]),
-    "too many devices": (["bench", "--plan", "--target-devices", "1" + "0" * 20], ["at least 1 and at most 1048576"]),
-    "more digits than a number has": (["bench", "--plan", "--target-devices", "9" * 5000], ["--target-devices is"]),
+    "too many devices": (["plan", "--target-devices", "1" + "0" * 20], ["at least 1 and at most 1048576"]),
+    "more digits than a number has": (["plan", "--target-devices", "9" * 5000], ["--target-devices is"]),
     "a report of an option": (["report", "--fast"], ["got --fast", "one run folder"]),
     "a reference that is no file": (["train", "--reference", "expert"], ["--reference is 'expert'", ".npz"]),
     "a reference that is missing": (["train", "--reference", "expert.npz"], ["expert.npz cannot be read"]),
     "a report of nothing": (["report"], ["one run folder"]),
     "a report of two": (["report", "a", "b"], ["one run folder"]),
     "a report of what is no run": (["report", "nowhere"], ["nowhere is not a run"]),
-    "an unknown study": (["study", "lader"], ["lader", "ladder"]),
 }
 
 
@@ -227,7 +227,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def banned(*arguments):
         raise AssertionError("this should have been refused before anything compiles")
 
-    monkeypatch.setattr(groups.Study, "compile", banned)
+    monkeypatch.setattr(cohort.Cohort, "compile", banned)
 
     def run(arguments):
         before = sorted(tmp_path.rglob("*"))
@@ -257,9 +257,8 @@ FAR = {
     "world": (["train", "--world", "zzzzzz"], "gridworld, garnet"),
     "algorithm": (["train", "--algorithm", "qqqqq"], "bilevel, alternating"),
     "option": (["train", "--zzzzqq", "3"], "--steps, --seeds"),
-    "study": (["study", "qqqqq"], "bandit, cartpole"),
     "world a little": (["train", "--world", "zebra"], "gridworld, garnet"),
-    "target": (["bench", "--plan", "--target", "gpu"], "cpu, cuda, tpu"),
+    "target": (["plan", "--target", "gpu"], "cpu, cuda, tpu"),
     "claim": (["verify", "qqqqq"], "P1.bias, P1.value"),
     "optimizer": (["train", "--policy-optimizer", "zzz"], "adabelief, adadelta"),
 }

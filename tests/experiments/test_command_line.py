@@ -209,9 +209,9 @@ def test_help_that_cannot_be_written_is_an_error_in_one_line(arguments):
 
 def test_in_an_alphabet_without_its_characters_the_command_speaks_all_the_same(tmp_path):
     with (tmp_path / "said").open("w") as file:
-        assert ended(["study", "--help"], file, PYTHONIOENCODING="ascii") == (0, "")
+        assert ended(["report", "--help"], file, PYTHONIOENCODING="ascii") == (0, "")
         assert ended(["--help"], file, PYTHONIOENCODING="ascii") == (0, "")
-    assert "bench --plan ?" in (tmp_path / "said").read_text("ascii")
+    assert "verify [CLAIM ?]" in (tmp_path / "said").read_text("ascii")
 
 
 @pytest.mark.parametrize(("where", "code"), [("left", 0), ("full", 2)])

@@ -5,12 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from experiments.settings.build import build
 
 from experiments import configure
 from experiments.__main__ import main
 from experiments.commands import bench, plan
 from experiments.runs.cohort import Group, Study
-from experiments.settings.build import build
 
 TINY = {"batch_size": 4, "rollout_length": 3, "segment_length": 2, "num_policy_steps": 2, "critic": "monte_carlo"}
 TABLES = {"policy": "table", "reward": "table"}
@@ -56,7 +56,7 @@ def test_a_benchmark_counts_what_its_runs_report(result):
 
 def test_a_benchmark_is_shown_and_saved(result, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "bench", lambda say=None: result)
-    bench.main(tmp_path, print)
+    bench.measure(tmp_path, print)
     shown = capsys.readouterr().out
     assert shown.count("small") >= 4 and "over Python" in shown and "GFLOP/s" in shown
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
@@ -79,7 +79,7 @@ def test_a_plan_predicts_the_memory_of_the_program_that_then_runs():
 
 def test_a_plan_for_a_device_that_is_not_here_predicts_no_time(capsys):
     options = ["--world", "garnet", "--policy", "table", "--reward", "table", "--critic", "monte_carlo", "--seeds", "6"]
-    assert main(["bench", "--plan", "--target", "tpu", "--target-devices", "2", *options]) == 0
+    assert main(["plan", "--target", "tpu", "--target-devices", "2", *options]) == 0
     said = capsys.readouterr().out
     assert "time: not predicted, since no tpu device is here" in said
     assert "6 lanes, 100 outer steps, on 2 tpu device(s)" in said
@@ -87,7 +87,7 @@ def test_a_plan_for_a_device_that_is_not_here_predicts_no_time(capsys):
 
 def test_a_plan_as_json_is_its_numbers_on_one_line(capsys):
     options = ["--world", "garnet", "--policy", "table", "--reward", "table", "--critic", "monte_carlo", "--seeds", "6"]
-    assert main(["bench", "--plan", "--json", "--target", "tpu", "--target-devices", "2", *options]) == 0
+    assert main(["plan", "--json", "--target", "tpu", "--target-devices", "2", *options]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert said.out.count("\n") == 1 and set(found) == {"target", "devices", *plan.Plan._fields}
@@ -98,15 +98,19 @@ def test_a_plan_as_json_is_its_numbers_on_one_line(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--seeds", "3"], ["bench got --seeds 3", "--plan"]),
-        (["--plan", "--target", "gpu"], ["--target is 'gpu'", "cuda"]),
-        (["--plan", "--target-devices", "none"], ["--target-devices is 'none'", "at least 1"]),
-        (["--plan", "--seeds", "0"], ["--seeds is 0"]),
-        (["--plan", "--distributed"], ["--plan is made by one process", "--target-devices"]),
+        (["bench", "--seeds", "3"], ["bench got --seeds 3", "bilevel plan"]),
+        (["bench", "--plan", "--target", "cuda"], ["bench got --plan", "bilevel plan"]),
+        (["bench", "--out="], ["bench got --out=", "--out FOLDER"]),
+        (["plan", "--target", "gpu"], ["--target is 'gpu'", "cuda"]),
+        (["plan", "--target-devices", "none"], ["--target-devices is 'none'", "a whole number"]),
+        (["plan", "--target-devices", "-1"], ["--target-devices is -1", "at least 1"]),
+        (["plan", "--seeds", "0"], ["--seeds is 0"]),
+        (["plan", "--distributed"], ["plan got --distributed", "one process", "--target-devices"]),
+        (["plan", "--out", "x"], ["plan got --out", "--target-devices"]),
     ],
 )
 def test_mistakes_get_one_line(arguments, words, capsys):
-    assert main(["bench", *arguments]) == 2
+    assert main(arguments) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and all(word in said for word in words), said
 

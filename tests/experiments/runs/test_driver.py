@@ -18,8 +18,7 @@ import pytest
 from bilevel.run import DIVERGED
 from experiments import configure, load_params, load_run, train
 from experiments.files import RunFolderError
-from experiments.runs import cohort as groups
-from experiments.runs import driver
+from experiments.runs import cohort, driver
 from experiments.runs.folder import open_run
 from experiments.settings.options import OptionError
 
@@ -132,7 +131,7 @@ def test_before_the_first_checkpoint_there_are_no_parameters_to_load(tmp_path, m
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(groups.Checkpoints, "save", interrupt)
+    monkeypatch.setattr(cohort.Checkpoints, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run")
     with pytest.raises(RunFolderError, match="no checkpoint of seed 0 yet"):
@@ -141,7 +140,7 @@ def test_before_the_first_checkpoint_there_are_no_parameters_to_load(tmp_path, m
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(("home", "name"), [(groups, "write_metrics"), (groups.Checkpoints, "save")])
+@pytest.mark.parametrize(("home", "name"), [(cohort, "write_metrics"), (cohort.Checkpoints, "save")])
 def test_interrupted_around_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, home, name, before):
     honest, calls = getattr(home, name), []
 
@@ -164,14 +163,14 @@ def test_a_resumed_run_has_counted_how_long_it_has_been_calm(tmp_path, monkeypat
     options = {"gradient_tolerance": 1e9, "patience": 4}  # converges in the second chunk of two steps
     once = result(train(cheap(**options), tmp_path / "once"))
     np.testing.assert_array_equal(once["status"][0, 0], [0, 0, 0, 1, 1, 1, 1])
-    honest = groups.Checkpoints.save
+    honest = cohort.Checkpoints.save
 
     def interrupt(checkpoints, step, state):
         honest(checkpoints, step, state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(groups.Checkpoints, "save", interrupt)
+        patch.setattr(cohort.Checkpoints, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(cheap(**options), tmp_path / "twice")
     assert_same_bits(result(train(cheap(**options), tmp_path / "twice")), once)
@@ -198,7 +197,7 @@ def test_more_seeds_extend_a_run_to_the_wider_one(tmp_path):
 
 def test_a_finished_run_prints_its_table_again_and_computes_nothing(whole, tmp_path, monkeypatch):
     folder = copied(whole, tmp_path)
-    monkeypatch.setattr(groups.Study, "compile", None)
+    monkeypatch.setattr(cohort.Cohort, "compile", None)
     for _ in range(3):  # and again: what a rerun writes must not look like another run
         said: list[str] = []
         train(tiny(), folder, say=said.append)
@@ -305,7 +304,7 @@ def test_the_parameters_of_a_seed_that_diverged_come_with_a_warning(tmp_path):
 def test_the_name_of_a_run_depends_on_what_is_computed_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "prepare", lambda *arguments: [])  # compiles
-    monkeypatch.setattr(driver, "run_groups", lambda *arguments: (None, []))
+    monkeypatch.setattr(driver, "run_cohorts", lambda *arguments: (None, []))
     monkeypatch.setattr(driver, "finish", lambda *arguments: None)
     name = train(tiny()).name
     assert name.startswith("garnet-bilevel-")
@@ -326,8 +325,8 @@ STOPPED = {
 def test_when_every_lane_has_stopped_the_rest_costs_nothing(tmp_path, monkeypatch, how):
     options, status = STOPPED[how]
     written = []
-    honest = groups.write_metrics
-    monkeypatch.setattr(groups, "write_metrics", lambda *arguments: (written.append(arguments[2]), honest(*arguments)))
+    honest = cohort.write_metrics
+    monkeypatch.setattr(cohort, "write_metrics", lambda *arguments: (written.append(arguments[2]), honest(*arguments)))
     numbers = result(train(cheap(**options), tmp_path / "run"))
     assert max(written) < 6  # chunks of two steps begin at 0, 2, 4 and 6: the last one was not computed
     assert numbers["status"].shape == (2, 3, 7)

@@ -30,8 +30,7 @@ from bilevel.run import DIVERGED
 from experiments import configure, load_params, load_run, train
 from experiments.__main__ import main
 from experiments.files import RunFolderError
-from experiments.runs import cohort as groups
-from experiments.runs import driver, metrics
+from experiments.runs import cohort, driver, metrics
 
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
 pytestmark = [
@@ -105,13 +104,13 @@ def tally(tallies, request):
 @pytest.fixture
 def begun(monkeypatch):
     """The first step of every chunk that was computed in this process."""
-    honest, steps = groups.write_metrics, []
+    honest, steps = cohort.write_metrics, []
 
     def write(folder, group, first, arrays):
         steps.append(first)
         honest(folder, group, first, arrays)
 
-    monkeypatch.setattr(groups, "write_metrics", write)
+    monkeypatch.setattr(cohort, "write_metrics", write)
     return steps
 
 
@@ -179,7 +178,7 @@ def half(tmp_path_factory):
     jax.devices()  # first, so that a command run in this process leaves the devices as they are
     precision = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", "highest")  # the command line's
-    folder, honest = tmp_path_factory.mktemp("half") / "run", groups.Checkpoints.save
+    folder, honest = tmp_path_factory.mktemp("half") / "run", cohort.Checkpoints.save
 
     def save(checkpoints, step, state):
         honest(checkpoints, step, state)
@@ -187,7 +186,7 @@ def half(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups.Checkpoints, "save", save)
+        patch.setattr(cohort.Checkpoints, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(), folder)
     assert whole_steps(folder) == [6, 4, 2]
@@ -617,19 +616,19 @@ def test_the_clock_set_back(tmp_path, half, whole, tally, begun, draws, monkeypa
 FAR = 1000  # no critic goes so far: a radius from there on has no other use
 
 
-def dying(build, poison):
-    """`build`, of algorithms whose state turns to NaN at the step by which the critic's radius is above `FAR`."""
+def dying(resolve, poison):
+    """`resolve`, of algorithms whose state turns to NaN at the step by which the critic's radius is above `FAR`."""
 
     def built(config):
-        setup = build(config)
+        job = resolve(config)
 
         def make(hyper):
-            algorithm, measure = setup.make(hyper)
+            algorithm, measure = job.make(hyper)
 
             def step(key, state):
                 inner, moves = state
                 inner, info = algorithm.step(key, inner)
-                dies = moves == jnp.int32(hyper.critic_radius) - FAR
+                dies = moves == jnp.int32(hyper["critic_radius"]) - FAR
                 inner = jax.tree.map(
                     lambda x: jnp.where(dies, poison, x) if jnp.issubdtype(x.dtype, jnp.floating) else x, inner
                 )
@@ -640,7 +639,7 @@ def dying(build, poison):
 
             return algorithm._replace(init=init, step=step, params=lambda state: algorithm.params(state[0])), measure
 
-        return setup._replace(make=make)
+        return job._replace(make=make)
 
     return built
 
@@ -648,7 +647,7 @@ def dying(build, poison):
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_lane_that_is_not_finite(tmp_path, half, tally, draws, monkeypatch, poison):
     # Three seeds and two settings in blocks of two lanes: the second block holds a lane of each setting.
-    monkeypatch.setattr(driver, "build", dying(driver.build, poison))
+    monkeypatch.setattr(driver, "resolve", dying(driver.resolve, poison))
 
     def metrics(trial, dies_at):
         found = result(train(tiny(critic_radius=(2.0 * FAR, FAR + dies_at)), tmp_path / trial))
@@ -672,11 +671,11 @@ def test_a_lane_that_is_not_finite(tmp_path, half, tally, draws, monkeypatch, po
 
 def exchanged(one, other):
     """A resumption after which two lanes stand in each other's place."""
-    honest = groups.Study.run
+    honest = cohort.Cohort.run
 
     def run(study, *rest):
         def restore(checkpoints):
-            step, state, notes = groups.Study.restore(study, checkpoints)
+            step, state, notes = cohort.Cohort.restore(study, checkpoints)
             places = np.arange(study.layout.num_lanes)
             places[[one, other]] = places[[other, one]]
             return step, study.layout.spread(jax.tree.map(lambda x: x[places], study.layout.gather(state))), notes
@@ -689,7 +688,7 @@ def exchanged(one, other):
 
 def shifted(by):
     """A resumption whose step t takes the key of step t + `by`."""
-    honest = groups.Study.check_memory
+    honest = cohort.Cohort.check_memory
 
     def check_memory(study, chunk):
         advance = honest(study, chunk)
@@ -704,6 +703,6 @@ def test_a_mutant_is_caught(tmp_path, half, whole, begun, monkeypatch, mutant):
     for trial, changes in enumerate(({}, mutant)):
         with monkeypatch.context() as patch:
             for name, function in changes.items():
-                patch.setattr(groups.Study, name, function)
+                patch.setattr(cohort.Cohort, name, function)
             go_on(copied(half, tmp_path, trial), whole, caught, begun, keeps=HALF)
     assert (caught.tried, caught.lost, caught.wrong) == (2, 0, 1)  # the one that was honest is right

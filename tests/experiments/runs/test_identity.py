@@ -14,8 +14,7 @@ from bilevel.checkpoint import CheckpointError
 from experiments import configure, load_params, load_run, train
 from experiments.__main__ import main
 from experiments.files import RunFolderError, read_arrays, write_arrays
-from experiments.runs import cohort as groups
-from experiments.runs import driver, metrics
+from experiments.runs import cohort, driver, metrics
 from experiments.runs.folder import owner_of
 
 # What tensorstore left unread is collected where nobody sees it, except for pytest.
@@ -87,7 +86,7 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """Folders of runs that were stopped after step 6: `ours`, a `twin` of the same options, and one of `another` seed."""
-    home, honest = tmp_path_factory.mktemp("halves"), groups.Checkpoints.save
+    home, honest = tmp_path_factory.mktemp("halves"), cohort.Checkpoints.save
 
     def save(checkpoints, step, state):
         honest(checkpoints, step, state)
@@ -95,7 +94,7 @@ def halves(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups.Checkpoints, "save", save)
+        patch.setattr(cohort.Checkpoints, "save", save)
         for name, options in {"ours": {}, "twin": {}, "another": {"seed": 1}}.items():
             with pytest.raises(KeyboardInterrupt):
                 train(tiny(**options), home / name)
@@ -343,7 +342,7 @@ def delete(folder):
 
 def meanwhile(monkeypatch, step, action):
     """Does something once the metrics of the chunk that begins at `step` are written, and no save goes on."""
-    honest, save, saving = groups.write_metrics, groups.Checkpoints.save, []
+    honest, save, saving = cohort.write_metrics, cohort.Checkpoints.save, []
 
     def begin_to_save(checkpoints, *rest):
         save(checkpoints, *rest)
@@ -356,8 +355,8 @@ def meanwhile(monkeypatch, step, action):
                 checkpoints.wait()
             action()
 
-    monkeypatch.setattr(groups.Checkpoints, "save", begin_to_save)
-    monkeypatch.setattr(groups, "write_metrics", write)
+    monkeypatch.setattr(cohort.Checkpoints, "save", begin_to_save)
+    monkeypatch.setattr(cohort, "write_metrics", write)
 
 
 @pytest.mark.parametrize("step", [6, 8])

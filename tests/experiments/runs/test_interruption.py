@@ -13,10 +13,10 @@ import pytest
 
 from experiments import configure, load_run, train
 from experiments.__main__ import main
+from experiments.commands import report
 from experiments.runs import cohort as groups
 from experiments.runs import driver
 from experiments.runs.interruption import OVER, Ending, Stopped, end_at_once, requests_to_stop
-from experiments.studies import cartpole
 
 TINY = ["--world", "garnet", "--algorithm", "alternating", "--gradients", "exact", "--policy", "table"]
 TINY += ["--reward", "table", "--segment-length", "2", "--num-policy-steps", "1", "--width", "2", "--seeds", "2"]
@@ -165,10 +165,10 @@ def test_a_thread_that_cannot_listen_to_signals_runs_without():
     assert found == [False]
 
 
-def test_a_study_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
+def test_a_command_whose_run_a_signal_stops_ends_with_a_line(tmp_path, signalled, monkeypatch, capsys):
     signalled(signal.SIGTERM)
-    monkeypatch.setattr(cartpole, "main", lambda folder, say: train(tiny(), folder / "run"))
-    assert main(["study", "cartpole", "--out", str(tmp_path)]) == 130
+    monkeypatch.setattr(report, "report", lambda folder, say: train(tiny(), folder / "run"))
+    assert main(["report", str(tmp_path)]) == 130
     assert "bilevel: interrupted" in capsys.readouterr().err
 
 
@@ -212,7 +212,7 @@ GOES_ON, MEASURED = "the same command resumes", "the same command goes on from w
         ("experiments.runs.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
         ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
         ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
-        ("experiments.studies", signal.SIGINT, ["study", "--help"], 130, "resume with the same command"),
+        ("experiments.commands.report", signal.SIGINT, ["report", "--help"], 130, "nothing was kept: run it again"),
     ],
 )
 def test_one_signal_ends_a_command_wherever_it_comes_and_says_so_in_a_line(

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import configure, load_run, train
-from experiments.runs import cohort as groups
-from experiments.runs import memory
+from experiments.runs import cohort, memory
 from experiments.runs.memory import Need
-from experiments.settings.build import build
+from experiments.settings.job import resolve
 from experiments.settings.options import OptionError
 
 GIGA = 10**9
@@ -18,7 +17,7 @@ GIGA = 10**9
 def study(**options):
     tables = {"policy": "table", "reward": "table", "gradients": "exact"}
     config = configure("garnet", "alternating", **tables, segment_length=2, steps=4, chunk="2", **options)
-    return groups.Study(config, build(config), groups.Group(0, config.seeds), tuple(jax.devices()[:1]))
+    return cohort.Cohort(resolve(config)._replace(devices=tuple(jax.devices()[:1])), cohort.Group(0, config.run.seeds))
 
 
 def need_of(ours):
@@ -28,7 +27,7 @@ def need_of(ours):
 def test_what_a_run_needs_grows_by_the_lane():
     few, many = need_of(study(seeds=4, width=4)), need_of(study(seeds=64, width=4))
     assert (few.num_lanes, many.num_lanes) == (4, 64)
-    state = groups._size(study(seeds=64, width=4).state_spec())
+    state = cohort._size(study(seeds=64, width=4).state_spec())
     assert many.total > 3 * state  # before, after, and on the way to the disk
     assert many.per_lane == pytest.approx(few.per_lane, rel=0.1)
     assert many.fixed < 2 * few.fixed + 10_000

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.types import Hyper
 from envs.cartpole import cartpole
 from experiments import configure, load_params, load_policy, train
 from experiments.files import RunFolderError
 from experiments.runs.policy import policy_of
-from experiments.settings.build import arithmetic, build
+from experiments.settings.job import arithmetic, resolve
 from experiments.settings.options import OptionError
 
 TINY = dict(seeds=2, steps=2, width=1, batch_size=4, rollout_length=4, segment_length=2, num_pairs=2)
@@ -36,7 +35,8 @@ def some(world, **options):
     """A configuration, random parameters of its policy, and the policy."""
     config = configure(world, **options)
     with arithmetic(config):
-        params = build(config).problem(Hyper()).policy.init(jax.random.key(0))
+        job = resolve(config)
+        params = job.problem(job.points[0]).policy.init(jax.random.key(0))
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(1), len(leaves))
         params = tree.unflatten([jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)])

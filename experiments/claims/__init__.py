@@ -1,0 +1,15 @@
+"""Claims: theorems and comparisons, each checked as a test suite checks code. A file each, with `CLAIM = Claim(...)`.
+
+A claim is added by a file, such as `p1/bias.py`, and its line below.
+"""
+
+CLAIMS = [
+    "P1.bias",
+    "P1.value",
+    "P1.estimator",
+    "P1.hypergradient",
+    "P1.critic",
+    "P1.critic_sup",
+    "P1.ladder",
+    "P1.bandit",
+]

@@ -1,0 +1,158 @@
+"""What a claim is: a statement of a paper, what it predicts, how that is measured, and the rule by which it holds.
+
+`measure` does the costly part alone, and what it returns is kept. `judge` and `draw` are cheap and read nothing else, so
+that another margin, another number and another figure measure nothing again.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from matplotlib.figure import Figure
+
+from experiments.claims.data import keep
+from experiments.statistics.rates import Fit, Slope, verdict
+
+INF = float("inf")
+
+Data = TypeVar("Data", bound=tuple)
+
+
+class Number(NamedTuple):
+    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random.
+
+    Attributes:
+        center, low, high: in the quantity's units.
+        undecided: why nothing may be concluded from it, in words; "" if it may.
+        over: the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none.
+        tail: of an exponent, the interval of the slope of its last levels, which must clear the margin too.
+    """
+
+    center: float
+    low: float
+    high: float
+    undecided: str = ""
+    over: str = ""
+    tail: tuple[float, float] | None = None
+
+
+def exponent(found: Fit | Slope, unit: str) -> Number:
+    """The exponent of a power law as a number of a claim, over its range in that unit."""
+    first, last = found.range
+    over = f"from {first:.2g} to {last:.2g} {unit}" if math.isfinite(first) else ""
+    return Number(found.exponent, *found.interval, found.undecided, over, found.tail)
+
+
+class Margin(NamedTuple):
+    """Where a number must lie, stated before it is measured; ends may be infinite."""
+
+    low: float = -INF
+    high: float = INF
+
+
+class Budget(NamedTuple):
+    """How much a claim may compute, and where.
+
+    Attributes:
+        quick: a run of a minute or two.
+        folder: of this claim, for what it keeps to resume from.
+        say: takes the lines that a person should see.
+    """
+
+    quick: bool
+    folder: Path
+    say: Callable[[str], None] = lambda line: None
+
+    def keep(self, name: str, kind: type[Data], compute: Callable[[], Data]) -> Data:
+        """What `compute` returns, a NamedTuple of that kind; it is read where an interrupted measurement has left it.
+
+        Args:
+            name: of the part. Whatever it depends on beside the code and `quick` must show in its name.
+            kind: see `experiments.claims.data`.
+            compute: called at most once.
+        """
+        return keep(self.folder, name, kind, compute, self.say)
+
+
+class Table(NamedTuple):
+    """Rows that a reader wants beside the numbers, each a dictionary from column to text or number."""
+
+    title: str
+    rows: list[dict[str, Any]]
+
+
+class Measurement(NamedTuple):
+    """What was measured, as it is reported.
+
+    Attributes:
+        numbers: name -> number; those named in the claim's margins decide, the others are reported.
+        cost: what it took, such as transitions, labels, gradient evaluations.
+        notes: sentences on what was seen, such as why a claim fails.
+        tables: what does not fit into numbers.
+    """
+
+    numbers: dict[str, Number]
+    cost: dict[str, float]
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+class Claim(NamedTuple):
+    """A claim of the list in `experiments.claims`.
+
+    Attributes:
+        statement: what is said, in one sentence.
+        source: paper and place; *derived* where a paper does not say it.
+        prediction: what the theory predicts, in words.
+        exact: nothing is sampled; otherwise Monte Carlo over seeds.
+        margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
+        minutes: on two idle cores, quick and in full, said beforehand.
+        measure: budget -> what was computed, a NamedTuple that `experiments.claims.data` can keep: the costly part alone.
+        judge: that -> numbers, cost, notes and tables.
+        draw: that -> what a reader looks at; None: there is no figure.
+        refuting: of an assumption, which no measurement can prove: how the names of those numbers begin that are shares
+            of instances on which it is refuted. They decide instead of margins. "": the claim is no assumption.
+    """
+
+    statement: str
+    source: str
+    prediction: str
+    exact: bool
+    margins: dict[str, Margin]
+    minutes: tuple[float, float]
+    measure: Callable[[Budget], Any]
+    judge: Callable[[Any], Measurement]
+    draw: Callable[[Any], Figure] | None = None
+    refuting: str = ""
+
+
+def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
+    """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
+
+    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). On each share of instances that
+    refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
+    being one of every instance; the share says how common such instances are.
+    """
+    if claim.refuting:
+        shares = {name: x for name, x in numbers.items() if name.startswith(claim.refuting)}
+        return {name: "refuted" if x.low > 0 and not x.undecided else "not refuted" for name, x in shares.items()}
+    found = {}
+    for name, margin in claim.margins.items():
+        number = numbers[name]
+        sound = math.isfinite(number.center) and number.low <= number.high  # false for NaN
+        found[name] = "not decided"
+        if sound and not number.undecided:
+            found[name] = verdict((number.low, number.high), *margin, number.tail)
+    return found
+
+
+def together(verdicts: dict[str, str]) -> str:
+    """The claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
+
+    An assumption is refuted if it is by a number.
+    """
+    for one in ("fails", "not decided", "refuted", "not refuted", "holds"):
+        if one in verdicts.values():
+            return one
+    return "reported"

@@ -1,0 +1,251 @@
+"""P1.alignment: what each method is worth under the true reward, beside the objective Φ that the paper maximises.
+
+Two-stage (on pairs of the reference policy, and on those of a worse one), alternating, and Algorithm 1 with the paper's
+objective and with the excess log-likelihood, over w; with a table of rewards, which holds the true one, and with a reward
+that is a function of the state alone, which does not. With exact gradients what is lost is lost by the objective. The table
+once more with sampled pairs and rollouts and Algorithm 2 as the critic shows what sampling adds.
+
+Φ of the paper pays for policies whose pairs are easy to tell apart: its maximiser is not the true reward, even where that is
+in the class. Maximum likelihood on the policy's own pairs, which is what alternating follows, is consistent there.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.claims import panels
+from experiments.claims.claim import INF, Budget, Claim, Margin, Measurement, Number, Table
+from experiments.claims.p1.methods import (
+    ALTERNATING, EXCESS, METHODS, MISSPECIFIED, PAPER, REALISABLE, SAMPLED, TOLERANCE,
+    Ends, Sizes, climb_all, converged, relative, weights_of, worst_gradient,
+)
+from experiments.statistics import intervals
+from experiments.statistics.intervals import Interval
+
+FEWEST = 60  # instances of which a mean is judged: of fewer, failures on a twentieth are too easily missed by all
+SMALL_WEIGHT = 0.5  # w at which the paper's objective is judged
+
+FULL = Sizes()
+QUICK = Sizes(16, (0.5, 1.5), 300, num_reward_steps=1000, kinds=(REALISABLE,), methods=(ALTERNATING, PAPER, EXCESS))
+
+
+class Alignment(NamedTuple):
+    """What was measured: by class and method, where the runs ended."""
+
+    sizes: Sizes
+    ends: dict[tuple[str, str], Ends]
+
+
+def measure(budget: Budget) -> Alignment:
+    """Every method on every class, two at a time."""
+    sizes = QUICK if budget.quick else FULL
+    pairs = list(itertools.product(sizes.kinds, sizes.methods))
+
+    def one(pair):
+        return budget.keep(", ".join(pair), Ends, partial(climb_all, *pair, sizes, budget.say))
+
+    with ThreadPoolExecutor(2) as pool:
+        return Alignment(sizes, dict(zip(pairs, pool.map(one, pairs), strict=True)))
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+GAIN, ABOVE = "share of the gain", "Φ(φ) − Φ(r*)"
+BELOW, CONVERGED = "share of runs below the reference", "share of runs converged"
+MEAN, MIDDLE = "mean", "interquartile mean"
+
+
+def name(label: str, kind: str, method: str, kl_weight: float) -> str:
+    """What a number is called."""
+    return f"{label}, {kind}, {method}, w = {kl_weight:g}"
+
+
+MARGINS = {
+    name(f"{MEAN} {GAIN}", REALISABLE, ALTERNATING, kl_weight): Margin(0.99, INF) for kl_weight in FULL.kl_weights
+} | {
+    name(f"{MEAN} {GAIN}", REALISABLE, PAPER, SMALL_WEIGHT): Margin(-INF, 0.5),
+    name(f"{MEAN} {ABOVE}", REALISABLE, PAPER, SMALL_WEIGHT): Margin(0.0, INF),
+}
+
+
+def statistics(values: np.ndarray) -> dict[str, Interval]:
+    """Of numbers [w, seed], over seeds, each [w]: the mean, which a few failures move, and one that they do not."""
+    return {MEAN: intervals.mean(values, axis=-1), MIDDLE: intervals.interquartile_mean(values, axis=-1)}
+
+
+def numbers_of(ends: Ends) -> dict[str, Interval]:
+    """What is reported of the runs, each [w]; a run without a return counts as one below the reference's."""
+    gain, above = (statistics(x) for x in (relative(ends), ends.upper - ends.upper_truth))
+    shares = {BELOW: ~(relative(ends) >= 0), CONVERGED: converged(ends)}
+    return (
+        {f"{key} {GAIN}": x for key, x in gain.items()}
+        | {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
+        | {f"{key} {ABOVE}": x for key, x in above.items()}
+    )
+
+
+def judge(data: Alignment) -> Measurement:
+    """Means and shares over MDPs; the claim is judged by means."""
+    numbers, notes, rows, num = {}, [], [], data.sizes.num_seeds
+    for (kind, method), ends in data.ends.items():
+        found = numbers_of(ends)
+        for i, kl_weight in enumerate(weights_of(kind, data.sizes)):
+            why = undecided(ends, i, num)
+            here = {key: Number(*(float(end[i]) for end in x), why) for key, x in found.items()}
+            if f"{MEAN} {GAIN}, {kind}, {method}, w = {kl_weight:g}" in MARGINS:
+                notes.append(in_words(kind, method, kl_weight, here, num))
+            rows.append({"class": kind, "method": method, "w": kl_weight} | row_of(ends, i))
+            if kind == SAMPLED:
+                del here[CONVERGED]  # the gradients' estimates do not tell
+            numbers |= {name(key, kind, method, kl_weight): x for key, x in here.items()}
+    labels = {row["method"]: row["labels"] for row in rows if row["class"] == SAMPLED}
+    notes += [
+        "the gain is the KL-optimal policy's over the reference policy's, under the true reward with the KL term; means are "
+        "judged, over random MDPs, since a few failures move them: an interquartile mean leaves out a quarter on each side",
+        f"no interval knows of failures that no run showed: {num} MDPs may all miss one that {unseen(num):.1%} of MDPs "
+        "would show",
+        f"converged: both exact gradients below {TOLERANCE:g}; Φ is in nats",
+        "labels a run with sampled gradients: "
+        + (", ".join(f"{method} {count:,.0f}" for method, count in labels.items()) or "none are run"),
+    ]
+    cost = {"runs": sum(x.regularised.size for x in data.ends.values())}
+    cost["transitions"] = sum(float(x.transitions.sum()) for x in data.ends.values())
+    return Measurement(numbers, cost, tuple(notes), (Table("Means over runs, and the largest gradient", rows),))
+
+
+def row_of(ends: Ends, i: int) -> dict[str, float]:
+    """Of the runs at the i-th w, means of what is not judged, and the largest gradient in which one ended."""
+    return {
+        "share of the gain without KL": float(np.nanmean(relative(ends, plain=True)[i])),
+        "return with KL": float(np.nanmean(ends.regularised[i])),
+        "return": float(np.nanmean(ends.plain[i])),
+        "Φ, nats": float(np.nanmean(ends.upper[i])),
+        "share diverged": float(ends.diverged[i].mean()),
+        "largest gradient": float(worst_gradient(ends)[i].max()),
+        "labels": float(ends.labels[i].mean()),
+        "transitions": float(ends.transitions[i].mean()),
+    }
+
+
+def undecided(ends: Ends, i: int, num: int) -> str:
+    """Why the numbers at the i-th w decide nothing, in words; "" if they may."""
+    if lost := int(np.isnan(ends.regularised[i]).sum()):
+        return f"{lost} of {num} runs ended without a return and are left out"
+    return f"{num} MDPs are too few; {FEWEST} are needed" if num < FEWEST else ""
+
+
+def unseen(num: int) -> float:
+    """The most, at 97.5 %, that a failure's share of all instances is which none of `num` shows."""
+    return float(intervals.proportion(np.zeros(num, bool)).high)
+
+
+def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], num: int) -> str:
+    """The numbers of one class, method and w side by side."""
+    return (
+        f"{kind}, {method}, w = {kl_weight:g}: share of the gain {here[f'{MEAN} {GAIN}'].center:.3f} in the mean, "
+        f"{here[f'{MIDDLE} {GAIN}'].center:.3f} in the interquartile mean; {round(here[BELOW].center * num)} of {num} runs "
+        f"below the reference, {here[CONVERGED].center:.0%} converged; Φ(φ) − Φ(r*) {here[f'{MEAN} {ABOVE}'].center:.2g} in "
+        f"the mean, {here[f'{MIDDLE} {ABOVE}'].center:.2g} in the interquartile mean"
+    )
+
+
+# The figure -----------------------------------------------------------------------------------------------------------
+
+COLORS = dict(zip(METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
+TITLES = {
+    REALISABLE: "realisable: a table",
+    MISSPECIFIED: "misspecified: a function of the state alone",
+    SAMPLED: "realisable, with sampled gradients",
+}
+PANELS = {
+    GAIN: "return under the true reward with its\nKL term (0: reference, 1: KL-optimal)",
+    ABOVE: "what the paper maximises:\nΦ(φ) − Φ(r*), nats",
+    BELOW: "share of runs below\nthe reference's return",
+    CONVERGED: "share of runs\nconverged",
+}
+LINEAR = {GAIN: 1.0, ABOVE: 0.1}  # up to where the axis is linear; beyond it is logarithmic, and nothing is cut
+MARKS = {
+    MEAN: dict(marker="o", markersize=5, linestyle="-"),
+    MIDDLE: dict(marker="D", markersize=5, markerfacecolor="white", linestyle="none"),
+}
+
+
+def draw(data: Alignment) -> Figure:
+    """A column for each class: return under the true reward, the objective that the paper maximises, and shares of runs."""
+    sizes = data.sizes
+    kinds = list(dict.fromkeys(kind for kind, _ in data.ends))
+    methods = [method for method in METHODS if any(method == other for _, other in data.ends)]
+    title = "What each method is worth under the true reward, and under Φ\n"
+    title += f"{sizes.num_seeds} random MDPs, intervals over them"
+    figure, axes = panels.panels(1.5 + 5.2 * len(kinds), 13, 4, len(kinds), title, share_x=True, share_y="row")
+    for (kind, method), ends in data.ends.items():
+        aside = methods.index(method) - (len(methods) - 1) / 2
+        beside = np.array(weights_of(kind, sizes)) * 1.07**aside  # so that bars do not hide each other
+        _draw_runs(axes[:, kinds.index(kind)], beside, ends, COLORS[method], kind)
+    for column, kind in zip(axes.T, kinds, strict=True):
+        column[0].set(title=TITLES[kind], xscale="log")
+        column[-1].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
+        column[-1].set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
+        column[-1].minorticks_off()
+        for panel, height in zip(column[[0, 0, 1]], (0, 1, 0), strict=True):
+            panel.axhline(height, color="gray", linestyle="--", linewidth=1)
+    for row, (label, text) in zip(axes, PANELS.items(), strict=True):
+        row[0].set_ylabel(text)
+        if label in LINEAR:
+            _show_tails(row, LINEAR[label])
+        else:
+            row[0].set_ylim(-0.05, 1.05)
+    _legend(figure, methods, 1 if len(kinds) == 1 else 3)
+    return figure
+
+
+def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) -> None:
+    """One method's runs in the column of a class."""
+    style = dict(color=color, linewidth=1.2, elinewidth=1)
+    for panel, values in zip(column, (relative(ends), ends.upper - ends.upper_truth), strict=False):
+        panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+        for key, of in statistics(values).items():
+            panel.errorbar(beside, of.center, panels.lengths(of), **style, **MARKS[key])
+    found = numbers_of(ends)
+    for panel, label in zip(column[2:], (BELOW, CONVERGED), strict=True):
+        if label == CONVERGED and kind == SAMPLED:
+            panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
+        else:
+            of = found[label]
+            panel.errorbar(beside, of.center, panels.lengths(of), **style, marker="o", markersize=4)
+
+
+def _show_tails(row, linear: float) -> None:
+    """Makes the common axis of a row of panels linear up to there, and logarithmic beyond; nothing is cut."""
+    ends = np.array([panel.dataLim.intervaly for panel in row])
+    row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
+    row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
+    row[0].yaxis.set_major_formatter("{x:g}")
+
+
+def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
+    """Of the methods by color, and of what is drawn of each by mark; below the panels."""
+    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in methods]
+    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
+    shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
+    figure.legend(handles=shown, loc="outside lower center", ncols=num_columns, fontsize=9)
+
+
+CLAIM = Claim(
+    statement="What bilevel RLHF maximises, Φ, is a proxy of the true return: where a class of rewards holds the true one, "
+    "alternating reaches the KL-optimal return, and Algorithm 1 at a small w much less, at a Φ above the true reward's.",
+    source="2410.15610, its objective; the comparison is this project's",
+    prediction="in the mean over random MDPs, exact gradients, a table: alternating's share of the attainable gain at least "
+    f"0.99 at every w; at w = {SMALL_WEIGHT:g} Algorithm 1's below 0.5, and its Φ above Φ(r*)",
+    exact=False,
+    margins=MARGINS,
+    minutes=(0.6, 8),
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,91 @@
+"""What the figures of claims share: a palette, panels, curves with intervals, a theorem's slope beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+
+
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", share_x=False, share_y=False):
+    """An empty figure, in inches, and its panels [rows, columns], each with a grid.
+
+    Args:
+        width, height: of the figure.
+        rows, columns: of panels.
+        title: above all panels.
+        share_x, share_y: which panels have the same axis, as `Figure.subplots` takes it.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
+    for panel in axes.ravel():
+        panel.grid(alpha=0.3)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def lengths(of: Any) -> np.ndarray:
+    """Lengths of error bars below and above `of.center`, [2, ...]; NaN, which is not drawn, where there is no interval."""
+    return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
+
+
+def curve(
+    panel: Axes, x, of: Any, color: str, label: str | None = None, marker: str = "o", linestyle: str = "-"
+) -> None:
+    """Means with 95 % intervals against x, joined by a line.
+
+    Args:
+        panel: to draw into.
+        x: [level].
+        of: has `center`, `low` and `high`, each [level].
+        color, label, marker, linestyle: as matplotlib takes them.
+    """
+    style = dict(color=color, marker=marker, linestyle=linestyle, linewidth=1.2, markersize=4, capsize=2)
+    panel.errorbar(x, of.center, lengths(of), label=label, **style)
+
+
+def band(panel: Axes, x, of: Any, color, label: str | None = None, linestyle: str = "-", marker: str = "") -> None:
+    """A line of means against x, in the band of their 95 % intervals; arguments as `curve` takes them."""
+    panel.plot(x, of.center, color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=1.4, label=label)
+    panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
+
+
+def guide(
+    panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
+) -> None:
+    """A power law of that slope on log axes, through `first` at the first x."""
+    x = np.asarray(x, float)
+    panel.plot(x, first * (x / x[0]) ** slope, color=color, linestyle=linestyle, linewidth=1, label=label)
+
+
+def levels(panel: Axes, x, epsilons: Sequence[float], start: float) -> None:
+    """What each level of a ladder asks for, ε in the gap's unit at its x, and the mean gap of the starts."""
+    panel.plot(x, epsilons, "o:", color="0.5", markersize=3, linewidth=1, label="ε of the level")
+    place = dict(xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="0.4")
+    for at, epsilon in zip(x, epsilons, strict=True):
+        panel.annotate(f"{epsilon:.2g}", (at, epsilon), **place)
+    panel.axhline(start, color="0.5", linestyle="--", linewidth=1, label=f"gap at the start, {start:.2g} in the mean")
+
+
+def log_log(panel: Axes, x_label: str, y_label: str) -> None:
+    """Logarithmic axes with labels; the vertical one is linear where nothing finite was drawn."""
+    drawn = [np.asarray(line.get_ydata(), float) for line in panel.lines]
+    finite = any(np.isfinite(values).any() for values in drawn)
+    panel.set(xscale="log", yscale="log" if finite else "linear", xlabel=x_label, ylabel=y_label)
+
+
+def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> None:
+    """A legend under the panel, where it covers no data."""
+    place = dict(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.0)
+    panel.legend(fontsize=8, title=title, title_fontsize=8, ncols=columns, **place)
+
+
+def exponent_label(fit: Any, symbol: str = "p") -> str:
+    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`; `fit` has `exponent` and `interval`."""
+    low, high = fit.interval
+    return f"{symbol} = {fit.exponent:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "∞")

@@ -1,0 +1,279 @@
+"""Runs claims, two at a time. What was computed is kept: it is judged and drawn again when the code of that changes, and
+computed again when code that it depends on does; an interrupted run goes on where it was.
+
+Of each claim the folder `<out>/full/<claim>/`, or `quick`, holds `data.npz`, what was computed, beside parts of it;
+`started.json`, by which code and for how long; `result.json` and `figure.png`, what it says.
+"""
+
+import collections
+import fnmatch
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, get_type_hints
+
+from tqdm import tqdm
+
+from experiments.claims import CLAIMS
+from experiments.claims.claim import Budget, Claim
+from experiments.claims.data import keep
+from experiments.claims.digest import digest
+from experiments.claims.page import write_page
+from experiments.claims.results import FIGURE, RESULT, current, describe, figure_digest, format_table, sealed
+from experiments.files import RunFolderError, read_json, refusing, write_figure, write_json
+from experiments.output import silent
+from experiments.runs.folder import open_run
+from experiments.settings.options import OptionError, choose
+
+DATA, STARTED = "data", "started.json"
+WILD = set("*?[")
+
+
+class Started(TypedDict):
+    """What `started.json` holds: the digest of the code that measures, and for how long it has."""
+
+    digest: str
+    seconds: float
+
+
+class Loaded(NamedTuple):
+    """A claim, and the digests of its code when it was imported: of what measures, and of what judges and draws too."""
+
+    claim: Claim
+    measured: str
+    reported: str
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it gets a verdict."""
+        return bool(self.claim.margins or self.claim.refuting)
+
+
+def verify(
+    patterns: Sequence[str] = (),
+    out: str | Path = "runs/verify",
+    quick: bool = False,
+    everything: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Measures claims and judges them; writes `summary.json`, a figure each and `report.html`. Name -> result.
+
+    Args:
+        patterns, everything: which; see `chosen`.
+        out: folder of the results; what is in it already is not computed again, unless code that it depends on has changed.
+        quick: small budgets, in a folder of their own below `out`.
+        say: takes the lines that a person should see.
+
+    Raises:
+        OptionError: a pattern chooses nothing.
+        RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
+        Exception: of the first claim that stopped with one, after the others are measured and written.
+    """
+    # With the digest of the code that was imported: the files may change while claims are measured.
+    loaded, broken = load_each(CLAIMS)
+    names = chosen(patterns, everything, loaded, broken)
+    lost = [broken[name] for name in names if name in broken]
+    claims = {name: loaded[name] for name in names if name in loaded}
+    with open_run(folder_of(out, quick)) as folder:
+        for name in claims:
+            if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
+                raise RunFolderError(
+                    f"{folder / name} is not a folder; required: a folder or nothing, to keep {name} in"
+                )
+        minutes = {name: x.claim.minutes[0 if quick else 1] for name, x in claims.items()}
+        left = [minutes[name] for name, x in claims.items() if not is_measured(folder / name, x.measured)]
+        say(
+            f"{len(claims)} claim{'s' * (len(claims) != 1)}, {len(left)} to measure: at most about "
+            f"{max([sum(left) / 2, *left], default=0):.2g} minutes on two cores; results and resumption in {folder}"
+        )
+
+        # Two at a time, the longest first: most of the time is compilation, which one thread does.
+        order = sorted(claims, key=lambda name: -minutes[name])
+        pool = ThreadPoolExecutor(2)
+        try:
+            futures = {name: pool.submit(one, name, claims[name], folder / name, quick, say) for name in order}
+            follow(futures, say, partial(publish, folder, loaded))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
+        results = {name: futures[name].result() for name in claims if not futures[name].exception()}
+        say("\n" + format_table(results) + "\n")
+        verdicts = collections.Counter(result["verdict"] for result in results.values())
+        verdicts += collections.Counter({"stopped by an error": len(names) - len(results)})
+        say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+        for name, error in broken.items():
+            say(f"{name:18s}cannot be loaded: {error!r}")
+        say(f"report: {publish(folder, loaded, lambda name, line: say(f'{name:18s}{line}'))}")
+    for name in claims:
+        futures[name].result()  # the first error, if there is one, now that what the others found is written
+    for error in lost:
+        raise error
+    return results
+
+
+def folder_of(out: str | Path, quick: bool) -> Path:
+    """Where results are."""
+    return Path(out) / ("quick" if quick else "full")
+
+
+# Which claims ---------------------------------------------------------------------------------------------------------
+
+
+def chosen(
+    patterns: Sequence[str], everything: bool, loaded: dict[str, Loaded], broken: Iterable[str] = ()
+) -> list[str]:
+    """Names of the claims that patterns such as `P1.*` match; without patterns all. In the order of the list.
+
+    A pattern with a wildcard, or none, takes those that get a verdict, and with `everything` the others too; a whole name
+    takes its claim. Claims that cannot be loaded are taken for such that get a verdict.
+
+    Raises:
+        OptionError: a pattern chooses nothing.
+    """
+    taken = set()
+    for pattern in patterns or ("*",):
+        if not WILD & set(pattern):
+            choose("claim", pattern, dict.fromkeys(CLAIMS))
+        matching = {name for name in CLAIMS if fnmatch.fnmatchcase(name, pattern)}
+        found = {x for x in matching if everything or x == pattern or x in broken or loaded[x].is_judged}
+        if patterns and not found:
+            others = (
+                f" but those without a verdict, {', '.join(sorted(matching))}; --all takes them" if matching else ""
+            )
+            raise OptionError(
+                f"{pattern!r} matches no claim{others}; required: names or patterns of {', '.join(CLAIMS)}"
+            )
+        taken |= found
+    return [name for name in CLAIMS if name in taken]
+
+
+def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Exception]]:
+    """What `load` gives of each name, and its error of those that cannot be loaded."""
+    loaded, broken = {}, {}
+    for name in names:
+        try:
+            loaded[name] = load(name)
+        except Exception as error:
+            broken[name] = error
+    return loaded, broken
+
+
+def load(name: str) -> Loaded:
+    """The claim of that name in the list, with its digests."""
+    module = f"experiments.claims.{name.lower()}"
+    claim = importlib.import_module(module).CLAIM
+    return Loaded(
+        claim, digest((module, "CLAIM.measure")), digest((module, "CLAIM"), (describe.__module__, "describe"))
+    )
+
+
+# One claim ------------------------------------------------------------------------------------------------------------
+
+
+def one(name: str, loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """The result of one claim; as much of it as is there and of the same code is not made again."""
+
+    def tell(line: str) -> None:
+        say(f"{name:18s}{line}")
+
+    claim = loaded.claim
+    if before := current(folder, loaded.measured, loaded.reported, tell):
+        tell(f"{before['verdict']} (measured before)")
+        return before
+    data, seconds = measured(loaded, folder, quick, tell)
+    result = describe(claim, claim.judge(data))
+    if claim.draw:
+        write_figure(folder, FIGURE, claim.draw(data), dpi=120)
+    result |= {"measured": loaded.measured, "reported": loaded.reported, "seconds": seconds, "quick": quick}
+    result = sealed(result | {"figure": figure_digest(folder) if claim.draw else ""})
+    write_json(folder, RESULT, result)  # last: a claim without it is judged again
+    tell(result["verdict"])
+    return result
+
+
+def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> tuple[Any, float]:
+    """What a claim computes, from its folder if it is there, and how many seconds that took."""
+    claim, started = loaded.claim, _started(folder)
+    if started["digest"] != loaded.measured:
+        for part in folder.rglob("*.npz"):  # of another code's measurement
+            with refusing(f"{part} cannot be removed"):
+                part.unlink()
+        started = {"digest": loaded.measured, "seconds": 0.0}
+    begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
+    lock = threading.Lock()  # parts of a claim may be measured by threads
+
+    def note() -> None:
+        with lock:
+            write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
+
+    def tell(line: str) -> None:
+        say(line)
+        note()
+
+    def measure() -> Any:
+        say(f"measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
+        note()
+        found = claim.measure(Budget(quick, folder, tell))
+        note()
+        return found
+
+    data = keep(folder, DATA, get_type_hints(claim.measure)["return"], measure, say)
+    return data, _started(folder)["seconds"]
+
+
+def is_measured(folder: Path, digest: str) -> bool:
+    """Whether a claim's folder holds what the code with that digest has computed."""
+    return (folder / f"{DATA}.npz").exists() and _started(folder)["digest"] == digest
+
+
+def _started(folder: Path) -> Started:
+    try:
+        return read_json(folder, STARTED, Started)
+    except RunFolderError:
+        return {"digest": "", "seconds": 0.0}
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+
+def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str, str], None] = lambda name, line: None) -> Path:
+    """Writes `summary.json` and the page of all results in the folder that are of this code; the page.
+
+    Args:
+        folder: of the results.
+        loaded: all claims.
+        say: takes the name of a claim, and why it has no result.
+    """
+    results = results_in(folder, loaded, say)
+    write_json(folder, "summary.json", results)
+    return write_page(folder, results)
+
+
+def results_in(
+    folder: Path, loaded: dict[str, Loaded], say: Callable[[str, str], None] = lambda name, line: None
+) -> dict[str, dict[str, Any]]:
+    """The results in a folder that are whole and of this code, by name; `say` as in `publish`."""
+    found = {name: current(folder / name, x.measured, x.reported, partial(say, name)) for name, x in loaded.items()}
+    return {name: result for name, result in found.items() if result}
+
+
+def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Callable[[], Any]) -> None:
+    """Waits for all, with a bar that names those that run, and publishes after each; one that stops with an error is named
+    at once, and the others go on.
+    """
+    hidden = True if say is silent else None  # None: shown where somebody watches
+    with tqdm(total=len(futures), unit="claim", disable=hidden, dynamic_ncols=True) as bar:
+        waiting = futures
+        while waiting:
+            bar.set_postfix_str(", ".join(name for name, future in waiting.items() if future.running()))
+            done = wait(waiting.values(), timeout=1, return_when=FIRST_COMPLETED).done
+            for name, future in waiting.items():
+                if future in done and future.exception():
+                    say(f"{name:18s}stopped by an error, shown at the end: {future.exception()!r}")
+            waiting = {name: future for name, future in waiting.items() if future not in done}
+            bar.update(len(done))
+            if done:
+                publish()
