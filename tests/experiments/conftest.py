@@ -1,4 +1,4 @@
-"""Shared by the tests of runs: runs that are quickly begun."""
+"""Shared by the tests of experiments: runs that are quickly begun, and claims that are quickly measured."""
 
 import functools
 import json
@@ -30,3 +30,11 @@ def quick_runs():
         patch.setattr(cohort, "programs", functools.cache(cohort.programs))
         yield
     jax.config.update("jax_default_matmul_precision", precision)
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """Two claims in place of the papers', see `fake_claims`."""
+    from fake_claims import only_claims  # late: most tests need no claims
+
+    yield from only_claims(monkeypatch)

@@ -1,9 +1,46 @@
-"""Results of claims: what of one is damaged counts as nothing."""
+"""What is reported of a claim, as JSON and in words."""
 
 import os
 
+import numpy as np
+
 from experiments.claims import results, runner
+from experiments.claims.results import in_brackets, in_words, judged_in_words, margin_in_words, plain, short
 from experiments.files import write_json
+
+
+def test_json_has_no_infinities_and_no_types_of_numpy():
+    found = plain({"a": np.float32(0.5), 1: (np.array([1, 2]), float("inf")), "x": [None, "text", np.nan, np.True_]})
+    assert found == {"a": 0.5, "1": [[1, 2], "inf"], "x": [None, "text", "nan", True]}
+
+
+def number(center, low, high, verdict="holds", **more):
+    """A number as a result holds it."""
+    about = {"center": center, "interval": [low, high], "verdict": verdict, "margin": None}
+    return about | {"undecided": "", "over": "", "tail": None} | more
+
+
+def test_a_number_without_interval_shows_a_dash():
+    assert in_brackets(number(4e-8, 4e-8, 4e-8)) == "–" and in_brackets(number(1.0, 0.5, "inf")) == "[0.5, inf]"
+    assert short(1 / 3) == "0.3333" and short("-inf") == "-inf"
+
+
+def test_a_number_says_where_it_must_lie_and_why_it_is_open():
+    assert margin_in_words(number(1.0, 1.0, 1.0)) == ""
+    assert margin_in_words(number(1.0, 1.0, 1.0, margin=[0.25, "inf"])) == "[0.25, inf]"
+    assert judged_in_words(number(1.0, 0.5, 2.0)) == "holds"
+    told = number(1.0, 0.5, 2.0, "not decided", undecided="too few", over="from 1 to 2 samples", tail=[0.1, 0.2])
+    assert judged_in_words(told) == "not decided: too few; from 1 to 2 samples; at the last levels [0.1, 0.2]"
+
+
+def test_a_refuted_assumption_is_told_with_the_shares_of_all_numbers_that_might_refute_it():
+    shares = {"a": number(0.0, 0.0, 0.17, "not refuted"), "b": number(1.0, 0.83, 1.0, "refuted")}
+    other = {"c": number(0.5, 0.4, 0.6, "reported")}
+    assert in_words({"verdict": "refuted", "numbers": shares | other}) == (
+        "refuted, on 0 to 100 % of instances (2 numbers)"
+    )
+    assert in_words({"verdict": "refuted", "numbers": {"b": shares["b"]}}) == "refuted, on 100 % of instances"
+    assert in_words({"verdict": "not decided", "numbers": {}}) == "not decided"
 
 
 def test_what_a_claim_left_that_is_damaged_counts_as_nothing(tmp_path):

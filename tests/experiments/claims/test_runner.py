@@ -7,15 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_claims import Data, claims, measurement  # noqa: F401
+from fake_claims import Data, measurement
 
 from experiments.claims import CLAIMS, runner
 from experiments.claims.data import read_record
 from experiments.claims.results import FIGURE, RESULT
 from experiments.claims.runner import DATA, STARTED, chosen, load, load_each, verify
 from experiments.settings.options import OptionError
-
-# ruff: noqa: F811
 
 
 def silently(line):
