@@ -49,9 +49,12 @@ def curve(
     panel.errorbar(x, of.center, lengths(of), label=label, **style)
 
 
-def band(panel: Axes, x, of: Any, color, label: str | None = None, linestyle: str = "-", marker: str = "") -> None:
+def band(
+    panel: Axes, x, of: Any, color, label: str | None = None, linestyle: str = "-", marker: str = "", width: float = 1.4
+) -> None:
     """A line of means against x, in the band of their 95 % intervals; arguments as `curve` takes them."""
-    panel.plot(x, of.center, color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=1.4, label=label)
+    style = dict(color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=width)
+    panel.plot(x, of.center, label=label, **style)
     panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
 
 
@@ -86,6 +89,8 @@ def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> Non
 
 
 def exponent_label(fit: Any, symbol: str = "p") -> str:
-    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`; `fit` has `exponent` and `interval`."""
+    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one; `fit` has both by their names."""
+    if np.isnan(fit.exponent):
+        return "no exponent"
     low, high = fit.interval
     return f"{symbol} = {fit.exponent:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "∞")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.claims import CLAIMS
+from experiments.claims import CLAIMS, TRIED
 from experiments.claims.page import RULE
 from experiments.claims.results import cost_in_words, in_brackets, in_words, judged_in_words, margin_in_words, short
 from experiments.files import read_json, write_atomically
@@ -62,6 +62,8 @@ def readme(results: dict[str, dict[str, Any]]) -> str:
         RULE,
         _table(("claim", "said", "predicted", "measured", "verdict"), rows),
         *(_section(name, result) for name, result in results.items()),
+        "## Tried, and no claim",
+        "\n".join(f"- {_escaped(text)}" for text in TRIED),
     ]
     return "\n\n".join(parts) + "\n"
 

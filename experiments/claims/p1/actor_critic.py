@@ -139,7 +139,9 @@ def draw(data: ActorCritic) -> Figure:
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)
     panels.levels(panel, data.samples, data.epsilons, data.start)
     panels.guide(panel, data.samples, data.gap[0].mean(), -EXPONENT, "p = 1/3, the theorem's")
-    panels.log_log(panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward")
+    panels.log_log(
+        panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward"
+    )
     panels.legend_below(panel, "gap ∝ samples^(−p)")
     panel.set_title("The policy alone, at the true reward", fontsize=10)
     return figure

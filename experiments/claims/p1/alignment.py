@@ -21,8 +21,21 @@ from matplotlib.lines import Line2D
 from experiments.claims import panels
 from experiments.claims.claim import INF, Budget, Claim, Margin, Measurement, Number, Table
 from experiments.claims.p1.methods import (
-    ALTERNATING, EXCESS, METHODS, MISSPECIFIED, PAPER, REALISABLE, SAMPLED, TOLERANCE,
-    Ends, Sizes, climb_all, converged, relative, weights_of, worst_gradient,
+    ALTERNATING,
+    EXCESS,
+    METHODS,
+    MISSPECIFIED,
+    PAPER,
+    REALISABLE,
+    SAMPLED,
+    TOLERANCE,
+    Ends,
+    Sizes,
+    climb_all,
+    converged,
+    relative,
+    weights_of,
+    worst_gradient,
 )
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval

@@ -62,14 +62,8 @@ RUNGS = {
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_seeds: of each rung.
-        num_steps: policy gradient steps.
-        batch_size: B, contexts with one action each, a gradient.
-        num_transitions: n of Algorithm 2, with one target update: at γ = 0 the target does not depend on Q.
-    """
+    """Seeds and policy gradient steps of each rung, B contexts with one action each a gradient, and n of Algorithm 2, with
+    one target update: at γ = 0 the target does not depend on Q."""
 
     num_seeds: int = 32
     num_steps: int = 4000
@@ -82,13 +76,8 @@ QUICK = Sizes(num_seeds=8, num_steps=600, batch_size=64, num_transitions=64)
 
 
 class Curves(NamedTuple):
-    """One rung: [seed, step] after each step.
-
-    Attributes:
-        total_variation: E_x ½ Σ_a |π(a|x) − π*(a|x)|.
-        suboptimality: J* − J(π), in units of reward.
-        transitions: of one step, exactly.
-    """
+    """One rung after each step, [seed, step]: the total variation E_x ½ Σ_a |π(a|x) − π*(a|x)|, J* − J(π) in units of
+    reward; and the transitions of one step, exactly."""
 
     total_variation: np.ndarray
     suboptimality: np.ndarray
@@ -237,10 +226,9 @@ def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
     """Values [seed, step] of one rung against steps, and against transitions if it takes any; exact gradients lie below."""
     steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
     of = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
-    for panel, scale in zip(row, (1, transitions), strict=True):
-        if scale:
-            style = "--" if RUNGS[name].policy == "network" else "-"
-            band(panel, scale * steps, of, RUNGS[name].color, name, style)
+    rung, width = RUNGS[name], 1.3 if transitions else 3.5
+    for panel, scale in zip(row, (1, transitions) if transitions else (1,), strict=False):
+        band(panel, scale * steps, of, rung.color, name, "--" if rung.policy == "network" else "-", width=width)
 
 
 CLAIM = Claim(

@@ -38,13 +38,8 @@ COLORS = (BLUE, VERMILION, ORANGE, SKY, GREEN, PINK)
 
 
 class Errors(NamedTuple):
-    """One learner's errors, RMS over pairs weighted by occupancy, in units of reward.
-
-    Attributes:
-        transitions: [n] n.
-        errors: [n, policy, seed, L] after each target update.
-        floors: [policy, restart] of a network: direct fits to the exact Q; a table has none.
-    """
+    """One learner's RMS errors over pairs, weighted by occupancy, in units of reward: n [n]; after each target update
+    [n, policy, seed, L]; and of direct fits to the exact Q [policy, restart], of which a table has none."""
 
     transitions: np.ndarray
     errors: np.ndarray

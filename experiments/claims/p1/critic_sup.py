@@ -29,14 +29,8 @@ QUICK = Sizes(num_seeds=16, num_targets=16, transitions=(1024, 4096, 16384))
 
 
 class Data(NamedTuple):
-    """The table at its largest n.
-
-    Attributes:
-        known: what was to be learned.
-        transitions: n.
-        renewals: [policy, S·A] x, how often a pass renews each pair.
-        errors: [policy, seed, L, S, A] Q_l − Q.
-    """
+    """What was to be learned by a table at its largest n, how often a pass renews each pair, x [policy, S·A], and Q_l − Q
+    [policy, seed, L, S, A]."""
 
     known: Known
     transitions: int

@@ -99,7 +99,9 @@ def measure(budget: Budget) -> Domination:
     sizes = QUICK if budget.quick else FULL
     with ThreadPoolExecutor(2) as pool:
         each = pool.map(lambda name: search_class(name, sizes, budget), sizes.classes)
-        return Domination(sizes, {(name, of): x for name, ours in zip(sizes.classes, each, strict=True) for of, x in ours})
+        return Domination(
+            sizes, {(name, of): x for name, ours in zip(sizes.classes, each, strict=True) for of, x in ours}
+        )
 
 
 def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Searched]]:

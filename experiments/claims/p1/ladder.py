@@ -40,14 +40,8 @@ MIDDLE = 0.49  # cut off on each side: the median is left
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_seeds: of each sampled rung; with exact gradients one seed says it all.
-        num_steps, num_policy_steps: T and K of Algorithm 1.
-        batch_size: B, trajectories a gradient.
-        ascent_steps: of the direct ascent on Φ.
-    """
+    """Seeds of each sampled rung (with exact gradients one says it all), T and K of Algorithm 1, B trajectories a gradient,
+    and steps of the direct ascent on Φ."""
 
     num_seeds: int = 16
     num_steps: int = 400
@@ -61,13 +55,8 @@ QUICK = Sizes(num_seeds=6, num_steps=100, batch_size=32)
 
 
 class Data(NamedTuple):
-    """What the direct ascent and the rungs reach.
-
-    Attributes:
-        best_value, best_gradient: [] Φ* and ‖∇Φ‖ where direct ascent ends.
-        gap: rung -> [σ, seed, T] Φ* − Φ(φ_t), nats.
-        distance: rung -> [σ, seed, T] ‖φ_t − φ*‖, units of reward; centred, since Φ does not see a constant.
-    """
+    """Φ* and ‖∇Φ‖ where direct ascent ends; by rung, [σ, seed, T] each, the gap Φ* − Φ(φ_t) in nats, and the distance
+    ‖φ_t − φ*‖ in units of reward, centred, since Φ does not see a constant."""
 
     best_value: float
     best_gradient: float

@@ -248,7 +248,9 @@ def _draw_shares(panel, shares: dict[tuple[str, str], Interaction]) -> None:
     """The interaction share of every pair with its interval."""
     of = Interval(*np.array([(x.share, *x.interval) for x in shares.values()]).T)
     rows = range(len(shares))
-    panel.errorbar(of.center, rows, xerr=panels.lengths(of), fmt="o", color=panels.BLUE, label="without the seeds' noise")
+    panel.errorbar(
+        of.center, rows, xerr=panels.lengths(of), fmt="o", color=panels.BLUE, label="without the seeds' noise"
+    )
     panel.plot([x.with_noise for x in shares.values()], rows, "x", color="0.4", label="with it")
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(rows, [named(pair) for pair in shares])

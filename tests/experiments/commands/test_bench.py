@@ -5,12 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from experiments.settings.build import build
 
 from experiments import configure
 from experiments.__main__ import main
 from experiments.commands import bench, plan
 from experiments.runs.cohort import Group, Study
-from experiments.settings.build import build
 
 TINY = {"batch_size": 4, "rollout_length": 3, "segment_length": 2, "num_policy_steps": 2, "critic": "monte_carlo"}
 TABLES = {"policy": "table", "reward": "table"}
