@@ -1,8 +1,4 @@
-"""Φ to second order, searches and meters against closed forms, finite differences and planted violations; the study."""
-
-import functools
-import json
-import shutil
+"""Φ to second order, searches and meters against closed forms, finite differences and planted violations."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +7,11 @@ import pytest
 
 from bilevel import exact, models
 from bilevel.exact import landscape, meters
-from bilevel.preferences import annotator, excess_brier, log_likelihood
-from bilevel.types import Hyper, Problem
+from bilevel.linear import is_positive
+from bilevel.preferences import Teacher, annotator, excess_brier, log_likelihood
+from bilevel.types import Coefficients, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular
-from experiments.studies import domination
-from experiments.verify import p1_domination
-from experiments.verify.claims import Budget
-from experiments.verify.runner import describe
-
-PAPER = "log-likelihood (the paper's)"
-SMALL = domination.Sizes(num_instances=4, kl_weights=(0.5, 20.0), num_points=8, num_starts=3)
 
 
 def close(value, expected, tolerance=1e-9):
@@ -38,7 +28,7 @@ def problem_of(mdp, reward, reference=None):
     world = tabular(mdp)
     reference = models.uniform_reference(world.env) if reference is None else models.given_reference(reference)
     policy = models.table_policy(*mdp.reward.shape)
-    return Problem(world.env, annotator(world.reward, 0.9, skip_below=-0.5), reward, policy, reference)
+    return Problem(world.env, annotator(world.reward, 0.9, teacher=Teacher(skip_below=-0.5)), reward, policy, reference)
 
 
 # Φ to second order ----------------------------------------------------------------------------------------------------
@@ -47,7 +37,7 @@ def problem_of(mdp, reward, reference=None):
 @pytest.mark.parametrize("objective", [log_likelihood, excess_brier])
 def test_the_closed_form_agrees_with_the_oracles_and_their_differences(objective, x64):
     # Nothing symmetric: a reference that is not uniform, a learner of another rationality, an annotator who skips.
-    mdp, hyper = garnet(jax.random.key(0), 3, 2), Hyper(kl_weight=0.4, discount=0.9, rationality=1.3)
+    mdp, coefficients = garnet(jax.random.key(0), 3, 2), Coefficients(kl_weight=0.4, discount=0.9, rationality=1.3)
     prior = jnp.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
     problem = problem_of(mdp, models.table(3, 2), prior)
     segments = exact.enumerate_segments(3, 2, 2)
@@ -59,7 +49,7 @@ def test_the_closed_form_agrees_with_the_oracles_and_their_differences(objective
         return exact.preference_objective(mdp, policy, reward, segments, comparisons, objective, 0.9, 1.3)
 
     reward = jax.random.normal(jax.random.key(1), (3, 2))
-    at = jax.jit(landscape.landscape(problem, mdp, 2, hyper, objective).upper)(reward)
+    at = jax.jit(landscape.landscape(problem, mdp, 2, coefficients, objective).upper)(reward)
     both = jax.jit(jax.value_and_grad(oracle))
     value, gradient = both(reward)
     close(at.value, value)
@@ -94,7 +84,7 @@ def test_zero_is_a_stationary_point_of_every_tanh_network_and_not_of_an_affine_f
     mdp = garnet(jax.random.key(3), 3, 2)
     for hidden, stationary in (((2, 2), True), ((), False)):
         problem = problem_of(mdp, models.mlp(*models.pair_features(tabular(mdp)), hidden))
-        land = landscape.landscape(problem, mdp, 2, Hyper(kl_weight=1.0, discount=0.9))
+        land = landscape.landscape(problem, mdp, 2, Coefficients(kl_weight=1.0, discount=0.9))
         size, _ = landscape.flat(problem.reward)
         norm = jax.jit(lambda x, land=land: jnp.linalg.norm(landscape.expand(land, x).gradient))
         assert (norm(jnp.zeros(size)) < 1e-12) == stationary
@@ -106,9 +96,9 @@ def test_too_many_segments_and_a_zero_kl_weight_are_refused():
     problem = problem_of(mdp, models.table(3, 2))
     for zero in (0.0, jnp.zeros(())):
         with pytest.raises(ValueError, match="kl_weight is 0"):
-            landscape.landscape(problem, mdp, 2, Hyper(kl_weight=zero))
+            landscape.landscape(problem, mdp, 2, Coefficients(kl_weight=zero))
     with pytest.raises(ValueError, match="7776 segments"):
-        landscape.landscape(problem, mdp, 5, Hyper())
+        landscape.landscape(problem, mdp, 5, Coefficients())
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
@@ -162,7 +152,7 @@ def test_positive_matrices_are_those_with_positive_eigenvalues(x64):
         least = np.linalg.eigvalsh(matrix + matrix.T)[0]
         for shift in (-1e-6, 1e-6):
             shifted = matrix + matrix.T + (shift - least) * jnp.eye(size)
-            assert landscape.is_positive(shifted) == (shift > 0)
+            assert is_positive(shifted) == (shift > 0)
 
 
 # Meters ---------------------------------------------------------------------------------------------------------------
@@ -229,8 +219,8 @@ def test_the_spectral_norm_is_the_largest_absolute_eigenvalue(x64):
 
 
 def test_all_meters_by_one_call_agree_with_each_alone(x64):
-    mdp, hyper = garnet(jax.random.key(0), 3, 2), Hyper(kl_weight=1.0, discount=0.9)
-    land = landscape.landscape(problem_of(mdp, models.table(3, 2)), mdp, 2, hyper)
+    mdp, coefficients = garnet(jax.random.key(0), 3, 2), Coefficients(kl_weight=1.0, discount=0.9)
+    land = landscape.landscape(problem_of(mdp, models.table(3, 2)), mdp, 2, coefficients)
     points = jax.random.normal(jax.random.key(1), (4, 6))
     logits = jax.random.normal(jax.random.key(2), (4, 3, 2))
     # Beside them a point that is not a number, which counts for nothing.
@@ -258,119 +248,3 @@ def test_coverage_by_hand(x64):
     close(meters.coverage(lower, jnp.array([[1.0, 0.0]])), (2.0, 1.0))
     unseen = lower._replace(reference=jnp.array([[1.0, 0.0]]))
     assert jnp.isinf(meters.coverage(unseen, jnp.array([[0.9, 0.1]]))[0])
-
-
-# The study ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Holds what `found` kept."""
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture(scope="module")
-def found(folder):
-    return domination.study(SMALL, names=(domination.TABLE,), keep=folder)
-
-
-def test_an_interrupted_claim_goes_on_from_the_objectives_that_are_kept(found, folder, tmp_path, monkeypatch):
-    traced, ours = [], found[domination.TABLE]
-
-    def planted(key, kl_weight, which, name, sizes):
-        traced.append(name)
-        return jax.tree.map(lambda x: jnp.asarray(x[0, 0, 0]), ours)
-
-    def stop(line):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(domination, "measure", planted)
-    with pytest.raises(KeyboardInterrupt):
-        p1_domination.measure(Budget(True, tmp_path, stop), SMALL)
-    assert [path.stem for path in tmp_path.iterdir()] == [f"{domination.TABLE}, {PAPER}"]
-    shutil.copy(folder / f"{domination.TABLE}, {PAPER}.npz", tmp_path)  # to tell whether it is read
-    both = [p1_domination.measure(Budget(True, tmp_path), SMALL) for _ in range(2)]
-    assert both[0].numbers == both[1].numbers and len(traced) == 2
-    names = [f"{domination.TABLE}, {objective}" for objective in domination.OBJECTIVES]
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
-    ((_, mixed),) = domination.study(SMALL, names=(domination.TABLE,), keep=tmp_path).items()
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y[0]), mixed, ours)
-    ((_, again),) = domination.study(SMALL, names=(domination.TABLE,), keep=folder).items()
-    jax.tree.map(np.testing.assert_array_equal, again, ours)
-    assert len(traced) == 2
-
-
-def test_a_small_kl_weight_refutes_domination_by_points_that_finite_differences_confirm(found):
-    of = jax.tree.map(lambda x: x[0, 0], found[domination.TABLE])  # the paper's objective, w = 0.5
-    assert domination.lower_maxima(of).any()
-    checked = 0
-    with jax.enable_x64(True):
-        for i, key in enumerate(jax.random.split(jax.random.key(0), SMALL.num_instances)):
-            value = functools.partial(independent_objective, key)
-            ours = [(of.ascents, domination.lower_maxima(of)), (of.roots, domination.stationary_below(of))]
-            for params in (params for ends, below in ours for params in ends.params[i][below[i]]):
-                moves = 1e-4 * np.eye(6)
-                assert np.max(np.abs([(value(params + x) - value(params - x)) / 2e-4 for x in moves])) < 1e-7
-                assert value(params) < of.best[i] - 1e-4
-                checked += 1
-    assert checked > 2
-
-
-@jax.jit
-def independent_objective(key, params):
-    """Φ of a flat table by the exact oracles, without the landscape."""
-    mdp = garnet(jax.random.split(key, 3)[0], 3, 2)
-    segments = exact.enumerate_segments(3, 2, domination.LENGTH)
-    comparisons = exact.exact_comparisons(annotator(tabular(mdp).reward, 0.9), segments)
-    lower = exact.lower_level(mdp, params.reshape(3, 2), jnp.full((3, 2), 0.5), 0.9, SMALL.kl_weights[0])
-    policy = exact.optimal_policy(lower).policy
-    return exact.preference_objective(mdp, policy, lower.reward, segments, comparisons, log_likelihood, 0.9)
-
-
-def test_a_large_kl_weight_leaves_one_maximum_where_the_class_holds_the_true_reward(found):
-    # Policies then stay next to the reference, and the likelihood of a table is concave.
-    of = jax.tree.map(lambda x: x[:2, 1], found[domination.TABLE])
-    assert not domination.lower_maxima(of).any()
-    assert not domination.below(of, of.ascents).any()
-    assert (of.domination > 1e-4).all()
-    close(of.best[1], 0.0)  # the excess at the true reward
-
-
-def test_intervals_of_shares_are_those_of_clopper_and_pearson():
-    events = np.arange(10) < np.array([[0], [3], [10]])
-    center, low, high, _ = domination.share(events)
-    close(center, [0.0, 0.3, 1.0])
-    close(low, [0.0, 0.06673951, 0.025**0.1], 1e-6)
-    close(high, [1 - 0.025**0.1, 0.65245285, 1.0], 1e-6)
-
-
-def test_numbers_and_figure_are_written_and_the_claim_names_them(found, tmp_path, monkeypatch):
-    lines = []
-    domination.report(found, SMALL, tmp_path, lines.append)
-    rows = json.loads((tmp_path / "domination.json").read_text())
-    assert len(rows) == len(domination.OBJECTIVES) * len(SMALL.kl_weights) == len(lines) - 2
-    assert (rows[0]["objective"], rows[0]["kl_weight"]) == (PAPER, 0.5)
-    assert rows[0]["certificate"]["gap"] > domination.GAP
-    assert rows[1]["certificate"] is None
-    assert (tmp_path / "domination.png").stat().st_size > 10_000
-
-    monkeypatch.setattr(domination, "study", lambda *args: found)
-    numbers = p1_domination.measure(Budget(True, tmp_path), SMALL).numbers
-    ours = numbers[f"share with a lower maximum, {PAPER}, table, w = 0.5"]
-    assert (ours.center, ours.low, ours.high) == tuple(rows[0]["lower_maximum"])
-    assert ours.low <= ours.center <= ours.high
-
-
-@pytest.mark.parametrize(("at", "expected"), [(0, "refuted"), (1, "not refuted")])  # w = 0.5, and one maximum
-def test_the_assumption_is_refuted_where_stationary_points_lie_below_and_not_where_phi_has_one_maximum(
-    found, at, expected, tmp_path, monkeypatch
-):
-    sizes = SMALL._replace(kl_weights=SMALL.kl_weights[at : at + 1])
-    ours = jax.tree.map(lambda x: x[:, at : at + 1], found)
-    monkeypatch.setattr(domination, "study", lambda *args: ours)
-    measured = p1_domination.measure(Budget(True, tmp_path), sizes)
-    about = describe(p1_domination.CLAIM, measured)
-    assert about["verdict"] == expected
-    name = f"{p1_domination.REFUTING}, {PAPER}, table, w = {sizes.kl_weights[0]:g}"
-    assert about["numbers"][name]["verdict"] == expected
-    assert measured.notes[0].startswith(f"{PAPER}: a stationary point below at {1 - at} of 1 pairs of class and w, on ")
