@@ -1,4 +1,4 @@
-"""What is reported of a claim, as JSON and in words."""
+"""What is reported of a claim, as JSON and in words; what of it is damaged counts as nothing."""
 
 import os
 
