@@ -13,7 +13,6 @@ CLAIMS = [
     "P1.actor_critic",
     "P1.tuned",
     "P1.hypergradient",
-    "P1.sensitivity",
     "P1.domination",
     "P1.alignment",
     "P1.ladder",
