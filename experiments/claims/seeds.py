@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from bilevel.lanes import Layout
 from bilevel.types import Array

@@ -5,7 +5,8 @@ last finite values, and every seed's last value is a dot of its own. The colours
 apart.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
@@ -39,9 +41,11 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 BASELINE_STYLES = ("--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 STYLE = {"font.size": 8, "axes.titlesize": 10, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5}
 STYLE |= {"text.parse_math": False}  # a name with two dollar signs is a name
+MEAN = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
 DIAGNOSTICS = ("_norm", "_loss", "_change", "_ess")  # endings of what tells how it went, not what it reached
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # [rows down, columns right] of actions 0 to 3: up, right, down, left
 COSTS = ("transitions", "labels", "gradient_evaluations")
+INTERVAL = "95 % bootstrap interval"
 MAX_POINTS = 2400  # drawn over all curves of a figure
 MAX_BANDS = 12  # hyperparameter points up to which intervals can be told apart
 MAX_MAPS = 3  # hyperparameter points whose reward and policy are drawn
@@ -60,11 +64,11 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
     """
     names = shown_metrics(dataset)
     baselines = _with_bounds(dataset, names, baselines or {})
-    diagnostics = [name for name in names if name.endswith(DIAGNOSTICS)]
+    costs = [cost for cost in COSTS if cost in dataset and _is_spent_over_time(dataset, cost)]
     figures = {
-        "outcomes": _curves(dataset, [name for name in names if name not in diagnostics], baselines),
-        "optimisation": _curves(dataset, diagnostics, baselines),
-        "cost": _curves_against_cost(dataset, key_metrics(names)[:1], baselines),
+        "outcomes": _curves(dataset, [(name, "") for name in names if not name.endswith(DIAGNOSTICS)], baselines),
+        "optimisation": _curves(dataset, [(name, "") for name in names if name.endswith(DIAGNOSTICS)], baselines),
+        "cost": _curves(dataset, [(name, cost) for name in key_metrics(names)[:1] for cost in costs], baselines),
         "seeds": _every_seed(dataset, key_metrics(names), baselines),
         "sweep": _sweep(dataset, key_metrics(names), baselines),
     }
@@ -92,30 +96,21 @@ def _with_bounds(dataset: xr.Dataset, names: list[str], baselines: Baselines) ->
     return {**baselines, **{name: {**baselines.get(name, {}), "most possible": x} for name, x in most.items()}}
 
 
-def _curves(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
-    if not names:
+def _curves(dataset: xr.Dataset, drawn: list[tuple[str, str]], baselines: Baselines) -> Figure | None:
+    """A panel for each pair of a metric and a cost that it is drawn against, "" for outer steps; None without pairs."""
+    if not drawn:
         return None
-    figure, panels = _panels(len(names))
-    kept = _thin(dataset.sizes["step"], len(names) * dataset.sizes["hyper"])
-    steps = dataset["step"].values[kept]
-    for axes, name in zip(panels, names, strict=True):
-        _draw_metric(axes, dataset, name, kept, lambda _: steps)
-        _finish_panel(axes, dataset, name, "outer step", baselines)
-    _legend(figure, dataset, _point_colors(dataset))
-    return figure
-
-
-def _curves_against_cost(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
-    costs = [name for name in COSTS if name in dataset and _is_spent_over_time(dataset, name)]
-    if not names or not costs:
-        return None
-    figure, panels = _panels(len(costs))
-    kept = _thin(dataset.sizes["step"], len(costs) * dataset.sizes["hyper"])
-    for axes, cost in zip(panels, costs, strict=True):
-        spent = [counts(dataset, cost, i).cumsum(axis=1).mean(axis=0)[kept] for i in range(dataset.sizes["hyper"])]
-        _draw_metric(axes, dataset, names[0], kept, spent.__getitem__)
-        _finish_panel(axes, dataset, names[0], f"{cost.replace('_', ' ')} so far, mean per seed", baselines)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure, panels = _panels(len(drawn))
+    kept = _thin(dataset.sizes["step"], len(drawn) * dataset.sizes["hyper"])
+    for axes, (name, cost) in zip(panels, drawn, strict=True):
+        for i, color in enumerate(_colors(dataset.sizes["hyper"])):
+            x = counts(dataset, cost, i).cumsum(axis=1).mean(axis=0) if cost else dataset["step"].values
+            _draw_curve(axes, x[kept], metric(dataset, name, i)[:, kept], color, dataset.sizes["hyper"])
+        _scale_curves(axes, name, describe(name, dataset[name].attrs).unit)
+        x_label = f"{cost.replace('_', ' ')} so far, mean per seed" if cost else "outer step"
+        _name(axes, dataset, name, baselines, x_label=x_label)
+        if cost:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _legend(figure, dataset, _point_colors(dataset))
     return figure
 
@@ -125,18 +120,15 @@ def _is_spent_over_time(dataset: xr.Dataset, cost: str) -> bool:
     return any(np.any(counts(dataset, cost, i)[:, 1:] > 0) for i in range(dataset.sizes["hyper"]))
 
 
-def _draw_metric(axes: Axes, dataset: xr.Dataset, name: str, kept: np.ndarray, x_of: Callable[[int], np.ndarray]):
-    colors = _colors(dataset.sizes["hyper"])
-    for i, color in enumerate(colors):
-        x, y = x_of(i), interquartile_mean(metric(dataset, name, i)[:, kept])
-        if len(colors) <= MAX_BANDS:
-            axes.fill_between(x, y.low, y.high, color=color, alpha=0.2 if len(colors) <= 4 else 0.1, linewidth=0)
-        axes.plot(x, y.center, color=color, linewidth=1.3, marker="o" if len(x) == 1 else "", markersize=3)
+def _draw_curve(axes: Axes, x: np.ndarray, values: np.ndarray, color, num_curves: int) -> None:
+    """The mean over seeds of [seed, x], and its interval where so many curves leave intervals to be told apart."""
+    y = interquartile_mean(values)
+    if num_curves <= MAX_BANDS:
+        axes.fill_between(x, y.low, y.high, color=color, alpha=0.2 if num_curves <= 4 else 0.1, linewidth=0)
+    axes.plot(x, y.center, color=color, linewidth=1.3, marker="o" if len(x) == 1 else "", markersize=3)
 
 
-def _finish_panel(axes: Axes, dataset: xr.Dataset, name: str, x_label: str, baselines: Baselines) -> None:
-    label, unit = describe(name, dataset[name].attrs)
-    axes.set(title=label, ylabel=unit, xlabel=x_label)
+def _scale_curves(axes: Axes, name: str, unit: str) -> None:
     axes.locator_params(axis="x", integer=True)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
@@ -144,17 +136,20 @@ def _finish_panel(axes: Axes, dataset: xr.Dataset, name: str, x_label: str, base
         axes.set_yscale("log")
     if unit == "share":
         axes.set_ylim(0, 1.05)  # a hundredth less than all is nothing to look at
-    _draw_baselines(axes, baselines.get(name, {}))
 
 
-def _draw_baselines(axes: Axes, values: Mapping[str, float | None]) -> None:
-    known = {label: value for label, value in values.items() if value is not None and np.isfinite(value)}
-    for i, (label, value) in enumerate(known.items()):
+def _name(axes: Axes, dataset: xr.Dataset, name: str, baselines: Baselines, when: str = "", x_label: str = "") -> None:
+    """Writes what a panel shows and in which unit, and draws what is known of it as horizontal lines."""
+    label, unit = describe(name, dataset[name].attrs)
+    axes.set(title=label + when, ylabel=unit, xlabel=x_label)
+    known = {who: x for who, x in baselines.get(name, {}).items() if x is not None and np.isfinite(x)}
+    for i, (who, value) in enumerate(known.items()):
         style = BASELINE_STYLES[i % len(BASELINE_STYLES)]
-        axes.axhline(value, color="#444444", linestyle=style, linewidth=1, label=f"{label}: {value:.4g}")
+        axes.axhline(value, color="#444444", linestyle=style, linewidth=1, label=f"{who}: {value:.4g}")
 
 
 def _sweep(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figure | None:
+    """A row for each swept number and a column for each metric at the end; lines join points that differ in it alone."""
     points = hyper_points(dataset)
     swept = [name for name in points[0] if len({point[name] for point in points}) > 1]
     if not swept or not names:
@@ -163,11 +158,17 @@ def _sweep(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> Figur
     lines = {hyper: _lines(points, hyper) for hyper in swept}
     labels = list(dict.fromkeys(label for found in lines.values() for label in found))
     colors = dict(zip(labels, _colors(len(labels)), strict=True))
-    for axes, (hyper, name) in zip(panels, [(h, n) for h in swept for n in names], strict=True):
-        _draw_final_values(axes, dataset, name, hyper, lines[hyper], colors)
-        label, unit = describe(name, dataset[name].attrs)
-        axes.set(title=f"{label} at the end", ylabel=unit, xlabel=hyper)
-        _draw_baselines(axes, baselines.get(name, {}))
+    for axes, (hyper, name) in zip(panels, itertools.product(swept, names), strict=True):
+        last = np.stack([last_finite(metric(dataset, name, i)) for i in range(len(points))], axis=1)
+        x = dataset[hyper].values
+        numeric = x.dtype.kind in "iuf" and np.isfinite(x).all()
+        for label, line in lines[hyper].items():
+            line = sorted(line, key=x.__getitem__) if numeric else line
+            y = interquartile_mean(last[:, line])
+            axes.errorbar(x[line] if numeric else x[line].astype(str), y.center, bars(y), color=colors[label], **MEAN)
+        if numeric:
+            _scale_sweep(axes, x)
+        _name(axes, dataset, name, baselines, " at the end", hyper)
     _legend(figure, dataset, colors)
     return figure
 
@@ -180,21 +181,11 @@ def _lines(points: list[dict], hyper: str) -> dict[str, list[int]]:
     return found
 
 
-def _draw_final_values(
-    axes: Axes, dataset: xr.Dataset, name: str, hyper: str, lines: dict[str, list[int]], colors: Mapping
-) -> None:
-    points = hyper_points(dataset)
-    x = dataset[hyper].values
-    numeric = x.dtype.kind in "iuf" and np.isfinite(x).all()
-    x = x if numeric else np.array([str(p[hyper]) for p in points])
-    for label, line in lines.items():
-        line = sorted(line, key=lambda i: x[i]) if numeric else line
-        y = interquartile_mean(np.stack([last_finite(metric(dataset, name, i)) for i in line], axis=1))
-        style = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 3}
-        axes.errorbar(x[line], y.center, bars(y), color=colors[label], **style)
-    if numeric and x.min() > 0 and x.max() > 10 * x.min():
+def _scale_sweep(axes: Axes, x: np.ndarray) -> None:
+    """A logarithmic axis over decades, and a tick at each value where there are few."""
+    if x.min() > 0 and x.max() > 10 * x.min():
         axes.set_xscale("log")
-    if numeric and len(np.unique(x)) <= 8:
+    if len(np.unique(x)) <= 8:
         axes.minorticks_off()
         axes.set_xticks(np.unique(x), [number(value, 6) for value in np.unique(x).tolist()])
 
@@ -203,22 +194,21 @@ def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> 
     """A column of dots for each point, a dot a seed, with the interval over them beside it."""
     if not names:
         return None
-    points, colors = hyper_points(dataset), _point_colors(dataset)
-    columns = min(len(names), 3 if len(points) <= 6 else 2 if len(points) <= 12 else 1)
-    figure, panels = _panels(len(names), columns, 3.5 if len(points) <= 6 else 10.5 / columns)
+    colors = _point_colors(dataset)
+    num = dataset.sizes["hyper"]
+    columns = min(len(names), 3 if num <= 6 else 2 if num <= 12 else 1)
+    figure, panels = _panels(len(names), columns, 3.5 if num <= 6 else 10.5 / columns)
     for axes, name in zip(panels, names, strict=True):
         for i, color in enumerate(colors.values()):
             values = np.sort(last_finite(metric(dataset, name, i)))
             x = i - 0.1 + 0.4 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # apart, though neighbours in rank
-            many = len(values) * len(points) > MAX_DOTS
+            many = len(values) * num > MAX_DOTS
             style = {"markersize": 2.5, "alpha": 0.4} if many else {"markersize": 4, "alpha": 0.7}
             axes.plot(x, values, "o", color=color, markeredgewidth=0, rasterized=many, **style)
             y = interquartile_mean(values[:, None])
-            style = {"marker": "D", "markersize": 4, "linewidth": 1.3, "capsize": 3}
-            axes.errorbar([i + 0.3], y.center, bars(y), color="black", **style)
-        _draw_baselines(axes, baselines.get(name, {}))
-        label, unit = describe(name, dataset[name].attrs)
-        axes.set(title=f"{label} at the end", ylabel=unit, xlim=(-0.6, len(points) - 0.4), xticks=[])
+            axes.errorbar([i + 0.3], y.center, bars(y), color="black", **MEAN | {"marker": "D"})
+        axes.set(xlim=(-0.6, num - 0.4), xticks=[])
+        _name(axes, dataset, name, baselines, " at the end")
     _legend(figure, dataset, colors, every_seed=True)
     return figure
 
@@ -251,15 +241,18 @@ def _grid_maps(tables: Tables, hyper: int, label: str) -> Figure:
     figure = _figure(10.5, 0.8 + 3.15 * grid.shape[0] / grid.shape[1])
     panels = figure.subplots(1, 3)
     titles = ("learned reward", "true reward", "learned policy, over the true reward")
-    colors, limit = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#333333"), _limit(learned, true)
     for axes, title, reward in zip(panels, titles, (learned, true, true), strict=True):
-        cells = np.ma.masked_array(reward[grid], grid < 0)
-        image = axes.imshow(cells, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
+        image = _draw_reward(axes, np.ma.masked_array(reward[grid], grid < 0), _limit(learned, true), "equal")
         axes.set(title=title, xticks=[], yticks=[])
     _draw_arrows(panels[2], grid, policy)
     figure.colorbar(image, ax=panels, label="reward, less its mean", pad=0.01)
-    figure.suptitle(_tables_title("mean over seeds and actions", label), fontsize=9)
+    _title(figure, "mean over seeds and actions", label)
     return figure
+
+
+def _draw_reward(axes: Axes, reward: np.ndarray, limit: float, aspect: str) -> AxesImage:
+    colors = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#333333")
+    return axes.imshow(reward, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
 
 
 def _draw_arrows(axes: Axes, grid: np.ndarray, policy: np.ndarray) -> None:
@@ -283,8 +276,7 @@ def _heat_maps(tables: Tables, hyper: int, label: str) -> Figure:
     figure = _figure(10.5, 3.9)
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     for axes, title, reward in zip(panels, ("learned reward", "true reward"), (learned, true), strict=False):
-        color = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        image = axes.imshow(reward, **color, aspect="auto", interpolation="nearest")
+        image = _draw_reward(axes, reward, limit, "auto")
         axes.set(title=title, xlabel="action", ylabel="state")
         axes.locator_params(integer=True)
     figure.colorbar(image, ax=panels[:2], label="reward, less its mean", pad=0.02)
@@ -293,15 +285,17 @@ def _heat_maps(tables: Tables, hyper: int, label: str) -> Figure:
     panels[2].plot(true.ravel()[shown], learned.ravel()[shown], "o", color=PALETTE[0], markersize=3, alpha=0.5)
     panels[2].set(title="state-action pairs", xlabel="true reward", ylabel="learned reward")
     panels[2].legend(fontsize=7)
-    figure.suptitle(_tables_title("mean over seeds", label), fontsize=9)
+    _title(figure, "mean over seeds", label)
     return figure
 
 
-def _tables_title(what: str, label: str) -> str:
-    return f"{label + ': ' if label else ''}{what}; a reward is learned only up to a constant"
+def _title(figure: Figure, what: str, label: str) -> None:
+    point = f"{label}: " if label else ""
+    figure.suptitle(f"{point}{what}; a reward is learned only up to a constant", fontsize=9)
 
 
 def _limit(*rewards: np.ndarray) -> float:
+    """The end of a colour scale about 0 that has room for all finite rewards."""
     finite = np.concatenate([reward[np.isfinite(reward)] for reward in rewards])
     return float(np.max(np.abs(finite), initial=0)) or 1.0
 
@@ -346,20 +340,23 @@ def _legend(figure: Figure, dataset: xr.Dataset, colors: Mapping, every_seed: bo
     """One legend above all panels: what each colour is, the interval, and the baselines, each once."""
     num_seeds = dataset.sizes["seed"]
     what = f"interquartile mean over {num_seeds:,} seeds" if num_seeds > 1 else "the only seed"
-    interval = "95 % bootstrap interval"
-    marks = {"marker": "o", "linestyle": ""} if every_seed else {}
-    single = "a seed" if every_seed else what
+    single, title, marks = what, what, {}
+    if every_seed:
+        single, title, marks = (
+            "a seed",
+            f"a dot for each of {counted(num_seeds, 'seed')}",
+            {"marker": "o", "linestyle": ""},
+        )
     entries = {label or single: Line2D([], [], color=color, **marks) for label, color in colors.items()}
     if every_seed and num_seeds > 1:
         entries["interquartile mean"] = Line2D([], [], color="black", marker="D", linestyle="", markersize=4)
-        entries[interval] = Line2D([], [], color="black")
+        entries[INTERVAL] = Line2D([], [], color="black")
     elif num_seeds > 1 and len(colors) <= MAX_BANDS:
-        entries[interval] = Patch(color="#888888", alpha=0.3, linewidth=0)
+        entries[INTERVAL] = Patch(color="#888888", alpha=0.3, linewidth=0)
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    title = None if len(colors) == 1 else f"a dot for each of {counted(num_seeds, 'seed')}" if every_seed else what
     columns = max(1, int(12.5 * figure.get_figwidth() / (8 + max(map(len, entries)))))
     figure.set_figheight(figure.get_figheight() + 0.17 * (len(entries) // columns))
-    style = {"loc": "outside upper center", "ncols": columns, "title": title, "frameon": False, "handlelength": 2.6}
-    figure.legend(entries.values(), entries.keys(), **style)
+    style = {"loc": "outside upper center", "ncols": columns, "frameon": False, "handlelength": 2.6}
+    figure.legend(entries.values(), entries.keys(), title=title if len(colors) > 1 else None, **style)

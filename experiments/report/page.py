@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from experiments.files import RunFolderError, read_arrays, read_json, write_atomically
 from experiments.report.figures import MOVES, draw, save_pngs
@@ -36,12 +35,6 @@ CAPTIONS = {
     "move, as long as it is probable.",
 }
 
-TABLES = {  # dimensions of the arrays in tables.npz, beside which there may be `grid`
-    "learned_reward": ("hyper", "seed", "state", "action"),
-    "policy": ("hyper", "seed", "state", "action"),
-    "true_reward": ("state", "action"),
-}
-
 
 class Notes(TypedDict, total=False):
     """What `notes.json` holds: sentences that a reader must know, and the command line that was run."""
@@ -50,9 +43,7 @@ class Notes(TypedDict, total=False):
     command: str
 
 
-def write_report(
-    folder: str | os.PathLike[str], dataset: xr.Dataset, summary: dict[str, Any], notes: Sequence[str] = ()
-) -> Path:
+def write_report(folder: str | os.PathLike[str], dataset: xr.Dataset, summary: dict[str, Any]) -> Path:
     """Writes `report.html` and `figures/*.png` into the run's folder; the path of the former.
 
     Args:
@@ -60,7 +51,6 @@ def write_report(
             is.
         dataset: its metrics, dims (hyper, seed, step).
         summary: of `experiments.report.summary.summarise`.
-        notes: what the reader must know besides those in notes.json, one sentence each.
 
     Raises:
         RunFolderError: one of these files is damaged, or the folder cannot be written.
@@ -68,35 +58,25 @@ def write_report(
     folder = Path(folder)
     baselines = read_json(folder, "baselines.json", Baselines, {})
     told = read_json(folder, "notes.json", Notes, {})
+    config, manifest = (read_json(folder, f"{name}.json", dict, {}) for name in ("config", "manifest"))
+    made_with = {"command": told.get("command") or "not recorded"} | {
+        k: x for k, x in manifest.items() if k != "config"
+    }
     figures = draw(dataset, baselines, _read_tables(folder, dataset.sizes["hyper"]))
     save_pngs(figures, folder)
-    content = _page(folder, summary, baselines, figures, told, notes)
-    write_atomically(folder, "report.html", content.encode(errors="replace"))  # names of files may be no text
-    return folder / "report.html"
-
-
-def _page(
-    folder: Path,
-    summary: dict[str, Any],
-    baselines: Baselines,
-    figures: Mapping[str, Figure],
-    told: Notes,
-    notes: Sequence[str],
-) -> Markup:
-    config, manifest = (read_json(folder, f"{name}.json", dict, {}) for name in ("config", "manifest"))
-    made_with = {"command": told.get("command") or "not recorded"} | manifest
-    made_with.pop("config", None)
-    return page(
+    content = page(
         folder.resolve().name,
         styled("p", "headline", headline(summary, baselines)),
-        *(styled("p", "note", note) for note in [*told.get("notes", []), *notes]),
+        *(styled("p", "note", note) for note in told.get("notes", [])),
         section("Signs of failure", items(sign_items(summary))),
         section("Results", element("pre", format_table(summary))),
-        section("Figures", *(_figure(name, figure) for name, figure in figures.items())),
+        section("Figures", *(picture(svg(x, name), CAPTIONS[name.split("_")[0]]) for name, x in figures.items())),
         section("Cost", *_costs(summary)),
-        section("What was run", styled("div", "facts", _facts(config))),
-        section("What it was run with", styled("div", "facts", _facts(made_with))),
+        section("What was run", _facts(config)),
+        section("What it was run with", _facts(made_with)),
     )
+    write_atomically(folder, "report.html", content.encode(errors="replace"))  # names of files may be no text
+    return folder / "report.html"
 
 
 def headline(summary: dict[str, Any], baselines: Baselines) -> str:
@@ -110,22 +90,20 @@ def headline(summary: dict[str, Any], baselines: Baselines) -> str:
         return -np.inf if value is None else value
 
     best = max(points, key=reached)
-    ends, seeds = best["metrics"][name], best["seeds"]
-    first, final = ends["first"]["all"]["interquartile_mean"], ends["last"]["all"]
-    label = summary["labels"][name]
-    known = ", ".join(f"{who} {number(value)}" for who, value in baselines.get(name, {}).items())
+    ends, seeds, label = best["metrics"][name], best["seeds"], summary["labels"][name]
+    first, final = ends["first"]["all"], ends["last"]["all"]
+    among = f"At {point_label(best['hyper'])}, the best of {len(points)} points by this number: {label}"
+    where = among if len(points) > 1 else label[0].upper() + label[1:]
     interval = f" {bracket(final['interquartile_mean_interval'])}" if final["seeds"] > 1 else ""
-    where = (
-        f"At {point_label(best['hyper'])}, the best of {len(points)} points by this number: {label}"
-        if len(points) > 1
-        else label
-    )
     low, high = summary["ranges"].get(name, (None, None))
     possible = f" of {number(high)}" if high is not None and low == 0 else ""
-    steps, last = counted(summary["steps"], "outer step"), number(final["interquartile_mean"])
+    known = "".join(
+        f"{', ' if i else '; '}{who} {number(x)}" for i, (who, x) in enumerate(baselines.get(name, {}).items())
+    )
     return (
-        f"{where[0].upper()}{where[1:]} from {number(first)} after the first step to {last}{interval}{possible} in {steps} "
-        f"({_averaged(final['seeds'], seeds['total'])}){'; ' + known if known else ''}. "
+        f"{where} from {number(first['interquartile_mean'])} after the first step to "
+        f"{number(final['interquartile_mean'])}{interval}{possible} in {counted(summary['steps'], 'outer step')} "
+        f"({_averaged(final['seeds'], seeds['total'])}){known}. "
         f"{seeds['alive']} of {counted(seeds['total'], 'seed')} alive, {seeds['converged']} converged. "
         f"Signs of failure: in {_failing(points)}. {unfinished(summary)}".rstrip()
     )
@@ -139,11 +117,9 @@ def _averaged(num: int, total: int) -> str:
 
 def _failing(points: Sequence[dict[str, Any]]) -> str:
     """In how many runs signs of failure are seen."""
-    total, failing = (sum(x) for x in zip(*((p["seeds"]["total"], p["seeds_with_signs"]) for p in points), strict=True))
-    of_all = (
-        counted(total, "seed") if len(points) == 1 else f"{counted(total, 'run')} (seeds of all {len(points)} points)"
-    )
-    return f"{failing or 'none'} of {of_all}"
+    total, failing = sum(p["seeds"]["total"] for p in points), sum(p["seeds_with_signs"] for p in points)
+    runs = f"{counted(total, 'run')} (seeds of all {len(points)} points)" if len(points) > 1 else counted(total, "seed")
+    return f"{failing or 'none'} of {runs}"
 
 
 def sign_items(summary: dict[str, Any]) -> list[str]:
@@ -153,12 +129,9 @@ def sign_items(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _figure(name: str, figure: Figure) -> Markup:
-    return picture(svg(figure, name), CAPTIONS.get(name.split("_")[0], name))
-
-
 def _facts(tree: Mapping[str, Any]) -> Markup:
-    return table(list(_flatten(tree))) if tree else element("p", "not recorded")
+    """A tree of settings as a table of dotted names."""
+    return styled("div", "facts", table([*_flatten(tree)]) if tree else element("p", "not recorded"))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -201,15 +174,12 @@ def _read_tables(folder: Path, num_hyper: int) -> dict[str, np.ndarray] | None:
 
 
 def _fit(tables: Mapping[str, np.ndarray], num_hyper: int) -> bool:
-    sizes = {"hyper": num_hyper}
-    for name, dims in TABLES.items():
-        shape = tables[name].shape if name in tables and tables[name].dtype.kind == "f" else ()
-        if len(shape) != len(dims) or not all(
-            0 < n == sizes.setdefault(dim, n) for dim, n in zip(dims, shape, strict=True)
-        ):
-            return False
-    if "grid" not in tables:
-        return True
-    grid, states = tables["grid"], range(-1, sizes["state"])  # -1: a wall
-    is_map = grid.ndim == 2 and grid.size > 0 and grid.dtype.kind == "i" and sizes["action"] <= len(MOVES)
-    return is_map and grid.min() in states and grid.max() in states
+    """Whether these are [hyper, seed, S, A] twice and [S, A], and a grid of states and walls, −1, if there is one."""
+    learned, policy, true = (tables.get(name, np.zeros(0)) for name in ("learned_reward", "policy", "true_reward"))
+    of_numbers = all(x.size and x.dtype.kind == "f" for x in (learned, policy, true))
+    of_one_run = learned.ndim == 4 and policy.shape == learned.shape == (num_hyper, learned.shape[1], *true.shape)
+    if not of_numbers or not of_one_run or "grid" not in tables:
+        return of_numbers and of_one_run
+    grid, (num_states, num_actions) = tables["grid"], true.shape
+    is_map = grid.ndim == 2 and grid.size > 0 and grid.dtype.kind == "i" and num_actions <= len(MOVES)
+    return bool(is_map and grid.min() >= -1 and grid.max() < num_states)

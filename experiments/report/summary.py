@@ -137,28 +137,6 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
     return [{str(n): dataset[n].values[i].item() for n in names} for i in range(dataset.sizes["hyper"])]
 
 
-def point_label(point: dict[str, Any]) -> str:
-    """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
-    return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A number as people read it; a dash for one that is not there."""
-    if value is None or value != value:
-        return "–"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
-def bracket(interval: list[float] | None, digits: int = 4) -> str:
-    """An interval in brackets; a dash for one that is not there."""
-    return "–" if interval is None else f"[{number(interval[0], digits)}, {number(interval[1], digits)}]"
-
-
-def counted(num: int, noun: str) -> str:
-    """So many of something, as in `1 seed` or `7,500 outer steps`."""
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
-
-
 def summarise(
     dataset: xr.Dataset,
     timing: dict[str, Any] | None = None,
@@ -209,53 +187,20 @@ def _goal(dataset: xr.Dataset, baselines: Baselines) -> Goal | None:
 
 
 def _summarise_point(dataset: xr.Dataset, hyper: int, point: dict[str, Any], goal: Goal | None) -> dict[str, Any]:
-    alive = final_status(dataset, hyper) != DIVERGED
-    signs = find_signs({name: metric(dataset, name, hyper) for name in metric_names(dataset)}, ~alive, goal)
-    some = np.any([sign.seeds for sign in signs], axis=0) if signs else np.zeros(len(alive), bool)
-    metrics = {}
-    for name in metric_names(dataset):
-        values = metric(dataset, name, hyper)
-        ends = {"first": values[:, 0], "last": last_finite(values)}
-        metrics[name] = {k: {"all": _statistics(x), "survivors": _statistics(x[alive])} for k, x in ends.items()}
+    values = {name: metric(dataset, name, hyper) for name in metric_names(dataset)}
     cost = {name: counts(dataset, name, hyper).sum(axis=1).tolist() for name in COUNTS if name in dataset}
+    alive = final_status(dataset, hyper) != DIVERGED
+    signs = find_signs(values, ~alive, goal)
+    seeds = dataset["seed"].values
     return {
         "hyper": as_json(point),
         "seeds": seed_counts(dataset, hyper),
-        "metrics": metrics,
+        "metrics": {name: _ends(x, alive) for name, x in values.items()},
         "cost": {name: {"total": sum(per_seed), "per_seed": per_seed} for name, per_seed in cost.items()},
-        "signs": [
-            {"sign": sign.what, "seeds": dataset["seed"].values[sign.seeds].tolist(), "helps": sign.helps}
-            for sign in signs
-        ],
-        "seeds_with_signs": int(some.sum()),
-        "alike": len(alive) > 1 and all(_equal_seeds(metric(dataset, name, hyper)) for name in metrics),
+        "signs": [{"sign": x.what, "seeds": seeds[x.seeds].tolist(), "helps": x.helps} for x in signs],
+        "seeds_with_signs": int(np.sum(np.any([np.zeros_like(alive), *(x.seeds for x in signs)], axis=0))),
+        "alike": len(seeds) > 1 and all(np.array_equal(x[1:], x[:-1], equal_nan=True) for x in values.values()),
     }
-
-
-def _equal_seeds(values: np.ndarray) -> bool:
-    return np.array_equal(values, np.broadcast_to(values[0], values.shape), equal_nan=True)
-
-
-def sign_sentences(summary: dict[str, Any]) -> list[str]:
-    """Each sign of failure in one sentence: what, which seeds at which points of a sweep, and what usually helps."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for point in summary["points"]:
-        where = f" at {point_label(point['hyper'])}" if point["hyper"] else ""
-        for sign in point["signs"]:
-            who = f"{_seed_words(sign['seeds'], point['seeds']['total'])}{where}"
-            found.setdefault((sign["sign"], sign["helps"]), []).append(who)
-    return [f"{what}: {'; '.join(who)}. What usually helps: {helps}." for (what, helps), who in found.items()]
-
-
-def _seed_words(seeds: Sequence[int], total: int) -> str:
-    return (
-        f"{len(seeds):,} of {counted(total, 'seed')} ({'seed' if len(seeds) == 1 else 'seeds'} {_first_named(seeds)})"
-    )
-
-
-def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
-    more = f" and {len(items) - MOST_NAMED:,} more" if len(items) > MOST_NAMED else ""
-    return separator.join(map(str, items[:MOST_NAMED])) + more
 
 
 def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
@@ -273,14 +218,75 @@ def seed_counts(dataset: xr.Dataset, hyper: int = 0) -> dict[str, Any]:
     }
 
 
+def _ends(values: np.ndarray, alive: np.ndarray) -> dict[str, Any]:
+    """Statistics of the first and last values of [seed, step], over all seeds and over those alive [seed]."""
+    ends = {"first": values[:, 0], "last": last_finite(values)}
+    return {name: {"all": _statistics(x), "survivors": _statistics(x[alive])} for name, x in ends.items()}
+
+
 def _statistics(values: np.ndarray) -> dict[str, Any]:
-    result = {}
-    num = int(np.sum(np.isfinite(values)))
-    for name, function in (("interquartile_mean", intervals.interquartile_mean), ("mean", intervals.mean)):
-        center, low, high = function(values)
-        result[name] = as_json(center)
-        result[f"{name}_interval"] = as_json([low, high]) if num > 1 else None
-    return {**result, "seeds": num}
+    num, found = int(np.sum(np.isfinite(values))), {}
+    for name, of in (("interquartile_mean", intervals.interquartile_mean), ("mean", intervals.mean)):
+        center, *ends = as_json(of(values))
+        found |= {name: center, f"{name}_interval": ends if num > 1 else None}
+    return found | {"seeds": num}
+
+
+# In words -------------------------------------------------------------------------------------------------------------
+
+
+def point_label(point: dict[str, Any]) -> str:
+    """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
+    return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number as people read it; a dash for one that is not there."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def bracket(interval: list[float] | None, digits: int = 4) -> str:
+    """An interval in brackets; a dash for one that is not there."""
+    return "–" if interval is None else f"[{number(interval[0], digits)}, {number(interval[1], digits)}]"
+
+
+def counted(num: int, noun: str) -> str:
+    """So many of something, as in `1 seed` or `7,500 outer steps`."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
+def time_words(name: str, value: Any) -> str:
+    """An entry of a run's timing in words, as in `compile 4.2 s`."""
+    words = name.removesuffix("_seconds").replace("_", " ")
+    return f"{words} {number(value)}{' s' if name.endswith('_seconds') else ''}"
+
+
+def unfinished(summary: dict[str, Any]) -> str:
+    """A sentence that says how far a run has come that has not come to its end; "" of one that has."""
+    done, configured = summary["steps"], summary["configured_steps"]
+    return f"Unfinished: {done:,} of {counted(configured, 'outer step')} are done." if done < (configured or 0) else ""
+
+
+def sign_sentences(summary: dict[str, Any]) -> list[str]:
+    """Each sign of failure in one sentence: what, which seeds at which points of a sweep, and what usually helps."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for point in summary["points"]:
+        where = f" at {point_label(point['hyper'])}" if point["hyper"] else ""
+        for sign in point["signs"]:
+            named = f"{'seed' if len(sign['seeds']) == 1 else 'seeds'} {_first_named(sign['seeds'])}"
+            who = f"{len(sign['seeds']):,} of {counted(point['seeds']['total'], 'seed')} ({named}){where}"
+            found.setdefault((sign["sign"], sign["helps"]), []).append(who)
+    return [f"{what}: {'; '.join(who)}. What usually helps: {helps}." for (what, helps), who in found.items()]
+
+
+def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
+    more = f" and {len(items) - MOST_NAMED:,} more" if len(items) > MOST_NAMED else ""
+    return separator.join(map(str, items[:MOST_NAMED])) + more
+
+
+# As a table -----------------------------------------------------------------------------------------------------------
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -288,22 +294,21 @@ def format_table(summary: dict[str, Any]) -> str:
 
     One row a metric; of a sweep, for each key metric one row a hyperparameter point.
     """
-    points = summary["points"]
-    names = list(summary["units"])
-    labels = summary["labels"]
+    points, labels, names = summary["points"], summary["labels"], list(summary["units"])
     if len(points) == 1:
         blocks = {"metric": [(labels[name], points[0], name) for name in names]}
     else:
-        blocks = {labels[name]: [(point_label(p["hyper"]), p, name) for p in points] for name in key_metrics(names)}
-    more = [
-        *(["signs"] if any(point["seeds_with_signs"] for point in points) else []),
-        *([SURVIVORS] if any(point["seeds"]["diverged"] for point in points) else []),
-    ]
+        names = key_metrics(names)
+        blocks = {labels[name]: [(point_label(point["hyper"]), point, name) for point in points] for name in names}
+    more = ["signs"] if any(point["seeds_with_signs"] for point in points) else []
+    more += [SURVIVORS] if any(point["seeds"]["diverged"] for point in points) else []
     lines = [line for title, rows in blocks.items() for line in [*_format_block(title, rows, more), ""]]
-    return "\n".join([*lines, *_format_notes(summary, names if len(points) == 1 else key_metrics(names))])
+    notes = [line for note in _notes(summary, names) for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+    return "\n".join([*lines, *notes])
 
 
 def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]) -> list[str]:
+    """Rows under a title, in as many digits as leave room for the labels; a label without room stands above its row."""
     labels = [title, *(label for label, _, _ in rows)]
     for digits in (4, 3):
         head = ["first", "last", "95 % interval", "alive", *more]
@@ -313,88 +318,72 @@ def _format_block(title: str, rows: list[tuple[str, dict, str]], more: list[str]
         if room >= max(map(len, labels)):
             break
     indent = next((size for size in (max(map(len, labels)), len(title)) if size <= room), 2)
-    (*above, head), *lines = [_format_line(*line, widths, indent) for line in zip(labels, cells, strict=True)]
-    return [*above, head, "─" * len(head), *(part for line in lines for part in line)]
-
-
-def _format_line(label: str, row: list[str], widths: list[int], indent: int) -> list[str]:
-    """A row of the table; above it, whole, a label for which there is no room beside it."""
-    cells = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-    return (
-        [label.ljust(indent) + cells] if len(label) <= indent else [*textwrap.wrap(label, WIDTH), " " * indent + cells]
-    )
+    lines = []
+    for label, row in zip(labels, cells, strict=True):
+        above, beside = ([], label) if len(label) <= indent else (textwrap.wrap(label, WIDTH), "")
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        lines += [*above, beside.ljust(indent) + numbers] + ([] if lines else ["─" * (indent + len(numbers))])
+    return lines
 
 
 def _format_row(point: dict, name: str, more: list[str], digits: int) -> list[str]:
     seeds, metrics = point["seeds"], point["metrics"][name]
-    first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
     center, interval = "interquartile_mean", "interquartile_mean_interval"
-    row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
+    first, last, survivors = metrics["first"]["all"], metrics["last"]["all"], metrics["last"]["survivors"]
     beside = {
         "signs": f"{point['seeds_with_signs']}/{seeds['total']}",
         SURVIVORS: f"{number(survivors[center], digits)} {bracket(survivors[interval], digits)}",
     }
+    row = [number(first[center], digits), number(last[center], digits), bracket(last[interval], digits)]
     return [*row, f"{seeds['alive']}/{seeds['total']}", *(beside[column] for column in more)]
 
 
-def _format_notes(summary: dict[str, Any], names: list[str]) -> list[str]:
+def _notes(summary: dict[str, Any], names: list[str]) -> list[str]:
+    """What stands below the table, a paragraph each: what its numbers are, of which seeds, in which units, at what cost."""
     units: dict[str, list[str]] = {}
     for name in names:
         units.setdefault(summary["units"][name] or "no unit known", []).append(summary["labels"][name])
     deaths = [
-        f"seed {death['seed']} at step {death['step']}" + (f" ({point_label(p['hyper'])})" if p["hyper"] else "")
-        for p in summary["points"]
-        for death in p["seeds"]["deaths"]
+        f"seed {death['seed']} at step {death['step']}"
+        + (f" ({point_label(point['hyper'])})" if point["hyper"] else "")
+        for point in summary["points"]
+        for death in point["seeds"]["deaths"]
     ]
-    notes = [
+    lists = {
+        "Units": "; ".join(f"{unit} for {', '.join(labels)}" for unit, labels in units.items()),
+        "Diverged": _first_named(deaths),
+    }
+    costs = {
+        "Cost over all seeds": ", ".join(f"{x:,} {name.replace('_', ' ')}" for name, x in summary["cost"].items()),
+        "Time": ", ".join(time_words(name, value) for name, value in summary["seconds"].items()),
+    }
+    return [
         f"Interquartile mean over all seeds after the first and the last of {counted(summary['steps'], 'outer step')}, 95 % "
         "bootstrap interval over seeds. A diverged seed counts with its last finite values, if it ever had any.",
         unfinished(summary),
         *_about_seeds(summary, headline_metric(names)),
-        _sentence("Units", [f"{unit} for {', '.join(labels)}" for unit, labels in units.items()], "; "),
-        _sentence("Diverged", [_first_named(deaths)] if deaths else []),
+        *(f"{subject}: {said}." for subject, said in lists.items() if said),
         *(f"Sign of failure. {sentence}" for sentence in sign_sentences(summary)),
-        _sentence("Cost over all seeds", [f"{v:,} {n.replace('_', ' ')}" for n, v in summary["cost"].items()]),
-        _sentence("Time", [time_words(name, value) for name, value in summary["seconds"].items()]),
+        *(f"{subject}: {said}." for subject, said in costs.items() if said),
     ]
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
-
-
-def unfinished(summary: dict[str, Any]) -> str:
-    """A sentence that says how far a run has come that has not come to its end; "" of one that has."""
-    done, configured = summary["steps"], summary["configured_steps"]
-    return f"Unfinished: {done:,} of {counted(configured, 'outer step')} are done." if done < (configured or 0) else ""
 
 
 def _about_seeds(summary: dict[str, Any], name: str | None) -> list[str]:
     """What must be known of the seeds of means and intervals: sentences, each with the points of which it is true."""
     found: dict[str, list[str]] = {}
     for point in summary["points"] if name else []:
-        for sentence in _about_seeds_of(point, name):
+        total, num = point["seeds"]["total"], point["metrics"][name]["last"]["all"]["seeds"]
+        few = f"An interval over {counted(num, 'seed')} covers less than 95 %; {MIN_SEEDS} or more are needed"
+        alike = "Seeds do not differ, their values are equal throughout, and an interval over them tells nothing"
+        never = f"{total - num:,} of {counted(total, 'seed')} never had a finite value and count in no mean"
+        true = {alike: point["alike"] and num, few: not point["alike"] and 1 < num < MIN_SEEDS, never: num < total}
+        for sentence in (x for x, holds in true.items() if holds):
             found.setdefault(sentence, []).append(point_label(point["hyper"]))
+    everywhere = len(summary["points"])
     return [
-        say if len(where) == len(summary["points"]) else f"{say.removesuffix('.')}: at {_first_named(where, '; ')}."
-        for say, where in found.items()
+        f"{sentence}." if len(where) == everywhere else f"{sentence}: at {_first_named(where, '; ')}."
+        for sentence, where in found.items()
     ]
-
-
-def _about_seeds_of(point: dict[str, Any], name: str) -> list[str]:
-    total, num = point["seeds"]["total"], point["metrics"][name]["last"]["all"]["seeds"]
-    few = f"An interval over {counted(num, 'seed')} covers less than 95 %; {MIN_SEEDS} or more are needed."
-    alike = "Seeds do not differ, their values are equal throughout, and an interval over them tells nothing."
-    never = f"{total - num:,} of {counted(total, 'seed')} never had a finite value and count in no mean."
-    own = [alike] if point["alike"] and num else [few] if 1 < num < MIN_SEEDS else []
-    return own + ([never] if num < total else [])
-
-
-def time_words(name: str, value: Any) -> str:
-    """An entry of a run's timing in words, as in `compile 4.2 s`."""
-    words = name.removesuffix("_seconds").replace("_", " ")
-    return f"{words} {number(value)}{' s' if name.endswith('_seconds') else ''}"
-
-
-def _sentence(subject: str, items: list[str], separator: str = ", ") -> str:
-    return f"{subject}: {separator.join(items)}." if items else ""
 
 
 # Names by which `experiments.studies` and `experiments.verify` still call for intervals; they go with those.

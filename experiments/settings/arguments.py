@@ -58,6 +58,9 @@ class OutputOptions:
     from a finished one and start it again."""
 
 
+NO_PART = (OutputOptions(), ProcessOptions())  # they say where and how a run goes, not what it is
+
+
 def parse_train(arguments: Sequence[str], command: str = "train", about: str = "", **more: type):
     """(config, output, processes) of the arguments of `train`, and the records of `more`; see `parse_run`."""
     return parse_run(arguments, command, about, output=OutputOptions, processes=ProcessOptions, **more)
@@ -126,7 +129,7 @@ def _with_options(parts: dict[str, Any], written: Mapping[str, Any], chosen: Cho
     """The parts of a run with the options of a file in their place."""
     homes = {name: part for part, record in parts.items() for name in types_of(record)}
     for name, value in written.items():
-        if name not in homes and any(name in types_of(record) for record in (chosen, *own.values())):
+        if name not in homes and any(name in types_of(record) for record in (chosen, *own.values(), *NO_PART)):
             raise OptionError(f"{spelled(name)} is no option of the run; required: on the command line")
         if name not in homes:
             raise unknown_option(chosen.world, chosen.algorithm, name, homes)
@@ -149,7 +152,7 @@ def _parse(records: dict[str, Any], arguments: Sequence[str], command: str, abou
     refuse_beyond_floats(ordered, arguments)
 
     def unknown(name):
-        if any(name in types_of(kind()) for kind in (OutputOptions, ProcessOptions)):
+        if any(name in types_of(record) for record in NO_PART):
             flags = ", ".join(spelled(x) for record in own.values() for x in types_of(record))
             return OptionError(
                 f"{command} got {spelled(name)}; it runs in one process, from its start to its end; required: options of "

@@ -17,16 +17,27 @@ SCALARS = (bool, int, float, str)
 
 
 class Loader(yaml.SafeLoader):
-    """Of YAML; it takes 1e-3 and inf for numbers, as everybody else does."""
+    """Reads YAML, and takes 1e-3 and inf for numbers, as everybody else does."""
 
 
-NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?[eE][-+]?\d+|inf)$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789i"))
+class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """True: a list that two options share is written twice, not named."""
+        return True
+
+
+for kind in (Loader, Dumper):
+    number = re.compile(r"[-+]?(\d+(\.\d*)?[eE][-+]?\d+|inf)$")
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789i"))
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
     """The options, values of flags by name, as a text that `read_options` reads."""
-    return yaml.safe_dump(dict(options), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    return yaml.dump(
+        dict(options), Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
+    )
 
 
 def read_options(path: str) -> dict[str, Any]:

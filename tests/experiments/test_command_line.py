@@ -1,5 +1,6 @@
 """What the command says, to whom, and how it ends where nobody can read it; what Python and type checkers see of it."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -8,6 +9,7 @@ import platform
 import pydoc
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,9 +18,10 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments.__main__ import main
+from experiments.__main__ import COMMANDS, HELP, endings, main
 from experiments.output import silent
 from experiments.runs import driver, progress
+from experiments.runs.interruption import STOPPING
 from experiments.runs.progress import Progress, duration, standing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -176,6 +179,47 @@ def test_help_comes_in_groups_with_what_is_asked_for_most_on_top(capsys, monkeyp
     assert "--quiet" in text and "--json" in text
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_says_what_it_does(name, capsys):
+    with contextlib.suppress(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: bilevel {name} ") and len(text) > 400
+    assert name in HELP and COMMANDS[name][1] in HELP
+
+
+def test_help_comes_at_once():
+    script = "import sys; from experiments.__main__ import main; main(['--help']); print('jax' in sys.modules)"
+    said = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=ROOT)
+    assert said.endswith("\nFalse\n")
+
+
+# Before the arguments are read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("train --sigma 1", 0),
+        ("train --stopped-code 75", 75),
+        ("--quiet train --kl-weight -1 --stopped_code=75 --steps 3", 75),
+        ("train --stopped-code 1 --stopped-code 2", 2),
+        ("train --stopped-code many", 0),
+        ("train --stopped-code", 0),
+        ("train --out --stopped-code 75", 75),
+    ],
+)
+def test_the_exit_code_of_a_stopped_run_is_found_before_the_arguments_are_read(words, code):
+    ends = endings(words.split())
+    assert {ends[number].code for number in STOPPING} == {code}
+    assert ends[signal.SIGINT].code == 130
+
+
+def test_what_begins_no_run_leaves_a_closed_terminal_its_meaning():
+    assert set(endings(["report", "--stopped-code", "75"])) == set(endings([])) == {signal.SIGINT}
+    assert set(endings(["verify", "P1.bias"])) == {signal.SIGINT, signal.SIGTERM}
+
+
 # Nobody reads ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,12 +238,15 @@ def left() -> int:
     return write
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["report", "nowhere", "--help"]])
+ANSWERS = [["--help"], ["train", "--help"], ["report", "nowhere", "--help"], ["train", "--print-config"]]
+
+
+@pytest.mark.parametrize("arguments", ANSWERS)
 def test_help_that_nobody_reads_ends_in_silence(arguments):
     assert ended(arguments, left()) == (0, "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", ANSWERS)
 def test_help_that_cannot_be_written_is_an_error_in_one_line(arguments):
     with open("/dev/full", "w") as full:
         code, errors = ended(arguments, full)

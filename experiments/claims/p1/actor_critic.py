@@ -57,9 +57,10 @@ class ActorCritic(NamedTuple):
     start: float
 
 
-def measure(budget: Budget) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at every ε."""
-    sizes, samples, gap = QUICK if budget.quick else FULL, [], []
+def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:
+    """Policy gradients with Algorithm 2 at every ε; `sizes` in place of the budget's."""
+    sizes = sizes or (QUICK if budget.quick else FULL)
+    samples, gap = [], []
     for epsilon in sizes.epsilons:
         compute = partial(improve, schedule(epsilon), sizes.num_seeds)
         logits, transitions = budget.keep(f"policy {epsilon:.4f}", Improved, compute)
@@ -139,7 +140,9 @@ def draw(data: ActorCritic) -> Figure:
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)
     panels.levels(panel, data.samples, data.epsilons, data.start)
     panels.guide(panel, data.samples, data.gap[0].mean(), -EXPONENT, "p = 1/3, the theorem's")
-    panels.log_log(panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward")
+    panels.log_log(
+        panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward"
+    )
     panels.legend_below(panel, "gap ∝ samples^(−p)")
     panel.set_title("The policy alone, at the true reward", fontsize=10)
     return figure

@@ -24,7 +24,11 @@ from experiments.commands.tune import RANGES, draw_candidates, plan_rungs, spent
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
-SEARCH, FINAL, POOL = 10_000, 20_000, 30_000  # first seeds of the searches, of the runs that are judged, and of the pool
+SEARCH, FINAL, POOL = (
+    10_000,
+    20_000,
+    30_000,
+)  # first seeds of the searches, of the runs that are judged, and of the pool
 GIVEN_SIGMA = 0.1
 FAILURE = 0.01  # nats: what the base point reaches in a twentieth of the final run
 TUNED, GIVEN = "tune", f"tune, σ = {GIVEN_SIGMA} given"
@@ -150,7 +154,9 @@ def numbers_of(tuning: Tuning) -> dict[str, Number]:
     """Mean gaps, their logs less the schedule's, and correlations, with intervals over repetitions and configurations."""
     numbers = {f"gap, {arm}": intervals.mean(tuning.gap[arm]) for arm in ARMS}
     scheduled = np.log(tuning.gap[SCHEDULE])
-    numbers |= {f"log gap less the schedule's, {arm}": intervals.mean(np.log(tuning.gap[arm]) - scheduled) for arm in ARMS}
+    numbers |= {
+        f"log gap less the schedule's, {arm}": intervals.mean(np.log(tuning.gap[arm]) - scheduled) for arm in ARMS
+    }
     numbers |= {f"rank correlation of score and Φ, {name}": x for name, x in correlations(tuning).items()}
     return {name: Number(*map(float, x)) for name, x in numbers.items()}
 

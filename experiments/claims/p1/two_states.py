@@ -211,9 +211,7 @@ def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: i
     """Algorithm 1 with η_t = η/(1 + t/halved)."""
     ours = problem(kl_weight)
     gradients = gradients_of(arm, counts, ours, kl_weight, numbers.critic_step_size)
-    hyper = BilevelHyper(
-        numbers.sigma, numbers.policy_step_size, numbers.reward_step_size, numbers.proxy_step_ratio
-    )
+    hyper = BilevelHyper(numbers.sigma, numbers.policy_step_size, numbers.reward_step_size, numbers.proxy_step_ratio)
 
     def falling(step_size):
         return optax.sgd(lambda count: step_size / (1 + count / halved))

@@ -7,21 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import close
 from reference_instances import Reference, load_reference
 
 from bilevel import exact, models
-from bilevel.gradients.critics import TDSizes, TDState, exact_critic, monte_carlo_critic, project, sgd_pass, td_critic
+from bilevel.gradients.critics import (
+    TDHyper,
+    TDSizes,
+    TDState,
+    exact_critic,
+    monte_carlo_critic,
+    project,
+    sgd_pass,
+    td_critic,
+)
 from bilevel.lookup import bind
 from bilevel.rollout import Transition, rollouts
-from bilevel.types import Cost, Hyper, Model, Params, Problem, Trajectory
+from bilevel.types import Coefficients, Cost, Model, Params, Problem, Trajectory
 from envs.base import MDP, Env
 from envs.tabular import tabular_env
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def close(value, expected, tolerance=1e-12):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 class Setting(NamedTuple):
@@ -29,7 +35,7 @@ class Setting(NamedTuple):
 
     problem: Problem
     reference: Reference
-    hyper: Hyper
+    coefficients: Coefficients
     params: Params  # of the policy
 
     def lower(self, **changes):
@@ -40,14 +46,14 @@ class Setting(NamedTuple):
         return jax.nn.softmax(self.params)
 
 
+FULL_STEP = TDHyper(critic_step_size=1.0)
+
+
 @functools.cache
 def setting() -> Setting:
     reference = load_reference(1)
-    reward = Model(lambda key: reference.params, lambda params, s, a: reference.reward_table(params)[s, a])
-    prior = models.given_reference(reference.lower.reference)
-    problem = Problem(reference.world.env, None, reward, models.table_policy(3, 2), prior)
-    hyper = Hyper(kl_weight=reference.lower.kl_weight, discount=0.9, critic_step_size=1.0)
-    return Setting(problem, reference, hyper, jax.random.normal(jax.random.key(0), (3, 2)))
+    params = jax.random.normal(jax.random.key(0), (3, 2))
+    return Setting(reference.problem, reference, reference.coefficients, params)
 
 
 def every_pair(num_states=3, num_actions=2):
@@ -56,10 +62,10 @@ def every_pair(num_states=3, num_actions=2):
     return Trajectory(obs, obs, action)
 
 
-def fit_table(sizes, hyper, repetitions):
+def fit_table(sizes, coefficients, repetitions):
     """Tables [R, S, A] fitted from zero by independent runs, and their advantages at every pair."""
     problem, reference, _, params = setting()
-    critic = td_critic(problem, models.table(3, 2), sizes, hyper)
+    critic = td_critic(problem, models.table(3, 2), sizes, coefficients, FULL_STEP)
 
     def run(key):
         key_init, key_fit, key_advantage = jax.random.split(key, 3)
@@ -74,13 +80,13 @@ def fit_table(sizes, hyper, repetitions):
 
 def test_the_fitted_table_approaches_the_exact_values_like_the_root_of_the_transitions():
     # γ = ½ and twelve targets leave γ^12 = 2e-4 of the first error: what remains is the noise of the samples.
-    hyper = setting().hyper._replace(discount=0.5)
+    coefficients = setting().coefficients._replace(discount=0.5)
     lower = setting().lower(discount=0.5)
     values = exact.action_values(lower, setting().policy)
     weights = exact.occupancy(lower, setting().policy)[:, None] * setting().policy
     errors = []
     for num_transitions in (1024, 16384):
-        tables, advantages = fit_table(TDSizes(12, num_transitions, 16), hyper, 16)
+        tables, advantages = fit_table(TDSizes(12, num_transitions, 16), coefficients, 16)
         errors.append(float(jnp.sqrt(jnp.mean(jnp.sum(weights * (tables - values) ** 2, axis=(1, 2))))))
     assert abs(np.log(errors[1] / errors[0]) / np.log(16) + 0.5) < 0.15
     assert errors[1] < 0.02
@@ -88,9 +94,10 @@ def test_the_fitted_table_approaches_the_exact_values_like_the_root_of_the_trans
 
 
 def test_each_target_update_shrinks_the_error_by_the_discount_from_fit_to_fit():
-    problem, reference, hyper, params = setting()
+    problem, reference, coefficients, params = setting()
     values = exact.action_values(reference.lower, setting().policy)
-    critic = td_critic(problem, models.table(3, 2), TDSizes(num_targets=4, num_transitions=16384, num_chains=64), hyper)
+    sizes = TDSizes(num_targets=4, num_transitions=16384, num_chains=64)
+    critic = td_critic(problem, models.table(3, 2), sizes, coefficients, FULL_STEP)
 
     @jax.jit
     def fits(key):
@@ -115,7 +122,7 @@ def test_one_pass_equals_a_loop(average, radius):
     targets = jax.random.normal(keys[2], (25, 4))
     anchor = 0.1 * jax.random.normal(keys[3], (3, 2))
     start = anchor + 0.1
-    hyper = Hyper(critic_step_size=0.7, critic_radius=radius)
+    hyper = TDHyper(critic_step_size=0.7, critic_radius=radius)
     batch = Transition(obs, action, obs, action)
     fit = jax.jit(lambda start: sgd_pass(models.table(3, 2), start, anchor, batch, targets, average, hyper))
     ours, loss = fit(start)
@@ -149,11 +156,12 @@ def test_projection_by_hand():
 
 
 def test_a_fit_stays_in_its_ball_and_an_infinite_radius_is_no_ball():
-    problem, reference, hyper, params = setting()
+    problem, reference, coefficients, params = setting()
 
     @jax.jit
     def fit(radius):
-        critic = td_critic(problem, models.table(3, 2), TDSizes(2, 1024, 16), hyper._replace(critic_radius=radius))
+        hyper = FULL_STEP._replace(critic_radius=radius)
+        critic = td_critic(problem, models.table(3, 2), TDSizes(2, 1024, 16), coefficients, hyper)
         state, _ = critic.fit(jax.random.key(1), critic.init(jax.random.key(0)), params, reference.params)
         return state.params
 
@@ -171,8 +179,8 @@ def test_a_fit_goes_on_from_its_chains_and_from_its_parameters_unless_they_are_r
     mdp = MDP(jnp.full(5, 0.2), jnp.roll(jnp.eye(5), 1, axis=1)[:, None], jnp.zeros((5, 1)))
     env = tabular_env(mdp)
     problem = Problem(env, None, models.table(5, 1), models.table_policy(5, 1), models.uniform_reference(env))
-    hyper = Hyper(discount=1.0, critic_step_size=0.0)
-    critic = td_critic(problem, models.table(5, 1), TDSizes(2, 24, 8, reset=reset), hyper)
+    sizes, coefficients = TDSizes(2, 24, 8, reset_critic=reset), Coefficients(discount=1.0)
+    critic = td_critic(problem, models.table(5, 1), sizes, coefficients, TDHyper(critic_step_size=0.0))
     fresh = jax.jit(critic.init)(jax.random.key(0))
     assert len(np.unique(fresh.chain)) > 1
     moved = fresh._replace(params=fresh.params + 1.0)
@@ -183,25 +191,40 @@ def test_a_fit_goes_on_from_its_chains_and_from_its_parameters_unless_they_are_r
 
 
 def test_the_cost_is_the_transitions_and_gradients_of_one_fit():
-    problem, _, hyper, _ = setting()
-    critic = td_critic(problem, models.table(3, 2), TDSizes(5, 96, 8), hyper)
+    problem, _, coefficients, _ = setting()
+    critic = td_critic(problem, models.table(3, 2), TDSizes(5, 96, 8), coefficients, FULL_STEP)
     assert critic.cost == Cost(transitions=480, queries=0, gradient_evaluations=60)
 
 
-@pytest.mark.parametrize(("num_transitions", "num_chains"), [(10, 4), (2, 4), (0, 4)])
-def test_transitions_that_are_no_multiple_of_the_chains_are_refused(num_transitions, num_chains):
-    problem, _, hyper, _ = setting()
-    message = f"num_transitions is {num_transitions} with num_chains {num_chains}; required: a positive multiple"
+@pytest.mark.parametrize(
+    ("num_transitions", "num_chains", "message"),
+    [
+        (10, 4, "num_transitions is 10 with num_chains 4; required: a multiple of num_chains"),
+        (2, 4, "num_transitions is 2 with num_chains 4; required: a multiple of num_chains"),
+        (0, 4, "num_transitions is 0; required: a whole number, at least 1"),
+        (8, 0, "num_chains is 0; required: a whole number, at least 1"),
+    ],
+)
+def test_transitions_that_are_no_multiple_of_the_chains_are_refused(num_transitions, num_chains, message):
+    problem, _, coefficients, _ = setting()
+    sizes = TDSizes(1, num_transitions, num_chains)
     with pytest.raises(ValueError, match=message):
-        td_critic(problem, models.table(3, 2), TDSizes(1, num_transitions, num_chains), hyper)
+        td_critic(problem, models.table(3, 2), sizes, coefficients, FULL_STEP)
+
+
+def test_targets_that_are_not_one_a_transition_are_refused():
+    visits = jnp.zeros((5, 4), jnp.int32)
+    start = jnp.zeros((3, 2))
+    with pytest.raises(AssertionError, match=r"different shapes at dims \(0, 1\): \[\[4, 4\], \[5, 4\]\]"):
+        sgd_pass(models.table(3, 2), start, start, Transition(*[visits] * 4), jnp.zeros((4, 4)), True, FULL_STEP)
 
 
 # Exact and Monte Carlo ------------------------------------------------------------------------------------------------
 
 
 def test_the_exact_critic_looks_the_exact_advantage_up():
-    problem, reference, hyper, params = setting()
-    critic = exact_critic(problem, reference.mdp, hyper)
+    problem, reference, coefficients, params = setting()
+    critic = exact_critic(problem, reference.mdp, coefficients)
     advantages = jax.jit(lambda: critic.advantage(None, (), params, reference.params, every_pair()))()
     close(advantages, exact.advantages(reference.lower, setting().policy))
     assert jnp.max(jnp.abs(advantages)) > 0.1
@@ -209,7 +232,7 @@ def test_the_exact_critic_looks_the_exact_advantage_up():
 
 def test_the_monte_carlo_advantage_has_the_exact_one_as_its_mean():
     # All rollouts start in one state, so that the mean over the others estimates its value.
-    problem, reference, hyper, params = setting()
+    problem, reference, coefficients, params = setting()
 
     @jax.jit
     @jax.vmap
@@ -217,7 +240,7 @@ def test_the_monte_carlo_advantage_has_the_exact_one_as_its_mean():
         env = tabular_env(reference.mdp._replace(initial=initial))
         ours = problem._replace(env=env)
         drawn = rollouts(env, bind(problem.policy, params), key, 10_000, 80)
-        advantages = monte_carlo_critic(ours, hyper).advantage(None, (), params, reference.params, drawn)
+        advantages = monte_carlo_critic(ours, coefficients).advantage(None, (), params, reference.params, drawn)
         return drawn.action[:, 0], advantages[:, 0]
 
     actions, advantages = first_steps(jax.random.split(jax.random.key(0), 3), jnp.eye(3))
@@ -239,7 +262,7 @@ def test_the_monte_carlo_advantage_of_two_rollouts_by_hand():
         policy=models.table_policy(4, 2),
         reference=models.given_reference(jnp.full((4, 2), 0.5)),
     )
-    critic = monte_carlo_critic(problem, Hyper(discount=0.5, kl_weight=0.0))
+    critic = monte_carlo_critic(problem, Coefficients(discount=0.5, kl_weight=0.0))
     drawn = Trajectory(obs, obs, jnp.zeros((2, 3), jnp.int32))
     rewards = jnp.array([0.0, 1.0, 2.0, 4.0])
     advantages = jax.jit(lambda: critic.advantage(None, (), jnp.zeros((4, 2)), rewards, drawn))()
@@ -247,13 +270,13 @@ def test_the_monte_carlo_advantage_of_two_rollouts_by_hand():
 
 
 def test_no_gradient_flows_through_an_advantage():
-    problem, reference, hyper, params = setting()
-    learned = td_critic(problem, models.table(3, 2), TDSizes(), hyper)
+    problem, reference, coefficients, params = setting()
+    learned = td_critic(problem, models.table(3, 2), TDSizes(), coefficients, FULL_STEP)
     state = TDState(jnp.ones((3, 2)), jnp.ones((3, 2)), None)
     for critic, held in (
         (learned, state),
-        (monte_carlo_critic(problem, hyper), ()),
-        (exact_critic(problem, reference.mdp, hyper), ()),
+        (monte_carlo_critic(problem, coefficients), ()),
+        (exact_critic(problem, reference.mdp, coefficients), ()),
     ):
 
         @jax.jit
@@ -282,8 +305,8 @@ def test_a_network_on_float_observations_learns_the_values_of_its_finite_twin():
     reward = Model(None, lambda params, obs, action: obs @ params[:, action])
     problem = Problem(env, None, reward, policy, models.uniform_reference(env))
     features = lambda obs, action: jnp.outer(obs, jax.nn.one_hot(action, 2, dtype=float)).ravel()  # noqa: E731
-    hyper = Hyper(discount=0.5, kl_weight=0.3, critic_step_size=0.2)
-    critic = td_critic(problem, models.mlp(features, 4, (8,)), TDSizes(12, 2048, 16), hyper)
+    coefficients, hyper = Coefficients(discount=0.5, kl_weight=0.3), TDHyper(critic_step_size=0.2)
+    critic = td_critic(problem, models.mlp(features, 4, (8,)), TDSizes(12, 2048, 16), coefficients, hyper)
     pairs = every_pair(2, 2)
     pairs = pairs._replace(obs=show(pairs.state))
 
@@ -309,8 +332,8 @@ def test_a_gaussian_policys_advantage_is_its_score_less_a_fresh_ones():
     reward = Model(None, lambda params, obs, action: -((action[0] - params) ** 2))
     problem = Problem(env, None, reward, policy, models.uniform_reference(env))
     features = lambda obs, action: jnp.array([1.0, action[0], action[0] ** 2])  # noqa: E731
-    hyper = Hyper(discount=0.5, kl_weight=weight, critic_step_size=0.3)
-    critic = td_critic(problem, models.linear(features, 3), TDSizes(12, 8192, 16), hyper)
+    coefficients, hyper = Coefficients(discount=0.5, kl_weight=weight), TDHyper(critic_step_size=0.3)
+    critic = td_critic(problem, models.linear(features, 3), TDSizes(12, 8192, 16), coefficients, hyper)
     params, best = jnp.array([mean, std]), jnp.float64(1.0)
     action = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3, 1)
     visits = Trajectory(None, jnp.ones((2, 3, 1)), action)

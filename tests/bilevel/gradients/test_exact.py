@@ -1,42 +1,41 @@
-"""The derivatives without sampling: the exact functions differentiated, the references' proxy gradient, refusals."""
+"""The derivatives without sampling: finite differences of the exact functions, line 7 of the references, refusals."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+import two_arms
+from checks import close
 from reference_instances import load_reference
+from scipy.special import expit
 
-from bilevel import exact, models
+from bilevel import exact
+from bilevel.algorithms.bilevel_rlhf import BilevelHyper, line_7
 from bilevel.gradients.exact import exact_gradients
 from bilevel.lookup import bind
-from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, log_likelihood
-from bilevel.types import Cost, Hyper, Model, Problem
-from envs.base import MDP
-from envs.tabular import tabular
+from bilevel.preferences import excess_brier, excess_log_likelihood, log_likelihood
+from bilevel.types import Cost
 
 
-def close(value, expected, tolerance):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
+def gradients_of(reference, objective=log_likelihood, **changes):
+    """The exact gradients of a reference instance, with other coefficients where they are given."""
+    coefficients = reference.coefficients._replace(**changes)
+    return exact_gradients(reference.problem, reference.mdp, reference.horizon, coefficients, objective)
 
 
 @functools.cache
-def instance(number):
-    """A reference instance, with its problem and hyperparameters."""
-    reference = load_reference(number)
-    numbers = reference.numbers
-    reward = Model(lambda key: reference.params, lambda params, s, a: reference.reward_table(params)[s, a])
-    annotate = annotator(reference.world.reward, numbers["discount"], numbers["rationality"])
-    prior = models.given_reference(reference.lower.reference)
-    problem = Problem(reference.world.env, annotate, reward, models.table_policy(3, 2), prior)
-    hyper = Hyper(**{name: numbers[name] for name in ("kl_weight", "discount", "rationality")})
-    return reference, problem, hyper
+def compiled(number):
+    """A reference instance's gradients, compiled: (∇_λ J, critic state, loss) and (∇_φ J(λ′) − ∇_φ J(λ), share)."""
+    gradients = gradients_of(load_reference(number))
+    in_policy = jax.jit(lambda *points: gradients.return_in_policy(None, (), *points))
+    return in_policy, jax.jit(lambda *points: gradients.return_difference(None, *points))
 
 
 @pytest.fixture(params=[1, 2])
 def given(request, x64):
-    return instance(request.param)
+    return load_reference(request.param), *compiled(request.param)
 
 
 def point(seed=0):
@@ -54,47 +53,36 @@ def direction_like(params):
 
 
 def test_return_gradient_equals_finite_differences_of_the_exact_return(given):
-    reference, problem, hyper = given
-
-    @jax.jit
-    def regularised_return(params):
-        return exact.regularised_return(reference.lower, jax.nn.softmax(params))
-
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper)
-    gradient, state, loss = gradients.return_in_policy(None, "untouched", point(), reference.params)
+    reference, return_in_policy, _ = given
+    regularised_return = jax.jit(lambda params: exact.regularised_return(reference.lower, jax.nn.softmax(params)))
+    gradient, state, loss = return_in_policy(point(), reference.params)
     direction = direction_like(point())
     close(jnp.vdot(gradient, direction), slope(regularised_return, point(), direction), 1e-8)
-    assert (state, loss) == ("untouched", 0)
+    assert (state, loss) == ((), 0)
 
 
 def test_return_gradient_is_zero_at_the_optimum_and_only_there(given):
-    reference, problem, hyper = given
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper)
+    reference, return_in_policy, _ = given
     optimal = jnp.log(jnp.asarray(reference.numbers["optimal_policy"]))
-    close(gradients.return_in_policy(None, (), optimal, reference.params)[0], jnp.zeros((3, 2)), 1e-6)
-    assert jnp.linalg.norm(gradients.return_in_policy(None, (), point(), reference.params)[0]) > 0.1
+    close(return_in_policy(optimal, reference.params)[0], jnp.zeros((3, 2)), 1e-6)
+    assert jnp.linalg.norm(return_in_policy(point(), reference.params)[0]) > 0.1
 
 
 @pytest.mark.parametrize(
     ("number", "objective"), [(1, log_likelihood), (2, log_likelihood), (1, excess_log_likelihood), (2, excess_brier)]
 )
 def test_preference_gradients_equal_finite_differences_of_the_exact_objective(number, objective, x64):
-    reference, problem, hyper = instance(number)
+    reference = load_reference(number)
+    instance, gradients = reference.exact(objective), gradients_of(reference, objective)
+    value = jax.jit(lambda policy_params, params: instance.preference(params, jax.nn.softmax(policy_params)))
 
     @jax.jit
-    def value(policy_params, reward_params):
-        reward = reference.reward_table(reward_params)
-        return reference.objective_value(objective, jax.nn.softmax(policy_params), reward)
-
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper, objective)
-
-    @jax.jit
-    def derivatives(policy_params, reward_params):
-        in_policy = gradients.preference_in_policy((), policy_params, reward_params)
-        return in_policy, *gradients.preference_in_reward((), bind(problem.policy, policy_params), reward_params)
+    def derivatives(policy_params, params):
+        in_policy = gradients.preference_in_policy((), policy_params, params)
+        return in_policy, *gradients.preference_in_reward((), bind(reference.problem.policy, policy_params), params)
 
     in_policy, total, in_reward = derivatives(point(), reference.params)
-    close(total, value(point(), reference.params), 1e-12)
+    close(total, value(point(), reference.params))
     direction = direction_like(point())
     numeric = slope(lambda params: value(params, reference.params), point(), direction)
     close(jnp.vdot(in_policy, direction), numeric, 1e-8)
@@ -103,51 +91,42 @@ def test_preference_gradients_equal_finite_differences_of_the_exact_objective(nu
     close(jnp.vdot(in_reward, direction), numeric, 1e-8)
 
 
-def test_the_difference_equals_finite_differences_over_sigma(given):
-    reference, problem, hyper = given
+def test_the_difference_equals_finite_differences(given):
+    reference, _, return_difference = given
     first, second = point(1), point(2)
 
     @jax.jit
     def gap(params):
-        lower = reference.lower._replace(reward=reference.reward_table(params))
-        first_return, second_return = (exact.regularised_return(lower, jax.nn.softmax(x)) for x in (first, second))
-        return (second_return - first_return) / 0.3
+        values = [reference.bilevel.regularised_return(params, jax.nn.softmax(x)) for x in (first, second)]
+        return values[1] - values[0]
 
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper._replace(sigma=0.3))
-    gradient = gradients.return_difference(None, reference.params, first, second)[0]
+    gradient, share = return_difference(reference.params, first, second)
+    assert share is None
     direction = direction_like(reference.params)
     close(jnp.vdot(gradient, direction), slope(gap, reference.params, direction), 1e-7)
-    opposite = gradients.return_difference(None, reference.params, second, first)[0]
-    close(gradient, -opposite, 1e-10)
+    close(gradient, -return_difference(reference.params, second, first)[0], 1e-10)
 
 
 @pytest.mark.parametrize("sigma", ["0.3", "0.1"])
 def test_line_7_equals_the_references_proxy_gradient(given, sigma):
-    reference, problem, hyper = given
-    numbers = reference.numbers["proxy"][sigma]
-    optimal = jnp.log(jnp.asarray(reference.numbers["optimal_policy"]))
-    proxy = jnp.log(jnp.asarray(numbers["penalised_policy"]))
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper._replace(sigma=float(sigma)))
-    _, direct = gradients.preference_in_reward((), bind(problem.policy, proxy), reference.params)
-    line_7 = direct + gradients.return_difference(None, reference.params, optimal, proxy)[0]
-    close(line_7, numbers["gradient"], 1e-6)
-    assert jnp.linalg.norm(direct - jnp.asarray(numbers["gradient"])) > 1e-2
+    reference, numbers = given[0], given[0].numbers["proxy"][sigma]
+    policies = (jnp.log(jnp.asarray(x)) for x in (reference.numbers["optimal_policy"], numbers["penalised_policy"]))
+    gradients = gradients_of(reference)
+    ours = line_7(reference.problem, gradients, BilevelHyper(sigma=float(sigma)))
+    upper = jax.jit(lambda *points: ours.estimate(None, (), *points))(reference.params, *policies)
+    close(upper.direct + upper.implicit, numbers["gradient"], 1e-6)
+    assert jnp.linalg.norm(upper.implicit) > 1e-2
+    assert upper.residual == 0 and upper.weight_ess is None
 
 
 def test_a_bandit_of_two_actions_by_hand(x64):
-    # One state, γ = 0, w = 0, π = (½, ½), r = (φ, 0), r* = (1, 0). Pairs (a, a′) with a ≠ a′ have probability ½:
-    # G = ½ log ½ + ½ (p log q + (1 − p) log(1 − q)) with p = sigmoid(1), q = sigmoid(φ), so ∂G/∂φ = (p − q)/2.
-    # J = φ/2, ∂J/∂logits = φ/4 (1, −1). With π′ = (¾, ¼) the difference over σ is (¾ − ½)/σ.
-    mdp = MDP(jnp.ones(1), jnp.ones((1, 2, 1)), jnp.array([[1.0, 0.0]]))
-    world = tabular(mdp)
-    reward = Model(lambda key: jnp.float64(0.4), lambda params, s, a: jnp.where(a == 0, params, 0.0))
-    prior = models.given_reference(jnp.full((1, 2), 0.5))
-    problem = Problem(world.env, annotator(world.reward, 0.0), reward, models.table_policy(1, 2), prior)
+    # At w = 0 and π = (½, ½): ∂J/∂logits = φ/4 (1, −1). With π′ = (¾, ¼) the difference is ¾ − ½, ∂J/∂φ being p.
+    problem, mdp, coefficients = two_arms.two_arms(0.0)
     logits, other = jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
 
     @jax.jit
     def derivatives(params):
-        gradients = exact_gradients(problem, mdp, 1, Hyper(sigma=0.2, kl_weight=0.0, discount=0.0))
+        gradients = exact_gradients(problem, mdp, 1, coefficients)
         return (
             *gradients.preference_in_reward((), bind(problem.policy, logits), params),
             gradients.return_in_policy(None, (), logits, params)[0],
@@ -155,49 +134,50 @@ def test_a_bandit_of_two_actions_by_hand(x64):
         )
 
     value, in_reward, in_policy, difference = derivatives(jnp.float64(0.4))
-    p, q = 1 / (1 + np.exp(-1.0)), 1 / (1 + np.exp(-0.4))
-    close(value, 0.5 * np.log(0.5) + 0.5 * (p * np.log(q) + (1 - p) * np.log(1 - q)), 1e-12)
-    close(in_reward, (p - q) / 2, 1e-12)
-    close(in_policy, [[0.1, -0.1]], 1e-12)
-    close(difference, 0.25 / 0.2, 1e-12)
+    close(value, two_arms.preference(0.4, 0.5))
+    close(in_reward, (two_arms.TRUTH - expit(0.4)) / 2)
+    close(in_policy, [[0.1, -0.1]])
+    close(difference, 0.25)
 
 
-def test_nothing_is_sampled_and_nothing_costs(given):
-    reference, problem, hyper = given
-    gradients = exact_gradients(problem, reference.mdp, 3, hyper)
+def test_nothing_is_sampled_and_nothing_costs(x64):
+    reference = load_reference(1)
+    gradients = gradients_of(reference)
     assert gradients.init(jax.random.key(0)) == ()
-    pairs = gradients.collect(jax.random.key(0), bind(problem.policy, point()))
+    pairs = gradients.collect(jax.random.key(0), bind(reference.problem.policy, point()))
     assert (pairs, gradients.labels(pairs)) == ((), 0)
     assert {gradients.collect_cost, gradients.return_cost, gradients.difference_cost} == {Cost(0, 0, 0)}
 
 
-def test_the_derivatives_are_those_of_a_traced_sweep_over_hyperparameters(x64):
-    reference, problem, hyper = instance(1)
-    weights, sigmas = jnp.array([0.5, 1.0]), jnp.array([0.1, 0.2])
+def test_the_derivatives_are_those_of_a_traced_sweep_over_coefficients(x64):
+    reference = load_reference(1)
+    weights, discounts = jnp.array([0.5, 1.0]), jnp.array([0.9, 0.8])
 
-    def derivatives(kl_weight, sigma):
-        gradients = exact_gradients(problem, reference.mdp, 3, hyper._replace(kl_weight=kl_weight, sigma=sigma))
+    def derivatives(kl_weight, discount):
+        gradients = gradients_of(reference, kl_weight=kl_weight, discount=discount)
         in_policy = gradients.return_in_policy(None, (), point(), reference.params)[0]
         return in_policy, gradients.return_difference(None, reference.params, point(1), point(2))[0]
 
-    together = jax.jit(jax.vmap(derivatives))(weights, sigmas)
-    for i, (weight, sigma) in enumerate(zip(weights, sigmas, strict=True)):
-        for ours, alone in zip(together, derivatives(weight, sigma), strict=True):
-            close(ours[i], alone, 1e-10)
-    assert not jnp.allclose(*together[0], atol=1e-2)
+    together = jax.jit(jax.vmap(derivatives))(weights, discounts)
+    for i, given in enumerate(zip(weights, discounts, strict=True)):
+        alone = jax.jit(derivatives)(*given)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=0, atol=1e-10)
+    for swept in together:
+        assert not jnp.allclose(*swept, atol=1e-2)
 
 
 def test_too_long_segments_are_refused(x64):
-    reference, problem, hyper = instance(1)
+    reference = load_reference(1)
     with pytest.raises(ValueError, match="7776 segments"):
-        exact_gradients(problem, reference.mdp, 5, hyper)
+        exact_gradients(reference.problem, reference.mdp, 5, reference.coefficients)
 
 
 def test_an_objective_whose_field_is_missing_is_refused_before_tracing(x64):
-    reference, problem, hyper = instance(1)
+    reference = load_reference(1)
 
     def terse(key, first, second):
-        return problem.annotate(key, first, second)._replace(probability=None)
+        return reference.problem.annotate(key, first, second)._replace(probability=None)
 
+    problem = reference.problem._replace(annotate=terse)
     with pytest.raises(ValueError, match="gives no label probability"):
-        exact_gradients(problem._replace(annotate=terse), reference.mdp, 3, hyper, excess_log_likelihood)
+        exact_gradients(problem, reference.mdp, 3, reference.coefficients, excess_log_likelihood)

@@ -7,12 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from checks import close
 from jax.flatten_util import ravel_pytree
 from sampling import assert_biased, assert_unbiased, repeat, setting_of
 
 from bilevel import exact, models
-from bilevel.algorithms.bilevel_rlhf import BilevelConfig, actor_of, bilevel_rlhf, proxy_of
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, actor_of, bilevel_rlhf, line_7, proxy_of
+from bilevel.exact.bilevel import Bilevel, exact_bilevel, tabular_problem
 from bilevel.gradients import sampled as sampled_gradients
 from bilevel.gradients.critics import monte_carlo_critic
 from bilevel.gradients.exact import exact_gradients
@@ -22,24 +25,19 @@ from bilevel.gradients.hypergradients import (
     dense_elimination,
     implicit,
     naive,
-    proxy,
     unrolled,
 )
 from bilevel.gradients.sampled import SampleSizes
-from bilevel.preferences import annotator, log_likelihood
-from bilevel.types import Cost, Gradients, Hyper, Model, Params, Problem
+from bilevel.gradients.types import Gradients
+from bilevel.types import Coefficients, Cost, Model, Params, Problem
 from envs.base import MDP
-from envs.tabular import garnet, tabular
+from envs.tabular import garnet
 
 dense = partial(implicit, solver=dense_elimination())
 
 # Nothing here is timed, and most of the time of these tests would be spent on optimising machine code.
 HASTY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 compiled = partial(jax.jit, compiler_options=HASTY)
-
-
-def close(value, expected, tolerance):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 def flat(upper):
@@ -52,37 +50,29 @@ class Instance(NamedTuple):
 
     problem: Problem
     gradients: Gradients
-    hyper: Hyper
+    bilevel: Bilevel
     mdp: MDP
+    coefficients: Coefficients
+    hyper: BilevelHyper
     reward: Params
-    horizon: int
 
     def optimum(self, params: Params):
         """log π*(φ), [S, A]."""
-        return jnp.log(exact.optimal_policy(self.lower(params)).policy)
-
-    def lower(self, params: Params) -> exact.LowerLevel:
-        """The lower level under r_φ."""
-        states, actions = (jnp.arange(size) for size in self.mdp.reward.shape)
-        reward = self.problem.reward.apply
-        table = jax.vmap(lambda s: jax.vmap(lambda a: reward(params, s, a))(actions))(states)
-        prior = jax.vmap(lambda s: self.problem.reference(s).probs)(states)
-        return exact.lower_level(self.mdp, table, prior, self.hyper.discount, self.hyper.kl_weight)
-
-    def value(self, params: Params):
-        """Φ(φ) = G(φ, π*(φ))."""
-        lower = self.lower(params)
-        segments = exact.enumerate_segments(*lower.reward.shape, self.horizon)
-        comparisons = exact.exact_comparisons(self.problem.annotate, segments)
-        policy, hyper = exact.optimal_policy(lower).policy, self.hyper
-        return exact.preference_objective(
-            self.mdp, policy, lower.reward, segments, comparisons, log_likelihood, hyper.discount, hyper.rationality
-        )
+        return jnp.log(exact.optimal_policy(self.bilevel.lower(params)).policy)
 
     def estimate(self, construct, start):
         """A hypergradient at the policy with logits `start`, [S, A]."""
         ours = construct(self.problem, self.gradients, self.hyper)
         return ours.estimate(jax.random.key(0), (), self.reward, start, start)
+
+
+def assemble(mdp, horizon, coefficients, reward, prior, params) -> Instance:
+    """The instance of these parts, with steps below 1 over the largest curvature at the optimum, w max d/(1 − γ) · ½ at
+    most."""
+    problem = tabular_problem(mdp, coefficients, reward, prior)
+    given = problem, mdp, horizon, coefficients
+    hyper = BilevelHyper(policy_step_size=(1 - coefficients.discount) / coefficients.kl_weight)
+    return Instance(problem, exact_gradients(*given), exact_bilevel(*given), mdp, coefficients, hyper, params)
 
 
 def instance(key, num_states, num_actions, horizon, reward_class, kl_weight=None) -> Instance:
@@ -99,19 +89,8 @@ def instance(key, num_states, num_actions, horizon, reward_class, kl_weight=None
     params = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(key_reward, x.shape), shape)
     prior = jax.nn.softmax(0.5 * jax.random.normal(key_prior, (num_states, num_actions)))
     noise = jax.random.uniform(key_hyper, (3,))
-    # The step is below 1 over the largest curvature at the optimum, w max d / (1 − γ) · ½ at most.
     kl_weight, discount = 1.0 + noise[0] if kl_weight is None else kl_weight, 0.5 + 0.4 * noise[1]
-    hyper = Hyper(
-        kl_weight=kl_weight,
-        discount=discount,
-        rationality=0.5 + noise[2],
-        policy_step_size=(1 - discount) / kl_weight,
-    )
-    world = tabular(mdp)
-    annotate = annotator(world.reward, discount, hyper.rationality)
-    policy = models.table_policy(num_states, num_actions)
-    problem = Problem(world.env, annotate, reward, policy, models.given_reference(prior))
-    return Instance(problem, exact_gradients(problem, mdp, horizon, hyper), hyper, mdp, params, horizon)
+    return assemble(mdp, horizon, Coefficients(discount, kl_weight, 0.5 + noise[2]), reward, prior, params)
 
 
 SHAPES = [(2, 2, 3, "linear"), (2, 3, 2, "mlp"), (5, 3, 1, "mlp")]  # S, A, H, class of r_φ: not the references'
@@ -137,7 +116,7 @@ def solved(number):
         found = {name: ours.estimate(construct, start) for name, construct in WAYS.items()}
         # Not from the optimum: it has to get there.
         found["unrolled"] = ours.estimate(partial(unrolled, num_steps=10_000), jnp.zeros_like(start))
-        return differences(ours.value, ours.reward), {k: (flat(x), x.residual) for k, x in found.items()}
+        return differences(ours.bilevel.value, ours.reward), {k: (flat(x), x.residual) for k, x in found.items()}
 
     return compiled(jax.vmap(solve))(jax.random.split(jax.random.key(number), EACH))
 
@@ -161,8 +140,8 @@ def test_each_way_but_the_naive_equals_finite_differences_of_the_bilevel_objecti
 @pytest.mark.parametrize("number", [1, 2])
 def test_each_way_equals_the_references_hypergradient(number, x64):
     setting = setting_of(number)
-    problem, hyper = setting.problem, setting.hyper._replace(policy_step_size=0.5)
-    gradients = exact_gradients(problem, setting.reference.mdp, setting.reference.numbers["horizon"], hyper)
+    problem, hyper = setting.problem, BilevelHyper(policy_step_size=0.5)
+    gradients = exact_gradients(problem, setting.reference.mdp, setting.reference.horizon, setting.coefficients)
     # The reference's own optimum is rounded; the proxy's bias is O(σ), and its numbers are tested with line 7.
     start = jnp.log(exact.optimal_policy(setting.reference.lower).policy)
     ways = {"closed form": closed_form, "conjugate gradients": implicit, "dense": dense}
@@ -179,7 +158,7 @@ def test_each_way_equals_the_references_hypergradient(number, x64):
 
 def curvature(ours: Instance, logits):
     """−∇²_λ J of a table of logits, [S·A, S·A], by differentiating the return twice."""
-    lower = ours.lower(ours.reward)
+    lower = ours.bilevel.lower(ours.reward)
 
     def regularised_return(point):
         return exact.regularised_return(lower, jax.nn.softmax(point.reshape(logits.shape)))
@@ -193,7 +172,8 @@ def test_at_the_optimum_the_curvature_is_the_weighted_fisher_information(x64):
         ours = instance(key, *SHAPES[1])
         start = ours.optimum(ours.reward)
         policy = jax.nn.softmax(start)
-        visits = exact.occupancy(ours.lower(ours.reward), policy) * ours.hyper.kl_weight / (1 - ours.hyper.discount)
+        discount, kl_weight, _ = ours.coefficients
+        visits = exact.occupancy(ours.bilevel.lower(ours.reward), policy) * kl_weight / (1 - discount)
         blocks = jax.vmap(lambda p, d: d * (jnp.diag(p) - jnp.outer(p, p)))(policy, visits)
         return curvature(ours, start), jax.scipy.linalg.block_diag(*blocks)
 
@@ -210,7 +190,7 @@ def test_what_unrolling_leaves_out_is_what_its_steps_leave_of_each_direction_of_
         start = ours.optimum(ours.reward)
 
         def slope(params):
-            lower = ours.lower(params)
+            lower = ours.bilevel.lower(params)
             return jax.grad(lambda point: exact.regularised_return(lower, jax.nn.softmax(point)))(start).ravel()
 
         exactly = flat(ours.estimate(closed_form, start))
@@ -243,7 +223,7 @@ def test_small_kl_weights_are_ill_conditioned_and_what_did_not_converge_is_repor
         given = jnp.linalg.norm(ours.gradients.preference_in_policy((), start, ours.reward))
         found = {name: ours.estimate(construct, start) for name, construct in ways.items()}
         exactly = flat(ours.estimate(closed_form, start))
-        numeric = differences(ours.value, ours.reward)
+        numeric = differences(ours.bilevel.value, ours.reward)
         errors = {name: jnp.linalg.norm(flat(x) - exactly) for name, x in found.items()}
         residuals = {name: x.residual for name, x in found.items()}
         return exactly - numeric, errors, residuals, given, response.reshape(-1, 3), curvature(ours, start)
@@ -268,27 +248,20 @@ def test_the_implicit_gradient_follows_a_restricted_policy_and_the_closed_form_d
     # One probability for all states: no policy of the class is the Gibbs policy, which the closed form differentiates.
     full = instance(jax.random.key(0), *SMALL)
     policy = Model(lambda key: jnp.zeros(()), lambda params, obs: models.Categorical(jnp.stack([params, -params])))
-    problem = full.problem._replace(policy=policy)
-    ours = full._replace(problem=problem, gradients=exact_gradients(problem, full.mdp, full.horizon, full.hyper))
-    segments = exact.enumerate_segments(3, 2, full.horizon)
-    comparisons = exact.exact_comparisons(problem.annotate, segments)
+    problem, given = full.problem._replace(policy=policy), full.bilevel
+    ours = full._replace(problem=problem, gradients=exact_gradients(problem, full.mdp, SMALL[2], full.coefficients))
 
     def table(logit):
         return jnp.tile(jax.nn.softmax(jnp.stack([logit, -logit])), (3, 1))
 
     def best(params):
-        lower = ours.lower(params)
-        slope = jax.grad(lambda logit: exact.regularised_return(lower, table(logit)))
+        slope = jax.grad(lambda logit: given.regularised_return(params, table(logit)))
         newton = lambda logit, _: (logit - slope(logit) / jax.grad(slope)(logit), None)  # noqa: E731
         logit, _ = jax.lax.scan(newton, jnp.zeros(()), length=12)
         return logit, slope(logit)
 
     def value(params):
-        hyper, logit = ours.hyper, best(params)[0]
-        return exact.preference_objective(
-            ours.mdp, table(logit), ours.lower(params).reward, segments, comparisons, log_likelihood, hyper.discount,
-            hyper.rationality,
-        )  # fmt: skip
+        return given.preference(params, table(best(params)[0]))
 
     @compiled
     def found():
@@ -308,7 +281,7 @@ def test_single_precision_is_kept_and_agrees_with_double():
     def found():
         ours = instance(jax.random.key(1), *SMALL)
         start = ours.optimum(ours.reward)
-        ways = [ours.estimate(way, start) for way in (naive, proxy, closed_form, implicit, dense, unrolled)]
+        ways = [ours.estimate(way, start) for way in (naive, line_7, closed_form, implicit, dense, unrolled)]
         return [flat(x) for x in ways], [x.residual for x in ways]
 
     singles, residuals = found()
@@ -323,7 +296,7 @@ def test_no_hypergradient_calls_lapack_where_devices_share_threads():
     # Its batched calls wait for threads of the pool that runs them: on several CPU devices that can be for ever.
     def every(key):
         ours = instance(key, *SMALL)
-        ways = (naive, proxy, closed_form, implicit, dense, partial(unrolled, num_steps=2))
+        ways = (naive, line_7, closed_form, implicit, dense, partial(unrolled, num_steps=2))
         return [flat(ours.estimate(way, jnp.zeros((3, 2)))) for way in ways]
 
     keys = jax.random.split(jax.random.key(0), 2)
@@ -365,9 +338,9 @@ REPETITIONS = 160
 def small_instance() -> Instance:
     """One whose implicit part is as large as its direct one, with little to come after a step: γ = ½."""
     ours = instance(jax.random.key(0), 3, 2, 2, "linear", 0.2)
-    hyper = ours.hyper._replace(discount=0.5, rationality=2.0)
-    problem = ours.problem._replace(annotate=annotator(tabular(ours.mdp).reward, hyper.discount, hyper.rationality))
-    return ours._replace(problem=problem, gradients=exact_gradients(problem, ours.mdp, 2, hyper), hyper=hyper)
+    coefficients = ours.coefficients._replace(discount=0.5, rationality=2.0)
+    prior = ours.bilevel.lower(ours.reward).reference
+    return assemble(ours.mdp, 2, coefficients, ours.problem.reward, prior, ours.reward)
 
 
 def parts(ours: Instance, gradients: Gradients, key):
@@ -383,8 +356,8 @@ def parts(ours: Instance, gradients: Gradients, key):
 
 def sampled_parts(ours: Instance):
     """`parts` from samples, many times."""
-    critic = monte_carlo_critic(ours.problem, ours.hyper)
-    gradients = sampled_gradients.sampled_gradients(ours.problem, critic, SAMPLED, ours.hyper)
+    critic = monte_carlo_critic(ours.problem, ours.coefficients)
+    gradients = sampled_gradients.sampled_gradients(ours.problem, critic, SAMPLED, ours.coefficients)
     return repeat(lambda key: parts(ours, gradients, key), REPETITIONS)
 
 
@@ -445,14 +418,14 @@ def test_the_cost_of_the_sampled_closed_form_is_that_of_its_follow_ups(x64):
 def test_sampled_gradients_are_refused_where_they_would_be_differentiated(construct, x64):
     setting = setting_of(1)
     with pytest.raises(ValueError, match=f"{construct.__name__} differentiates .* use exact gradients, or closed_form"):
-        construct(setting.problem, setting.sampled(), setting.hyper)
+        construct(setting.problem, setting.sampled(), BilevelHyper())
 
 
 def test_counts_out_of_range_are_refused(x64):
     setting = setting_of(1)
-    gradients = exact_gradients(setting.problem, setting.reference.mdp, 3, setting.hyper)
+    gradients = exact_gradients(setting.problem, setting.reference.mdp, 3, setting.coefficients)
     with pytest.raises(ValueError, match="num_steps is 0; required: at least 1"):
-        unrolled(setting.problem, gradients, setting.hyper, num_steps=0)
+        unrolled(setting.problem, gradients, BilevelHyper(), num_steps=0)
     with pytest.raises(ValueError, match="num_iterations is 0; required: at least 1"):
         conjugate_gradients(0)
 
@@ -464,7 +437,7 @@ def test_counts_out_of_range_are_refused(x64):
 # its residual, one for ∂_φ ∇_λ J, then ∇_φ G and ∇_λ G. Unrolled: 7 steps there, 7 products back, and the same two.
 EVALUATIONS = {
     "naive": (naive, 1),
-    "proxy": (proxy, 2),
+    "line 7": (line_7, 2),
     "closed form": (closed_form, 2),
     "conjugate gradients": (partial(implicit, solver=conjugate_gradients(9)), 2 * (9 + 2) + 2),
     "dense": (dense, 2 * (6 + 2) + 2),
@@ -479,10 +452,10 @@ def test_the_outer_step_ascends_the_hypergradient_it_was_given_and_counts_its_co
 
     @compiled
     def steps(key):
-        gradients = exact_gradients(problem, ours.mdp, 2, hyper)
+        gradients = exact_gradients(problem, ours.mdp, 2, ours.coefficients)
         results = {}
         for name, (construct, _) in EVALUATIONS.items():
-            config = BilevelConfig(num_policy_steps=20, hypergradient=construct)
+            config = BilevelConfig(num_policy_steps=20, reward_optimizer=optax.sgd, hypergradient=construct)
             algorithm = bilevel_rlhf(problem, gradients, config, hyper)
             state, info = algorithm.step(key, algorithm.init(key))
             points = ours.reward, actor_of(state.lower.params), proxy_of(state.lower.params)

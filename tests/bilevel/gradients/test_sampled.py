@@ -13,8 +13,8 @@ from bilevel.gradients import sampled as sampled_gradients
 from bilevel.gradients.critics import exact_critic, monte_carlo_critic
 from bilevel.gradients.sampled import ESTIMATORS, LabelledPairs, SampleSizes
 from bilevel.lookup import bind
-from bilevel.preferences import annotator, excess_brier, excess_log_likelihood, log_likelihood
-from bilevel.types import Comparison, Cost, Hyper, Model, Problem
+from bilevel.preferences import Teacher, annotator, excess_brier, excess_log_likelihood, log_likelihood
+from bilevel.types import Coefficients, Comparison, Cost, Model, Problem
 from envs.base import Env
 
 # Unbiased -------------------------------------------------------------------------------------------------------------
@@ -22,10 +22,10 @@ from envs.base import Env
 
 def test_policy_gradients_of_the_return_are_unbiased_and_with_the_wrong_sign_of_the_kl_biased(x64):
     setting = setting_of(1)
-    reversed_kl = setting.hyper._replace(kl_weight=-setting.hyper.kl_weight)
+    reversed_kl = setting.coefficients._replace(kl_weight=-setting.coefficients.kl_weight)
     critics = {
-        "exact": exact_critic(setting.problem, setting.reference.mdp, setting.hyper),
-        "Monte Carlo": monte_carlo_critic(setting.problem, setting.hyper),
+        "exact": exact_critic(setting.problem, setting.reference.mdp, setting.coefficients),
+        "Monte Carlo": monte_carlo_critic(setting.problem, setting.coefficients),
         "wrong": monte_carlo_critic(setting.problem, reversed_kl),
     }
 
@@ -78,7 +78,7 @@ def test_line_7_is_unbiased_from_coupled_and_from_weighted_rollouts_and_with_the
 def test_line_7_is_unbiased_from_independent_rollouts(x64):
     # This estimator divides its noise by σ: at the σ = 0.1 of the other two it would need a hundred times the rollouts.
     setting = setting_of(1)
-    setting = setting._replace(hyper=setting.hyper._replace(sigma=1.0), proxy=proxy_solver()(1.0))
+    setting = setting._replace(sigma=1.0, proxy=proxy_solver()(1.0))
     gradients = setting.sampled(LINE_7_SIZES._replace(estimator="independent"))
     direct, difference = repeat(lambda key: setting.line_7(key, gradients), 60)
     assert_unbiased(direct + difference, setting.exact_line_7())
@@ -86,15 +86,14 @@ def test_line_7_is_unbiased_from_independent_rollouts(x64):
 
 def test_excess_objectives_are_unbiased_under_a_teacher_who_errs_skips_and_ties(x64):
     setting = setting_of(2)
-    world, gamma = setting.reference.world, setting.hyper.discount
-    teacher = annotator(world.reward, gamma, error_rate=0.2, skip_below=0.0, tie_within=0.5)
-    problem = setting.problem._replace(annotate=teacher)
+    truth, teacher = setting.reference.mdp.reward, Teacher(error_rate=0.2, skip_below=0.0, tie_within=0.5)
+    annotate = annotator(lambda s, a: truth[s, a], setting.coefficients.discount, teacher=teacher)
+    problem = setting.problem._replace(annotate=annotate)
     setting = setting._replace(problem=problem)
-    critic = monte_carlo_critic(problem, setting.hyper)
     behave = bind(problem.policy, setting.policy)
     sizes = SIZES._replace(batch_size=4096)
     objectives = (excess_log_likelihood, excess_brier)
-    sampled = [sampled_gradients.sampled_gradients(problem, critic, sizes, setting.hyper, x) for x in objectives]
+    sampled = [setting.sampled(sizes, objective=objective) for objective in objectives]
 
     def estimates(key):
         pairs = sampled[0].collect(key, behave)
@@ -118,17 +117,18 @@ def one_step_world():
 
 
 def test_a_gaussian_bandit_has_the_gradients_computed_by_hand(x64):
-    # r_φ(a) = −(a − φ)², a ~ N(m, 0.5²): J = −(m − φ)² − 0.5², ∂J/∂m = 2(φ − m), ∂J/∂φ = 2(m − φ), and line 7's
-    # difference is 2(m′ − m)/σ.
+    # r_φ(a) = −(a − φ)², a ~ N(m, 0.5²): J = −(m − φ)² − 0.5², ∂J/∂m = 2(φ − m), ∂J/∂φ = 2(m − φ), so that the
+    # difference is 2(m′ − m).
     reward = Model(lambda key: jnp.float64(1.5), lambda params, obs, action: -jnp.sum((action - params) ** 2))
     policy = Model(lambda key: jnp.zeros(1), lambda params, obs: models.gaussian(params, jnp.array([0.5])))
     problem = Problem(one_step_world(), None, reward, policy, bind(policy, jnp.zeros(1)))
-    hyper = Hyper(sigma=0.2, kl_weight=0.0, discount=0.0)
+    coefficients = Coefficients(discount=0.0, kl_weight=0.0)
     mean, proxy = jnp.array([0.3]), jnp.array([0.6])
 
     def gradients(estimator):
-        sizes = SampleSizes(256, 1, 1, estimator)
-        return sampled_gradients.sampled_gradients(problem, monte_carlo_critic(problem, hyper), sizes, hyper)
+        sizes = SampleSizes(batch_size=256, rollout_length=1, segment_length=1, estimator=estimator)
+        critic = monte_carlo_critic(problem, coefficients)
+        return sampled_gradients.sampled_gradients(problem, critic, sizes, coefficients)
 
     def estimates(key):
         ours = {name: gradients(name).return_difference(key, jnp.float64(1.5), mean, proxy)[0] for name in ESTIMATORS}
@@ -138,9 +138,9 @@ def test_a_gaussian_bandit_has_the_gradients_computed_by_hand(x64):
     samples = repeat(estimates, 400)
     assert_unbiased(samples["policy"], jnp.array([2.4]))
     for name in ("independent", "weighted"):
-        assert_unbiased(samples[name], jnp.float64(3.0))
+        assert_unbiased(samples[name], jnp.float64(0.6))
     # Coupled actions differ by m′ − m whatever the noise, so the difference has none.
-    np.testing.assert_allclose(samples["coupled"], 3.0, rtol=1e-10)
+    np.testing.assert_allclose(samples["coupled"], 0.6, rtol=1e-10)
 
 
 # The check sees errors ------------------------------------------------------------------------------------------------
@@ -192,32 +192,35 @@ def test_a_missing_baseline_is_seen_in_the_precision(x64, monkeypatch):
         )
 
 
-# The variance of line 7 -----------------------------------------------------------------------------------------------
+# The variance of the difference ---------------------------------------------------------------------------------------
 
 
 SIGMAS = (0.3, 0.1, 0.03, 0.01, 0.003)
 
 
+SHORT = SampleSizes(batch_size=64, rollout_length=30, segment_length=3)
+
+
 @functools.cache
 def differences():
-    """Samples [R, 6, D] of line 7's difference by each estimator: at every σ, and between two equal policies."""
+    """Samples [R, 6, D] of ∇_φ J(λ′) − ∇_φ J(λ) by each estimator: at every σ, and between two equal policies."""
     setting = setting_of(1)
     # A constant added to a state's logits changes the parameters and not the policy.
     proxies = jnp.stack([*map(proxy_solver(), SIGMAS), setting.optimal + 1.0])
 
     def estimates(key):
-        def difference(sigma, proxy):
-            ours = {name: setting.sampled(SampleSizes(64, 30, 3, name), sigma=sigma) for name in ESTIMATORS}
+        def difference(proxy):
+            ours = {name: setting.sampled(SHORT._replace(estimator=name)) for name in ESTIMATORS}
             points = setting.reward, setting.optimal, proxy
             return {name: g.return_difference(key, *points)[0] for name, g in ours.items()}
 
-        return jax.vmap(difference)(jnp.array([*SIGMAS, 1.0]), proxies)
+        return jax.vmap(difference)(proxies)
 
     return repeat(estimates, 400)
 
 
-@pytest.mark.parametrize(("estimator", "order"), [("independent", -2), ("coupled", -1), ("weighted", 0)])
-def test_the_variance_of_the_difference_grows_with_its_order_in_sigma(estimator, order, x64):
+@pytest.mark.parametrize(("estimator", "order"), [("independent", 0), ("coupled", 1), ("weighted", 2)])
+def test_the_variance_of_the_difference_falls_with_its_order_in_sigma(estimator, order, x64):
     variances = np.var(differences()[estimator][:, :-1], axis=0, ddof=1).sum(axis=-1)
     slope, _ = np.polyfit(np.log(SIGMAS), np.log(variances), 1)
     assert abs(slope - order) < 0.15
@@ -242,10 +245,15 @@ def test_the_effective_share_is_one_for_equal_weights_and_of_one_rollout_where_o
     np.testing.assert_allclose(share(late, jnp.array([1.0, 0.0, 0.0])), 1.0, rtol=1e-6)
 
 
+def test_log_weights_that_are_not_one_a_step_are_refused():
+    with pytest.raises(AssertionError, match=r"has shape \(8, 3\) but expected \(None, 2\)"):
+        sampled_gradients.effective_share(jnp.zeros((8, 3)), jnp.ones(2))
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_only_weighted_rollouts_have_an_effective_share(estimator, x64):
     setting = setting_of(1)
-    gradients = setting.sampled(SampleSizes(64, 30, 3, estimator))
+    gradients = setting.sampled(SHORT._replace(estimator=estimator))
     _, same = gradients.return_difference(jax.random.key(0), setting.reward, setting.optimal, setting.optimal)
     _, apart = gradients.return_difference(jax.random.key(0), setting.reward, setting.optimal, setting.proxy)
     if estimator == "weighted":
@@ -260,8 +268,7 @@ def test_only_weighted_rollouts_have_an_effective_share(estimator, x64):
 @pytest.mark.parametrize(("objective", "labels"), [(log_likelihood, 3), (excess_log_likelihood, 3), (excess_brier, 6)])
 def test_labels_are_counted_without_the_skipped_and_twice_where_two_are_needed(objective, labels, x64):
     setting = setting_of(1)
-    critic = monte_carlo_critic(setting.problem, setting.hyper)
-    gradients = sampled_gradients.sampled_gradients(setting.problem, critic, SIZES, setting.hyper, objective)
+    gradients = setting.sampled(objective=objective)
     comparison = Comparison(None, None, None, None, None, weight=jnp.array([1.0, 0.0, 1.0, 1.0, 0.0]))
     count = gradients.labels(LabelledPairs(comparison, None))
     assert (count, count.dtype) == (labels, jnp.int32)
@@ -269,9 +276,10 @@ def test_labels_are_counted_without_the_skipped_and_twice_where_two_are_needed(o
 
 def test_costs_are_the_transitions_and_queries_made(x64):
     setting = setting_of(1)
-    critic = monte_carlo_critic(setting.problem, setting.hyper)._replace(cost=Cost(1000, 0, 7))
+    critic = monte_carlo_critic(setting.problem, setting.coefficients)._replace(cost=Cost(1000, 0, 7))
     for estimator, rollouts_drawn in (("independent", 2), ("coupled", 2), ("weighted", 1)):
-        gradients = setting.sampled(SampleSizes(8, 20, 3, estimator), critic)
+        sizes = SampleSizes(batch_size=8, rollout_length=20, segment_length=3, estimator=estimator)
+        gradients = setting.sampled(sizes, critic)
         assert gradients.collect_cost == Cost(8 * 3, 4, 0)
         assert gradients.return_cost == Cost(1000 + 8 * 20, 0, 7)
         assert gradients.difference_cost == Cost(rollouts_drawn * 8 * 20, 0, 0)
@@ -279,7 +287,7 @@ def test_costs_are_the_transitions_and_queries_made(x64):
 
 def test_pairs_are_counted_apart_from_trajectories_where_asked(x64):
     setting = setting_of(1)
-    gradients = setting.sampled(SampleSizes(7, 20, 3, num_pairs=5))
+    gradients = setting.sampled(SampleSizes(batch_size=7, num_pairs=5, rollout_length=20, segment_length=3))
     pairs = gradients.collect(jax.random.key(0), bind(setting.problem.policy, setting.policy))
     assert pairs.comparison.first.obs.shape == (5, 3)
     assert gradients.collect_cost == Cost(5 * 2 * 3, 5, 0)
@@ -292,10 +300,10 @@ def test_pairs_are_counted_apart_from_trajectories_where_asked(x64):
     [
         (SampleSizes(batch_size=2), "batch_size is 2; required: an even number, at least 4"),
         (SampleSizes(batch_size=7), "batch_size is 7; required: an even number"),
-        (SampleSizes(batch_size=1, num_pairs=4), "batch_size is 1; required: .* at least 2 with num_pairs"),
-        (SampleSizes(num_pairs=1), "num_pairs is 1; required: at least 2"),
-        (SampleSizes(rollout_length=0), "rollout_length is 0; required: at least 1"),
-        (SampleSizes(segment_length=0), "segment_length is 0; required: at least 1"),
+        (SampleSizes(batch_size=1, num_pairs=4), "batch_size is 1; required: a whole number, at least 2"),
+        (SampleSizes(num_pairs=1), "num_pairs is 1; required: 2 to 1048576, or 0 for half of batch-size"),
+        (SampleSizes(rollout_length=0), "rollout_length is 0; required: a whole number, at least 1"),
+        (SampleSizes(segment_length=0), "segment_length is 0; required: a whole number, at least 1"),
         (SampleSizes(estimator="paired"), "estimator is 'paired'; required: one of independent, coupled, weighted"),
     ],
 )
@@ -315,7 +323,6 @@ def test_an_objective_whose_field_is_missing_is_refused_before_anything_is_sampl
         return comparison._replace(**{field: None})
 
     problem = setting.problem._replace(annotate=terse)
-    critic = monte_carlo_critic(problem, setting.hyper)
     with pytest.raises(ValueError, match=f"{objective.__name__} needs each comparison's {field}"):
-        gradients = sampled_gradients.sampled_gradients(problem, critic, SIZES, setting.hyper, objective)
+        gradients = setting._replace(problem=problem).sampled(objective=objective)
         jax.eval_shape(lambda key: gradients.collect(key, bind(problem.policy, setting.policy)), jax.random.key(0))

@@ -69,12 +69,12 @@ def test_the_headline_of_a_sweep_says_that_it_is_the_best_point():
 def test_a_report_is_one_page_complete_in_itself(tmp_path):
     config = {"world": "gridworld", "sigma": [0.1, 1.0], "note": "<script>alert(1)</script>"}
     manifest = {"config": config, "versions": {"jax": "0.10.2"}, "layout": {"num_devices": 2}}
-    told = {"notes": ["resumed at step 20"], "command": "run --x"}
+    told = {"notes": ["resumed at step 20", "bits may differ & so on"], "command": "run --x"}
     for name, value in {"config": config, "manifest": manifest, "notes": told, "baselines": BASELINES}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     np.savez(tmp_path / "tables.npz", **grid_tables())
     run = dataset()
-    path = write_report(tmp_path, run, summarise(run, {"run_seconds": 2.5}), ["bits may differ & so on"])
+    path = write_report(tmp_path, run, summarise(run, {"run_seconds": 2.5}))
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
     assert page.count("<svg ") == 5 == len(list((tmp_path / "figures").glob("*.png")))

@@ -105,7 +105,7 @@ def test_its_help_shows_what_it_named_and_no_critic(with_duels, capsys):
     with pytest.raises(SystemExit) as end:
         main(["train", "--world", "bandit", "--algorithm", "duels", "--help"])
     assert end.value.code in (0, None)
-    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ --")]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.lstrip("│| ").startswith("--")]
     shown = " ".join(shown)
     for flag in ("--num-duels", "--duel-step-size", "--shrinkage", "--policy-hidden", "--error-rate", "--discount"):
         assert flag in shown
