@@ -32,6 +32,7 @@ from bilevel.types import Array, Coefficients, Problem
 from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
+from experiments.claims.instances import true_lower_level
 from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, panels
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
@@ -105,8 +106,7 @@ def linear_instance() -> tuple[World, exact.LowerLevel]:
     """The bandit, and max_π J(π) with its true reward and a uniform reference policy."""
     draw = jax.jit(linear_bandit, static_argnums=(1, 2, 3))
     mdp, features = draw(jax.random.key(0), NUM_CONTEXTS, NUM_ACTIONS, DIMENSION, NORM_BOUND)
-    reference = jnp.full(mdp.reward.shape, 1 / NUM_ACTIONS)
-    return bandit(mdp, features), exact.lower_level(mdp, mdp.reward, reference, 0.0, COEFFICIENTS.kl_weight)
+    return bandit(mdp, features), true_lower_level(mdp, COEFFICIENTS)
 
 
 def gibbs(lower: exact.LowerLevel) -> Array:

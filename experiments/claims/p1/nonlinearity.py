@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.ascent import maximise
 from bilevel.lookup import bind, policy_table
+from bilevel.types import Coefficients
 from envs.gridworld import grid_index, gridworld
 from envs.tabular import tabular
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
+from experiments.claims.instances import relative_return, true_lower_level
 from experiments.claims.p1 import critic_errors, reward_classes
 from experiments.claims.p1.critic_errors import POLICIES
 from experiments.claims.p1.landscapes import finished, lower_maxima, median
@@ -35,7 +37,7 @@ from experiments.statistics.intervals import Interval, interquartile_mean, mean,
 
 COLORS = (BLUE, VERMILION)
 ROOMS = "...#...\n.......\n...#...\n#.###.#\n...#...\n.......\n...#..G"
-ROOMS_DISCOUNT, ROOMS_WEIGHT = 0.9, 0.1  # γ and w
+ROOMS_COEFFICIENTS = Coefficients(discount=0.9, kl_weight=0.1)
 BARS = ("best of the class lacks", "left", "Φ lost", "lower maximum")  # what is drawn of rewards
 LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
@@ -121,20 +123,19 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)
         env, coordinates = tabular(mdp).env, jnp.asarray(2 * cells / cells.max(axis=0) - 1)  # in [−1, 1]²
-        reference = jnp.full(mdp.reward.shape, 1 / env.num_actions)
-        lower = exact.lower_level(mdp, mdp.reward, reference, ROOMS_DISCOUNT, ROOMS_WEIGHT)
-        ends = reference, exact.optimal_policy(lower).policy
-        lowest, best = (exact.regularised_return(lower, policy) for policy in ends)
+        lower = true_lower_level(mdp, ROOMS_COEFFICIENTS)
         network = models.mlp_policy(lambda obs: coordinates[obs], 2, env.num_actions, HIDDEN.get(name, ()))
         model = models.table_policy(env.num_states, env.num_actions) if name == TABLE else network
         optimizer = optax.adam(optax.cosine_decay_schedule(0.05, sizes.num_steps))
 
-        def value(params):
-            return exact.regularised_return(lower, policy_table(env, bind(model, params)))
+        def policy(params):
+            return policy_table(env, bind(model, params))
 
         def fit(key):
-            reached = value(maximise(value, optimizer, model.init(key), sizes.num_steps))
-            return (reached - lowest) / (best - lowest)
+            def value(params):
+                return exact.regularised_return(lower, policy(params))
+
+            return relative_return(lower, policy(maximise(value, optimizer, model.init(key), sizes.num_steps)))
 
         return Policies(np.asarray(jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(0), sizes.num_restarts))))
 
