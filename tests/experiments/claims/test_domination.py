@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import near
+from experiments.verify.runner import describe
 
 from bilevel.exact.bilevel import exact_bilevel, tabular_problem
 from bilevel.types import Coefficients
@@ -16,7 +17,6 @@ from envs.tabular import garnet
 from experiments.studies import domination
 from experiments.verify import p1_domination
 from experiments.verify.claims import Budget
-from experiments.verify.runner import describe
 
 PAPER = "log-likelihood (the paper's)"
 SMALL = domination.Sizes(num_instances=4, kl_weights=(0.5, 20.0), num_points=8, num_starts=3)
