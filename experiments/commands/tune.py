@@ -61,7 +61,7 @@ Budget = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class TuneOptions:
-    """The search. What flags or --config give of sigma, policy-step-size, reward-step-size, critic-step-size stays as given."""
+    """The search, for those of sigma, policy-step-size, reward-step-size, critic-step-size that no flag or file gives."""
 
     budget: Budget = ""
     """N, environment transitions of the whole search, to be given, as 10000000 or 1e7; labels are counted beside."""
@@ -268,7 +268,7 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         raise OptionError(f"{spelled(several[0])} has several values; required: one, the problem to tune for")
     if not names:
         raise OptionError(
-            f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}, of the flags and of the "
+            f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}, as a flag and in the "
             "file of --config"
         )
     return names
