@@ -1,4 +1,5 @@
-"""What is published of the claims, beside them in the source tree: `results.json`, and the README that is made from it."""
+"""What is published of the claims in the source tree: `results.json` beside them, the README that is made from it, and the
+table on the front page, the tree's own `README.md`."""
 
 import json
 import re
@@ -8,9 +9,11 @@ from typing import Any
 from experiments.claims import CLAIMS, TRIED
 from experiments.claims.page import RULE
 from experiments.claims.results import cost_in_words, in_brackets, in_words, judged_in_words, margin_in_words, short
-from experiments.files import read_json, write_atomically
+from experiments.files import RunFolderError, read_bytes, read_json, write_atomically
 
-HERE = Path(__file__).parent
+TREE, HOME = Path(__file__).parents[2], "experiments/claims"  # the source tree, and where the claims stand in it
+FRONT, MOST_FRONT = "README.md", 2**20  # the front page, and bytes that it may have
+BEGIN, END = "<!-- claims: written by `bilevel verify --publish` -->", "<!-- end of the claims -->"
 PUBLISHED = (
     "statement",
     "source",
@@ -26,46 +29,85 @@ PUBLISHED = (
 )
 
 
-def publish_results(folder: Path, home: Path = HERE) -> Path:
-    """Writes `results.json` and `README.md` to `home`; the README.
+def publish_results(folder: Path, tree: Path = TREE) -> Path:
+    """Writes `results.json` and `README.md` beside the claims, and their table into the front page; the README.
 
     Results in the folder replace those that were published before; those of claims that it does not hold stay, and those of
     claims that are no longer in the list go.
 
     Args:
         folder: of results in full, with the `summary.json` that `experiments.claims.runner.verify` has written.
-        home: where `results.json` may be.
+        tree: the source tree, where there is a front page.
 
     Raises:
-        RunFolderError: what was published before cannot be read, or the files cannot be written.
+        RunFolderError: what was published before, or the front page, cannot be read, or the files cannot be written.
     """
+    front = _front(tree)
     new = {name: {key: result[key] for key in PUBLISHED} for name, result in read_json(folder, "summary.json").items()}
-    published = read_json(home, "results.json", dict[str, dict], missing={}) | new
+    published = read_json(tree / HOME, "results.json", dict[str, dict], missing={}) | new
     results = {name: published[name] for name in CLAIMS if name in published}
     content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(home, "results.json", content.encode())
-    write_atomically(home, "README.md", readme(results).encode())
-    return home / "README.md"
+    write_atomically(tree / HOME, "results.json", content.encode())
+    write_atomically(tree / HOME, "README.md", readme(results).encode())
+    write_atomically(tree, FRONT, front_page(front, results).encode())
+    return tree / HOME / "README.md"
+
+
+def _front(tree: Path) -> str:
+    """The front page as it stands, with a line each where its table begins and ends."""
+    try:
+        text = read_bytes(tree / FRONT, MOST_FRONT).decode()
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{tree / FRONT} cannot be read ({error}); required: the source tree, to publish in"
+        ) from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise RunFolderError(
+            f"{tree / FRONT} has no place for the claims; required: a line {BEGIN}, and below it {END}"
+        )
+    return text
+
+
+def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
+    """The front page's text with the table of those results that have a verdict in place of the one that it has."""
+    judged = {name: result for name, result in results.items() if result["verdict"] != "reported"}
+    rows = [(f"{name}: {r['statement']}", *_decided(r)) for name, r in judged.items()]
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return "\n\n".join([before + BEGIN, _table(HEAD, rows), END + after])
 
 
 def readme(results: dict[str, dict[str, Any]]) -> str:
     """The text of `README.md` for published results: a table of verdicts, then a section for each claim."""
-    rows = [
-        (f"[{name}](#{_anchor(name)})", r["statement"], r["prediction"], _measured(r), f"**{in_words(r)}**")
-        for name, r in results.items()
-    ]
+    rows = [(f"[{name}](#{_anchor(name)})", r["statement"], *_decided(r)) for name, r in results.items()]
     parts = [
         "# Claims",
         "This text is written by `bilevel verify --publish` from `results.json`; it is not edited by hand. A claim is a "
         "file, such as `p1/bias.py`: what it computes, how that is judged, and what is drawn. `bilevel verify 'P1.*'` "
         "measures the claims of a paper, and writes their figures too.",
         RULE,
-        _table(("claim", "said", "predicted", "measured", "verdict"), rows),
+        _table((HEAD[0], "said", *HEAD[1:]), rows),
         *(_section(name, result) for name, result in results.items()),
         "## Tried, and no claim",
         "\n".join(f"- {_escaped(text)}" for text in TRIED),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _decided(result: dict[str, Any]) -> tuple[str, str, str]:
+    """The last cells of a claim's row: predicted, measured, verdict. One number stands for all that its section shows.
+
+    It is the first that has the claim's verdict: of a claim that fails, one that fails. Predicted is its margin.
+    """
+    numbers, verdict = result["numbers"], result["verdict"]
+    name, first = next(((name, x) for name, x in numbers.items() if x["verdict"] == verdict), ("nothing", None))
+    others = sum(x["verdict"] != "reported" for x in numbers.values()) - (first is not None and verdict != "reported")
+    value = f"{short(first['center'])} {in_brackets(first)}" if first else "–"
+    more = f"; {others} more" if others else ""
+    if first and first["margin"]:
+        predicted, measured = f"{name}: {margin_in_words(first)}", value
+    else:
+        predicted, measured = "–" if verdict == "reported" else "assumed", f"{name}: {value}"
+    return predicted, measured + more, f"**{in_words(result)}**"
 
 
 def _section(name: str, result: dict[str, Any]) -> str:
@@ -84,11 +126,7 @@ def _section(name: str, result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _measured(result: dict[str, Any]) -> str:
-    """The numbers that decide, or where none does the first of them, each with its interval."""
-    numbers = result["numbers"]
-    deciding = [name for name, x in numbers.items() if x["verdict"] != "reported"] or [*numbers][:1]
-    return "; ".join(f"{name}: {short(numbers[name]['center'])} {in_brackets(numbers[name])}" for name in deciding)
+HEAD = ("claim", "predicted", "measured, 95 % interval", "verdict")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
