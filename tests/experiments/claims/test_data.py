@@ -76,10 +76,10 @@ def test_what_is_no_such_record_is_an_error_of_one_line(tmp_path, damage):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_field_that_is_not_what_it_is_annotated_as_is_named(tmp_path):
-    with pytest.raises(TypeError, match=r"Whole\.array .*object"):
+def test_a_field_that_is_not_what_it_is_annotated_as_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="a record holds object where an array of numbers is annotated"):
         write_record(tmp_path, "x.npz", whole()._replace(array=object()), Whole)
-    with pytest.raises(TypeError, match=r"Whole\.given is of type str; required: Part"):
+    with pytest.raises(TypeError, match="a record holds str where Part is annotated"):
         write_record(tmp_path, "x.npz", whole()._replace(given="no"), Whole)
     assert not [*tmp_path.iterdir()]
 
