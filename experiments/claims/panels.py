@@ -1,13 +1,13 @@
 """What the figures of claims share: a palette, panels, curves with intervals, a theorem's slope beside them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.statistics.intervals import Interval, bars
+from experiments.statistics.rates import Fit, Slope
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -92,8 +92,8 @@ def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> Non
     panel.legend(fontsize=8, title=title, title_fontsize=8, ncols=columns, **place)
 
 
-def exponent_label(fit: Any, symbol: str = "p") -> str:
-    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one; `fit` has both by their names."""
+def exponent_label(fit: Fit | Slope, symbol: str = "p") -> str:
+    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one."""
     if np.isnan(fit.exponent):
         return "no exponent"
     low, high = fit.interval
