@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from bilevel.ranges import counts
-from experiments.settings.arguments import ChoiceOptions
+from experiments.commands.arguments import ChoiceOptions
 from experiments.settings.options import OptionError
 from experiments.settings.parsing import by_flag, known, mistake, parse, refuse_beyond_floats
 
