@@ -177,7 +177,7 @@ CLAIM = Claim(
     "1 at a small σ, where line 7's importance weights swamp the labels",
     exact=False,
     margins={},
-    minutes=(2, 10),
+    minutes=(1.5, 10),
     measure=measure,
     judge=judge,
     draw=draw,

@@ -198,7 +198,7 @@ CLAIM = Claim(
     "one that falls with K, and what leaves out λ's response (naive) one that stays",
     exact=False,
     margins={},
-    minutes=(2, 8),
+    minutes=(1.5, 8),
     measure=measure,
     judge=judge,
     draw=draw,
