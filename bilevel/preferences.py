@@ -36,6 +36,7 @@ def excess_log_likelihood(logit: Array, comparison: Comparison) -> Array:
 
 def excess_brier(logit: Array, comparison: Comparison) -> Array:
     """−(y − P_φ)(y′ − P_φ), whose mean over two independent labels is −(P* − P_φ)² ≤ 0. Needs `second_label`."""
+    chex.assert_equal_shape((logit, comparison.label, comparison.second_label))
     predicted = jax.nn.sigmoid(logit)
     return -(comparison.label - predicted) * (comparison.second_label - predicted)
 

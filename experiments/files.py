@@ -78,14 +78,7 @@ def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None
 
 
 def write_figure(folder: Path, name: str, figure: "Figure", dpi: float | None = None) -> None:
-    """Writes a figure as `<folder>/<name>`, a PNG, complete or not at all; see `write_atomically`.
-
-    Args:
-        folder: as there.
-        name: as there.
-        figure: of matplotlib.
-        dpi: dots per inch; None: the figure's own.
-    """
+    """Writes a figure as `<folder>/<name>`, a PNG, in so many dots per inch or its own; see `write_atomically`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi or "figure")
     write_atomically(folder, name, buffer.getvalue())

@@ -9,6 +9,11 @@ def close(value, expected, tolerance=1e-12):
     np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
 
 
+def near(value, expected, tolerance=1e-9):
+    """Arrays, or what becomes one, are equal to a tolerance that is absolute and relative, in every entry."""
+    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
 def assert_same_bits(first, second):
     """Two pytrees have the same structure, and leaves of the same types, shapes and bits."""
     assert jax.tree.structure(first) == jax.tree.structure(second)

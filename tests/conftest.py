@@ -1,5 +1,6 @@
 """Shared fixtures: the reference instances, and float64 where a test asks for it."""
 
+import gc
 import os
 import pathlib
 
@@ -13,6 +14,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax
 import pytest
 from reference_instances import load_reference
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Frees the programs of a file once its tests are over: kept by every worker, they fill gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

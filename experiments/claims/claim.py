@@ -108,7 +108,8 @@ class Claim(NamedTuple):
         exact: nothing is sampled; otherwise Monte Carlo over seeds.
         margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
         minutes: on two idle cores, quick and in full, said beforehand.
-        measure: budget -> what was computed, a NamedTuple that `experiments.claims.data` can keep: the costly part alone.
+        measure: budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep,
+            of the class with which the function is annotated.
         judge: that -> numbers, cost, notes and tables.
         draw: that -> what a reader looks at; None: there is no figure.
         refuting: of an assumption, which no measurement can prove: how the names of those numbers begin that are shares

@@ -52,6 +52,10 @@ class Loaded(NamedTuple):
         """Whether it gets a verdict."""
         return bool(self.claim.margins or self.claim.refuting)
 
+    def minutes(self, quick: bool) -> float:
+        """How long it takes on its own, as it was said beforehand."""
+        return self.claim.minutes[0 if quick else 1]
+
 
 def verify(
     patterns: Sequence[str] = (),
@@ -76,26 +80,15 @@ def verify(
     # With the digest of the code that was imported: the files may change while claims are measured.
     loaded, broken = load_each(CLAIMS)
     names = chosen(patterns, everything, loaded, broken)
-    lost = [broken[name] for name in names if name in broken]
     claims = {name: loaded[name] for name in names if name in loaded}
     with open_run(folder_of(out, quick)) as folder:
-        for name in claims:
-            if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
-                raise RunFolderError(
-                    f"{folder / name} is not a folder; required: a folder or nothing, to keep {name} in"
-                )
-        minutes = {name: x.claim.minutes[0 if quick else 1] for name, x in claims.items()}
-        left = [minutes[name] for name, x in claims.items() if not is_measured(folder / name, x.measured)]
-        say(
-            f"{len(claims)} claim{'s' * (len(claims) != 1)}, {len(left)} to measure: at most about "
-            f"{max([sum(left) / 2, *left], default=0):.2g} minutes on two cores; results and resumption in {folder}"
-        )
-
+        refuse_what_is_no_folder(folder, claims)
+        say(f"{announced(claims, folder, quick)}; results and resumption in {folder}")
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
-        order = sorted(claims, key=lambda name: -minutes[name])
+        order = sorted(claims, key=lambda name: -claims[name].minutes(quick))
         pool = ThreadPoolExecutor(2)
         try:
-            futures = {name: pool.submit(one, name, claims[name], folder / name, quick, say) for name in order}
+            futures = {name: pool.submit(one, claims[name], folder / name, quick, named(name, say)) for name in order}
             follow(futures, say, partial(publish, folder, loaded))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
@@ -105,13 +98,34 @@ def verify(
         verdicts += collections.Counter({"stopped by an error": len(names) - len(results)})
         say(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
         for name, error in broken.items():
-            say(f"{name:18s}cannot be loaded: {error!r}")
-        say(f"report: {publish(folder, loaded, lambda name, line: say(f'{name:18s}{line}'))}")
-    for name in claims:
-        futures[name].result()  # the first error, if there is one, now that what the others found is written
-    for error in lost:
-        raise error
+            named(name, say)(f"cannot be loaded: {error!r}")
+        say(f"report: {publish(folder, loaded, say)}")
+    for name in names:  # the first error, if there is one, now that what the others found is written
+        if name in broken:
+            raise broken[name]
+        futures[name].result()
     return results
+
+
+def refuse_what_is_no_folder(folder: Path, names: Iterable[str]) -> None:
+    """Raises RunFolderError where something else lies in place of a claim's folder."""
+    for path in (folder / name for name in names):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise RunFolderError(f"{path} is not a folder; required: a folder or nothing, to keep {path.name} in")
+
+
+def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
+    """How many claims there are, how many are to be measured, and how long that takes at most."""
+    left = [x.minutes(quick) for name, x in claims.items() if not is_measured(folder / name, x.measured)]
+    return (
+        f"{len(claims)} claim{'s' * (len(claims) != 1)}, {len(left)} to measure: at most about "
+        f"{max([sum(left) / 2, *left], default=0):.2g} minutes on two cores"
+    )
+
+
+def named(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says lines that are about the claim of that name."""
+    return lambda line: say(f"{name:18s}{line}")
 
 
 def folder_of(out: str | Path, quick: bool) -> Path:
@@ -173,24 +187,20 @@ def load(name: str) -> Loaded:
 # One claim ------------------------------------------------------------------------------------------------------------
 
 
-def one(name: str, loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """The result of one claim; as much of it as is there and of the same code is not made again."""
-
-    def tell(line: str) -> None:
-        say(f"{name:18s}{line}")
-
     claim = loaded.claim
-    if before := current(folder, loaded.measured, loaded.reported, tell):
-        tell(f"{before['verdict']} (measured before)")
+    if before := current(folder, loaded.measured, loaded.reported, say):
+        say(f"{before['verdict']} (measured before)")
         return before
-    data, seconds = measured(loaded, folder, quick, tell)
+    data, seconds = measured(loaded, folder, quick, say)
     result = describe(claim, claim.judge(data))
     if claim.draw:
         write_figure(folder, FIGURE, claim.draw(data), dpi=120)
     result |= {"measured": loaded.measured, "reported": loaded.reported, "seconds": seconds, "quick": quick}
     result = sealed(result | {"figure": figure_digest(folder) if claim.draw else ""})
     write_json(folder, RESULT, result)  # last: a claim without it is judged again
-    tell(result["verdict"])
+    say(result["verdict"])
     return result
 
 
@@ -214,7 +224,7 @@ def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], Non
         note()
 
     def measure() -> Any:
-        say(f"measuring, about {claim.minutes[0 if quick else 1]:.2g} minutes")
+        say(f"measuring, about {loaded.minutes(quick):.2g} minutes")
         note()
         found = claim.measure(Budget(quick, folder, tell))
         note()
@@ -239,25 +249,18 @@ def _started(folder: Path) -> Started:
 # All of them ----------------------------------------------------------------------------------------------------------
 
 
-def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str, str], None] = lambda name, line: None) -> Path:
+def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str], None] = silent) -> Path:
     """Writes `summary.json` and the page of all results in the folder that are of this code; the page.
 
     Args:
         folder: of the results.
         loaded: all claims.
-        say: takes the name of a claim, and why it has no result.
+        say: takes a line for each claim whose result is of no use.
     """
-    results = results_in(folder, loaded, say)
+    found = {name: current(folder / name, x.measured, x.reported, named(name, say)) for name, x in loaded.items()}
+    results = {name: result for name, result in found.items() if result}
     write_json(folder, "summary.json", results)
     return write_page(folder, results)
-
-
-def results_in(
-    folder: Path, loaded: dict[str, Loaded], say: Callable[[str, str], None] = lambda name, line: None
-) -> dict[str, dict[str, Any]]:
-    """The results in a folder that are whole and of this code, by name; `say` as in `publish`."""
-    found = {name: current(folder / name, x.measured, x.reported, partial(say, name)) for name, x in loaded.items()}
-    return {name: result for name, result in found.items() if result}
 
 
 def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Callable[[], Any]) -> None:
@@ -272,7 +275,7 @@ def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Call
             done = wait(waiting.values(), timeout=1, return_when=FIRST_COMPLETED).done
             for name, future in waiting.items():
                 if future in done and future.exception():
-                    say(f"{name:18s}stopped by an error, shown at the end: {future.exception()!r}")
+                    named(name, say)(f"stopped by an error, shown at the end: {future.exception()!r}")
             waiting = {name: future for name, future in waiting.items() if future not in done}
             bar.update(len(done))
             if done:

@@ -57,28 +57,6 @@ class Sign(NamedTuple):
     helps: str
 
 
-def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goal | None) -> list[Sign]:
-    """The signs that at least one seed shows.
-
-    Args:
-        values: metric -> [seed, step].
-        diverged: [seed] bool; of those seeds nothing else is told, since it would be what follows from that.
-        goal: None where nothing tells how good a seed is under the true reward.
-    """
-    seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
-    helps = "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"
-    found = [
-        *_never_finite(values),
-        *_collapse(seen, goal),
-        *_fall(seen, goal),
-        *_stillness(seen),
-        *_growth(seen),
-        *_few(seen),
-    ]
-    found = [Sign("Diverged", diverged, helps), *(sign._replace(seeds=sign.seeds & ~diverged) for sign in found)]
-    return [sign for sign in found if sign.seeds.any()]
-
-
 LOOKED_FOR = {  # what, and the metrics of which one at least is needed to see it
     "a seed that diverged or measured nothing": (),
     "a policy that collapsed onto nearly one action a state, or, of continuous actions, whose deviation shrank a "
@@ -95,7 +73,30 @@ def looked_for(names: Collection[str]) -> str:
     return "; ".join(what for what, needed in LOOKED_FOR.items() if not needed or any(x in names for x in needed))
 
 
-def _never_finite(values) -> Iterator[Sign]:
+def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goal | None) -> list[Sign]:
+    """The signs that at least one seed shows.
+
+    Args:
+        values: metric -> [seed, step].
+        diverged: [seed] bool; of those seeds nothing else is told, since it would be what follows from that.
+        goal: None where nothing tells how good a seed is under the true reward.
+    """
+    seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
+    goal = goal if goal is not None and goal.name in seen else None
+    helps = "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"
+    found = [
+        *_never_measured(values),
+        *_collapse(seen, goal),
+        *_fall(seen, goal),
+        *_stillness(seen),
+        *_growth(seen),
+        *_few_rollouts(seen),
+    ]
+    found = [Sign("Diverged", diverged, helps), *(sign._replace(seeds=sign.seeds & ~diverged) for sign in found)]
+    return [sign for sign in found if sign.seeds.any()]
+
+
+def _never_measured(values) -> Iterator[Sign]:
     for name, x in values.items():
         yield Sign(f"Never measured: {_words(name)}", ~np.isfinite(x).any(axis=1), "smaller step sizes")
 
@@ -106,10 +107,9 @@ def _collapse(values, goal: Goal | None) -> Iterator[Sign]:
     seeds, how = _unexploring(values["policy_entropy"])
     if "kl_to_reference" in values:
         seeds &= late(values["kl_to_reference"]) > FAR
-    if goal is not None and goal.name in values:  # where rewards differ much, the best policy is nearly deterministic
-        x = values[goal.name]
-        reference, best = ends(x, goal)
-        seeds &= late(x) < (reference + best) / 2
+    if goal is not None:  # where rewards differ much, the best policy is nearly deterministic
+        reference, best = ends(values[goal.name], goal)
+        seeds &= late(values[goal.name]) < (reference + best) / 2
     what = f"Collapsed onto nearly one action a state ({how}), far from what is possible"
     yield Sign(what, seeds, "a larger --kl-weight, a smaller --policy-step-size")
 
@@ -125,16 +125,15 @@ def _unexploring(entropy) -> tuple[np.ndarray, str]:
 
 
 def _fall(values, goal: Goal | None) -> Iterator[Sign]:
-    if goal is None or goal.name not in values:
+    if goal is None:
         return
     x = values[goal.name]
     reference, best = ends(x, goal)
-    window = last_tenth(x)
     # Successive differences tell noise from a trend; the start, where it is the bar, has noise of its own.
     squares = np.diff(x, axis=1) ** 2 if x.shape[1] > 1 else np.zeros((len(x), 1))
     most = JUMP * _quietly(np.nanmedian, squares)[:, None]  # a collapse at once is no noise, behind which it could hide
     square = _quietly(np.nanmean, np.minimum(squares, most)) / 2
-    error = np.sqrt(square * (1 / window + (goal.reference is None)))
+    error = np.sqrt(square * (1 / last_tenth(x) + (goal.reference is None)))
     seeds = late(x) < reference - np.maximum(NOISE * error, FALL * np.maximum(best - reference, 0))
     than = "where it began" if goal.reference is None else f"the reference policy, {goal.reference:.4g}"
     yield Sign(f"Ended below {than} (by the {goal.label})", seeds, "a larger --kl-weight, more labels (--batch-size)")
@@ -146,32 +145,30 @@ def _stillness(values) -> Iterator[Sign]:
         "reward_change": "a larger --reward-step-size",
         "kl_to_reference": "a larger --policy-step-size, a smaller --kl-weight where it is above 0",
     }
-    for name in [name for name in helps if name in values]:
-        seeds = np.nanmax(np.abs(values[name]), axis=1, initial=0) < STILL
-        seeds &= np.isfinite(values[name]).any(axis=1)
-        yield Sign(f"Never moved: the {_words(name)} stayed below {STILL:g}", seeds, helps[name])
+    for name, x in values.items():
+        if name in helps:
+            seeds = np.isfinite(x).any(axis=1) & (np.nanmax(np.abs(x), axis=1, initial=0) < STILL)
+            yield Sign(f"Never moved: the {_words(name)} stayed below {STILL:g}", seeds, helps[name])
 
 
 def _growth(values) -> Iterator[Sign]:
     sigma = ", a larger --sigma" if "implicit_gradient_norm" in values else ""
-    helps = {
-        "gradient_norm": f"smaller step sizes (--reward-step-size, --policy-step-size){sigma}",
-        "critic_loss": "a smaller --critic-step-size, a smaller --reward-bound",
+    limits = {
+        "gradient_norm": (GROWTH, f"smaller step sizes (--reward-step-size, --policy-step-size){sigma}"),
+        "critic_loss": (GROWTH**2, "a smaller --critic-step-size, a smaller --reward-bound"),
     }
-    for name, most in zip(helps, (GROWTH, GROWTH**2), strict=True):
-        if name not in values:
+    for name, (most, helps) in limits.items():
+        x = values.get(name, np.zeros((1, 0)))
+        if x.shape[1] < 2 * LAST:  # too few for a half before the last
             continue
-        if values[name].shape[1] < 2 * LAST:  # too few for a half before the last
-            continue
-        before = _quietly(np.nanmedian, values[name][:, : values[name].shape[1] // 2])
+        before = _quietly(np.nanmedian, x[:, : x.shape[1] // 2])
         # The lower quartile of a few: one large value is noise.
-        after = _quietly(np.nanquantile, values[name][:, -max(LAST, last_tenth(values[name])) :], q=0.25)
-        seeds = after > most * np.maximum(before, STILL)
+        after = _quietly(np.nanquantile, x[:, -max(LAST, last_tenth(x)) :], q=0.25)
         what = f"The {_words(name)} grew more than {most:g} times from the first half of the steps to the end"
-        yield Sign(what, seeds, helps[name])
+        yield Sign(what, after > most * np.maximum(before, STILL), helps)
 
 
-def _few(values) -> Iterator[Sign]:
+def _few_rollouts(values) -> Iterator[Sign]:
     if "weight_ess" in values:
         what = f"Importance weights of line 7 left less than {FEW:.0%} of the rollouts that count"
         yield Sign(what, late(values["weight_ess"]) < FEW, "a shorter --rollout-length, --estimator coupled")
@@ -193,10 +190,10 @@ def late(x: np.ndarray) -> np.ndarray:
     return _quietly(np.nanmedian, x[:, -last_tenth(x) :])
 
 
-def _quietly(statistic, x: np.ndarray, **options) -> np.ndarray:
+def _quietly(statistic, x: np.ndarray, q: float | None = None) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a seed without a finite value
-        return statistic(x, axis=1, **options)
+        return statistic(x, axis=1) if q is None else statistic(x, q, axis=1)
 
 
 def _words(name: str) -> str:

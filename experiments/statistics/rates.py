@@ -3,7 +3,7 @@
 `power_law` fits error = c n^(−p), or c n^(−p) + floor, to errors at several budgets n over many seeds; `slope` is the
 plain log-log slope of exact data. Intervals are those of `intervals`, and `undecided` says why one may decide nothing.
 `verdict` judges one: a claim *holds* if it lies inside a margin stated beforehand, *fails* if it lies outside, and is
-otherwise *not decided* (`experiments.verify.claims.judge`).
+otherwise *not decided* (`experiments.claims.claim.judge`).
 
 An exponent is measured over a range, a theorem's is a limit. A departure from the power law that exceeds the noise shows
 as burn-in or floor; a smaller or slower one is part of the exponent, with any method: see `power_law`. So an exponent holds

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checks import assert_same_bits
 
 from bilevel.checkpoint import CheckpointError, digest, open_checkpoints, strange_checkpoints
 
@@ -38,13 +39,6 @@ def state_of(step: int, size: int = 5000) -> State:
     """The state at a step: random bits, so that no two steps share a leaf and nothing is compressed."""
     weights = jax.random.normal(jax.random.key(step), (size,))
     return State(weights, optax.adam(1e-3).init({"w": weights[:6].reshape(2, 3)}), jnp.int32(step))
-
-
-def assert_same_bits(first: Any, second: Any) -> None:
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def save_steps(directory: pathlib.Path, steps: range | list[int], keep: int = 3, identity: str = "") -> None:

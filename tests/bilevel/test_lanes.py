@@ -6,29 +6,38 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import assert_same_bits
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from bilevel import models
+from bilevel.algorithms.alternating import AlternatingConfig, AlternatingHyper, alternating
+from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, bilevel_rlhf
+from bilevel.exact.bilevel import tabular_problem
+from bilevel.gradients.critics import TDHyper, TDSizes, td_critic
+from bilevel.gradients.exact import exact_gradients
+from bilevel.gradients.sampled import SampleSizes, sampled_gradients
 from bilevel.lanes import Lanes, Layout, programs
+from bilevel.measure import exact_measure
 from bilevel.run import NEVER, Stopping
-from bilevel.types import Algorithm, Cost, Learned
-from experiments.settings.config import configure
-from experiments.settings.job import resolve
+from bilevel.types import Algorithm, Coefficients, Cost, Learned
+from envs.tabular import garnet
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICE = (jax.devices()[0],)
 NUM_STEPS = 6
 
 
-def toy(hyper):
+def toy(hyper: BilevelHyper):
     """A noisy iteration through matrix products, whose rounding depends on how they are batched."""
     mixing = np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32) / 3
 
     def step(key, state):
-        state = jnp.tanh(mixing @ state @ mixing) + hyper["sigma"] * jax.random.uniform(key, (9, 9))
+        state = jnp.tanh(mixing @ state @ mixing) + hyper.sigma * jax.random.uniform(key, (9, 9))
         return state, {"gradient_norm": jnp.linalg.norm(state), "labels": jnp.int32(2), **Cost(3, 1, 1).as_info()}
 
     def measure(key, learned):
@@ -37,19 +46,31 @@ def toy(hyper):
     return Algorithm(lambda key: jax.random.uniform(key, (9, 9)), step, lambda state: Learned(state, ())), measure
 
 
-def small(algorithm="bilevel", **options):
-    """A real algorithm at its smallest."""
-    tiny = dict(states=3, actions=2, successors=2, reward="table", policy="table", critic_model="table")
-    tiny |= dict(num_policy_steps=2, batch_size=4, rollout_length=5, segment_length=2)
-    tiny |= dict(num_targets=1, num_transitions=8, num_chains=4)
-    return resolve(configure("garnet", algorithm, **(tiny | options))).make
+def small(name):
+    """A real algorithm at its smallest: "sampled" or "exact" Algorithm 1, or "alternating" with exact gradients."""
+
+    def make(hyper: BilevelHyper):
+        mdp, coefficients = garnet(jax.random.key(0), 3, 2, 2), Coefficients()
+        problem = tabular_problem(mdp, coefficients)
+        measure = exact_measure(problem, mdp, coefficients)
+        if name == "sampled":
+            critic = td_critic(problem, models.table(3, 2), TDSizes(1, 8, 4), coefficients, TDHyper())
+            sizes = SampleSizes(batch_size=4, rollout_length=5, segment_length=2)
+            gradients = sampled_gradients(problem, critic, sizes, coefficients)
+        else:
+            gradients = exact_gradients(problem, mdp, 2, coefficients)
+        if name == "alternating":
+            own = AlternatingHyper(hyper.policy_step_size, hyper.reward_step_size)
+            return alternating(problem, gradients, AlternatingConfig(num_policy_steps=2), own), measure
+        return bilevel_rlhf(problem, gradients, BilevelConfig(num_policy_steps=2), hyper), measure
+
+    return make
 
 
 def lanes_of(seeds, **hyper) -> Lanes:
     """Lanes with the default hyperparameters, except for some that are numbers or one number a lane."""
     seeds = np.asarray(seeds, np.uint32)
-    values = resolve(configure("garnet")).points[0] | hyper
-    return Lanes(seeds, {name: np.broadcast_to(np.float32(x), seeds.shape) for name, x in values.items()})
+    return Lanes(seeds, jax.tree.map(lambda x: np.broadcast_to(np.float32(x), seeds.shape), BilevelHyper(**hyper)))
 
 
 def run_lanes(make, lanes, width=4, devices=DEVICE, chunk=NUM_STEPS, last_step=NUM_STEPS, stopping=NEVER):
@@ -58,13 +79,6 @@ def run_lanes(make, lanes, width=4, devices=DEVICE, chunk=NUM_STEPS, last_step=N
     init, advance = programs(make, 11, chunk, layout, stopping)
     placed = layout.spread(lanes)
     return layout.gather(advance(placed, init(placed), jnp.int32(0), jnp.int32(last_step)))
-
-
-def assert_same_bits(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def pick(tree, index):
@@ -146,7 +160,7 @@ import sys, jax, numpy as np
 from test_lanes import lanes_of, run_lanes, small, toy
 devices = tuple(jax.devices())
 assert len(devices) == 2
-for name, make, numbers in (("toy", toy, (1, 2)), ("exact", small("alternating", gradients="exact"), (2,))):
+for name, make, numbers in (("toy", toy, (1, 2)), ("exact", small("alternating"), (2,))):
     for number in numbers:
         result = run_lanes(make, lanes_of(range(12)), devices=devices[:number])
         np.savez(f"{sys.argv[1]}/{name}{number}.npz", *map(np.asarray, jax.tree.leaves(result)))
@@ -157,7 +171,7 @@ for name, make, numbers in (("toy", toy, (1, 2)), ("exact", small("alternating",
 def elsewhere(tmp_path_factory):
     """The leaves that a process with two devices computed: (program, devices used) -> list of arrays."""
     folder = tmp_path_factory.mktemp("two_devices")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "bilevel")])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "bilevel")))
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-c", TWO_DEVICES, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -178,7 +192,7 @@ def test_one_device_and_two_give_the_same_bits_at_equal_width(many, elsewhere):
 
 def test_where_a_partitioned_program_is_optimised_otherwise_two_devices_agree_to_rounding(elsewhere):
     # XLA merges the linear solves of a partitioned program in another way: bits are promised within one layout alone.
-    here = jax.tree.leaves(run_lanes(small("alternating", gradients="exact"), lanes_of(range(12))))
+    here = jax.tree.leaves(run_lanes(small("alternating"), lanes_of(range(12))))
     for x, y in zip(here, elsewhere("exact", 2), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
@@ -187,12 +201,8 @@ def test_where_a_partitioned_program_is_optimised_otherwise_two_devices_agree_to
 
 
 def test_a_sweep_over_sigma_is_one_program_and_equals_separate_runs():
-    made = []
-
-    def make(hyper):
-        made.append(None)
-        return toy(hyper)
-
+    chex.clear_trace_counter()
+    make = chex.assert_max_traces(toy, n=2)  # to trace init and to trace advance, for any number of values
     sigmas = (0.02, 0.1, 0.5)
     layout = Layout(6, 4, DEVICE)
     init, advance = programs(make, 11, NUM_STEPS, layout, NEVER)
@@ -202,7 +212,6 @@ def test_a_sweep_over_sigma_is_one_program_and_equals_separate_runs():
         results = layout.gather(swept)
         for i, sigma in enumerate(values if values is sigmas else ()):
             assert_same_bits(run_lanes(toy, lanes_of([0, 1], sigma=sigma)), pick(results, slice(2 * i, 2 * i + 2)))
-    assert len(made) == 2  # once to trace init and once to trace advance, for any number of values
     assert (init._cache_size(), advance._cache_size()) == (1, 1)
 
 
@@ -234,9 +243,6 @@ def scans(jaxpr: Jaxpr) -> list:
     return found
 
 
-STUDIES = {"sampled": dict(), "exact": dict(gradients="exact")}
-
-
 def programs_of(make, num_lanes=22, chunk=7, width=2, stopping=NEVER):
     """The programs and the specification of their inputs."""
     layout = Layout(num_lanes, width, DEVICE)
@@ -245,10 +251,10 @@ def programs_of(make, num_lanes=22, chunk=7, width=2, stopping=NEVER):
     return ours, (lanes, jax.eval_shape(ours.init, lanes), jnp.int32(0), jnp.int32(chunk))
 
 
-@pytest.fixture(scope="module", params=STUDIES)
+@pytest.fixture(scope="module", params=["sampled", "exact"])
 def study(request):
     """Programs of eleven blocks and seven steps, and the specification of their inputs."""
-    return programs_of(small(**STUDIES[request.param]), stopping=Stopping(0.1, 3))
+    return programs_of(small(request.param), stopping=Stopping(0.1, 3))
 
 
 def test_an_advance_is_one_scan_over_steps_inside_one_map_over_blocks(study):
@@ -295,7 +301,7 @@ def memory(make, **options):
 
 
 def test_memory_does_not_grow_with_the_length_of_a_chunk_beyond_its_metrics():
-    make = small("alternating", gradients="exact")
+    make = small("alternating")
     few, many = (memory(make, chunk=chunk) for chunk in (5, 50))
     metrics = many.output_size_in_bytes - few.output_size_in_bytes
     assert metrics > 0

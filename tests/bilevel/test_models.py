@@ -1,5 +1,6 @@
 """Parametrisations: shapes and values by hand, sampling frequencies, coupling, and float types."""
 
+import checks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def close(value, expected, tolerance=1e-6):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
+    checks.close(value, expected, tolerance)
 
 
 def finite_world(features=None, action_features=None):

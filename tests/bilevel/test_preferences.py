@@ -4,19 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import close
 from scipy.special import expit
 
-from bilevel.preferences import annotator, check_objective, excess_brier, excess_log_likelihood, log_likelihood
+from bilevel.preferences import Teacher, annotator, check_objective, excess_brier, excess_log_likelihood, log_likelihood
+from bilevel.ranges import check
 from bilevel.types import Comparison, Trajectory
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 GAMMA = 0.5
 DRAWS = 20_000
-
-
-def close(value, expected, tolerance=1e-12):
-    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 def comparison(label, second_label=None, probability=None):
@@ -68,14 +66,14 @@ def test_excess_log_likelihood_by_hand():
     logit = jnp.log(3.0)
     close(excess_log_likelihood(logit, comparison(1.0, probability=0.6)), np.log(0.75 / 0.6))
     close(excess_log_likelihood(logit, comparison(0.0, probability=0.6)), np.log(0.25 / 0.4))
-    certain = excess_log_likelihood(logit, comparison([1.0, 0.0], probability=[1.0, 0.0]))
+    certain = excess_log_likelihood(jnp.full(2, logit), comparison([1.0, 0.0], probability=[1.0, 0.0]))
     close(certain, [np.log(0.75), np.log(0.25)])
 
 
 def test_excess_brier_by_hand():
     logit = jnp.log(3.0)
     labels = comparison([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 0.0, 0.5])
-    close(excess_brier(logit, labels), [-0.0625, 0.1875, -0.5625, -0.0625])
+    close(excess_brier(jnp.full(4, logit), labels), [-0.0625, 0.1875, -0.5625, -0.0625])
 
 
 def means(logit, truth):
@@ -92,7 +90,7 @@ def means(logit, truth):
 
 @pytest.mark.parametrize("truth", [0.1, 0.5, 0.8])
 def test_excess_objectives_have_minus_the_divergence_and_minus_the_squared_gap_as_means(truth):
-    for logit in (-2.0, 0.0, 0.7):
+    for logit in jnp.array([-2.0, 0.0, 0.7]):
         predicted = expit(logit)
         divergence = truth * np.log(truth / predicted) + (1 - truth) * np.log((1 - truth) / (1 - predicted))
         entropy = -truth * np.log(truth) - (1 - truth) * np.log(1 - truth)
@@ -110,7 +108,7 @@ def test_every_objective_is_greatest_at_the_true_probability(truth):
 
 
 def test_the_probability_in_place_of_the_label_gives_the_mean():
-    expected = means(0.3, 0.8)
+    expected = means(jnp.float64(0.3), 0.8)
     exact = comparison(0.8, 0.8, 0.8)
     values = [x(jnp.float64(0.3), exact) for x in (log_likelihood, excess_log_likelihood, excess_brier)]
     close(values, expected)
@@ -185,27 +183,27 @@ def test_boundless_rationality_prefers_the_better_and_tosses_a_coin_between_equa
 
 def test_a_myopic_teacher_weighs_late_steps_more():
     # Steps count ¼, ½, 1: the gap of (1, 2, 0) over (0, 1, 2) is ¼·1 + ½·½·1 + 1·¼·(−2) = 0 instead of 1.
-    close(ask(annotator(state_reward, GAMMA, myopia=0.5)).probability, 0.5)
+    close(ask(annotator(state_reward, GAMMA, teacher=Teacher(myopia=0.5))).probability, 0.5)
     # At a tenth: 0.01·1 + 0.1·½ − ½ = −0.44: the preference is reversed.
-    myopic = annotator(state_reward, GAMMA, myopia=0.1)
+    myopic = annotator(state_reward, GAMMA, teacher=Teacher(myopia=0.1))
     close(ask(myopic).probability, expit(-0.44))
     assert_frequency(ask_often(myopic).label, expit(-0.44))
-    close(ask(annotator(state_reward, GAMMA, myopia=1.0)).probability, expit(1.0))
+    close(ask(annotator(state_reward, GAMMA, teacher=Teacher(myopia=1.0))).probability, expit(1.0))
 
 
 def test_a_mistaken_teacher_flips_labels_at_its_rate():
-    teacher = annotator(state_reward, GAMMA, error_rate=0.2)
+    teacher = annotator(state_reward, GAMMA, teacher=Teacher(error_rate=0.2))
     probability = 0.8 * expit(1.0) + 0.2 * (1 - expit(1.0))
     close(ask(teacher).probability, probability)
     assert_frequency(ask_often(teacher).label, probability)
-    sure = annotator(state_reward, GAMMA, jnp.inf, error_rate=0.2)
+    sure = annotator(state_reward, GAMMA, jnp.inf, teacher=Teacher(error_rate=0.2))
     assert_frequency(ask_often(sure).label, 0.8)
-    assert_frequency(ask_often(annotator(state_reward, GAMMA, error_rate=0.5)).label, 0.5)
+    assert_frequency(ask_often(annotator(state_reward, GAMMA, teacher=Teacher(error_rate=0.5))).label, 0.5)
 
 
 def test_a_teacher_skips_a_pair_when_both_returns_are_low():
     better, worse = segment(2.0), segment(0.0)
-    asked = [annotator(state_reward, GAMMA, skip_below=threshold) for threshold in (1.0, 2.0, 2.5)]
+    asked = [annotator(state_reward, GAMMA, teacher=Teacher(skip_below=threshold)) for threshold in (1.0, 2.0, 2.5)]
     assert [float(ask(teacher, better, worse).weight) for teacher in asked] == [1, 1, 0]
     assert [float(ask(teacher, worse, better).weight) for teacher in asked] == [1, 1, 0]
     assert ask(asked[0], worse, worse).weight == 0
@@ -214,7 +212,7 @@ def test_a_teacher_skips_a_pair_when_both_returns_are_low():
 
 def test_a_teacher_calls_close_returns_a_tie():
     # The returns differ by 1.
-    tied, strict = (annotator(state_reward, GAMMA, tie_within=width) for width in (1.5, 1.0))
+    tied, strict = (annotator(state_reward, GAMMA, teacher=Teacher(tie_within=width)) for width in (1.5, 1.0))
     answers = ask_often(tied)
     assert jnp.all(answers.label == 0.5) and jnp.all(answers.second_label == 0.5)
     assert jnp.all(answers.probability == 0.5)
@@ -225,7 +223,7 @@ def test_a_teacher_calls_close_returns_a_tie():
 
 def test_the_teachers_combine():
     def teacher(myopia, tie_within, skip_below):
-        return annotator(state_reward, GAMMA, 2.0, myopia, 0.1, skip_below, tie_within)
+        return annotator(state_reward, GAMMA, 2.0, Teacher(myopia, 0.1, skip_below, tie_within))
 
     probability = 0.9 * expit(-0.88) + 0.1 * expit(0.88)
     close(ask(teacher(0.1, 0.5, 1.9)).probability, probability)
@@ -236,8 +234,29 @@ def test_the_teachers_combine():
 
 def test_a_teachers_numbers_may_be_traced():
     def probability(rationality, error_rate):
-        teacher = annotator(state_reward, GAMMA, rationality, error_rate=error_rate)
+        teacher = annotator(state_reward, GAMMA, rationality, Teacher(error_rate=error_rate))
         return teacher(jax.random.key(0), FIRST, SECOND).probability
 
     swept = jax.jit(jax.vmap(probability))(jnp.array([1.0, 2.0]), jnp.array([0.0, 0.1]))
     close(swept, [expit(1.0), 0.9 * expit(2.0) + 0.1 * expit(-2.0)])
+
+
+def test_a_teacher_whose_habits_are_out_of_range_is_refused_by_its_record():
+    check(Teacher(0.5, 0.5, -jnp.inf, 0.0))
+    for habit in (
+        {"myopia": 0.0},
+        {"myopia": 1.1},
+        {"error_rate": 0.6},
+        {"skip_below": jnp.inf},
+        {"tie_within": jnp.nan},
+    ):
+        (name,) = habit
+        with pytest.raises(ValueError, match=f"^{name} is .*; required: a number"):
+            check(Teacher(**habit))
+
+
+def test_a_logit_that_is_not_one_a_label_is_refused_with_both_shapes():
+    with pytest.raises(AssertionError, match=r"different shapes: \[\(3,\), \(2,\)\]"):
+        log_likelihood(jnp.zeros(3), comparison([1.0, 0.0]))
+    with pytest.raises(AssertionError, match=r"different shapes: \[\(\), \(2,\), \(2,\)\]"):
+        excess_brier(jnp.zeros(()), comparison([1.0, 0.0], [1.0, 0.0]))

@@ -3,10 +3,12 @@
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import assert_same_bits
 
 from bilevel.run import CONVERGED, COUNTS, DIVERGED, NEVER, RUNNING, RunState, Stopping, run, start
 from bilevel.types import Algorithm, Cost, Learned, total_cost
@@ -88,13 +90,6 @@ def together(dies_at, part="state"):
         return before, *run(algorithm, key, before, NUM_STEPS, measure)
 
     return jax.vmap(lane)(KEYS, dies_at)
-
-
-def assert_same_bits(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def join(parts):
@@ -277,18 +272,12 @@ def test_no_type_is_weak_before_or_after_a_step():
 
 @pytest.mark.parametrize("algorithm", [toy(), weak()], ids=["strong", "weak"])
 def test_a_step_is_traced_once_for_all_chunks(algorithm):
-    traces = []
-
-    def step(key, state):
-        traces.append(None)
-        return algorithm.step(key, state)
-
-    counted = algorithm._replace(step=step)
+    chex.clear_trace_counter()
+    counted = algorithm._replace(step=chex.assert_max_traces(algorithm.step, n=1))
     state = start(algorithm, KEY)
     chunk = jax.jit(lambda state, first, last: run(counted, KEY, state, 2, None, first, last))
     for first in (0, 2, 4):
         state, _ = chunk(state, jnp.int32(first), jnp.int32(5))
-    assert len(traces) == 1
     assert isinstance(state, RunState) and int(state.steps) == 5
 
 

@@ -1,21 +1,20 @@
 """A mistake gets one line: what was given, what is required, what to do; exit code 2, before anything compiles."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from experiments.settings.build import build
 
-from bilevel.types import Hyper
+from bilevel.algorithms.alternating import AlternatingConfig, AlternatingHyper
 from experiments import configure
 from experiments.__main__ import main
-from experiments.runs import cohort, driver
+from experiments.runs import cohort
 from experiments.settings import worlds
-from experiments.settings.algorithms import ALGORITHMS
-from experiments.settings.config import EFFECTS, as_dict, choices_wanted, from_dict, sweep
-from experiments.settings.options import OptionError
+from experiments.settings.algorithms import ALGORITHMS, static
+from experiments.settings.config import EFFECTS, as_dict, choices_wanted, from_dict, idle
+from experiments.settings.job import resolve
+from experiments.settings.options import ESTIMATOR, OptionError, part
 
 CASES = {
     "unknown command": (["trian"], ["command is 'trian'", "did you mean command train?"]),
@@ -276,7 +275,7 @@ def test_from_python_an_option_that_is_none_is_refused_with_the_nearest_or_where
     for name, advice in {
         "sgima": "did you mean --sigma\\?",
         "cells": "it is one of --world cartpole",
-        "zzzzqq": "required: one of --map, --slip, ",
+        "zzzzqq": "required: one of --steps, --seeds, ",
     }.items():
         with pytest.raises(OptionError, match=f"bilevel on gridworld has no option --{name}; {advice}"):
             configure(**{name: 1})
@@ -299,9 +298,8 @@ CHANGED |= dict(num_pairs=3, rollout_length=5, estimator="coupled", critic="mont
 
 def algorithm_of(**options):
     """A small one, its hyperparameters constants of its program."""
-    config = configure("garnet", **TINY | options)
-    (point,) = sweep(config)[1]
-    return build(config).make(Hyper(**point))[0]
+    job = resolve(configure("garnet", **TINY | options))
+    return job.make(*job.points)[0]
 
 
 def program(**options):
@@ -324,8 +322,8 @@ def test_each_option_that_some_choices_leave_without_effect_changes_the_program_
 )
 def test_options_that_a_choice_is_said_to_leave_without_effect_do_not_change_the_program(chosen):
     config = configure("garnet", **TINY | chosen)
-    idle = {name: value for name, value in CHANGED.items() if choices_wanted(config, name)}
-    assert idle and program(**chosen | idle) == program(**chosen)
+    unused = {name: value for name, value in CHANGED.items() if choices_wanted(config, name)}
+    assert unused and program(**chosen | unused) == program(**chosen)
 
 
 @pytest.mark.parametrize("gradients", ["exact", "sampled"])
@@ -343,31 +341,26 @@ def test_without_line_7_sigma_moves_what_is_computed_nevertheless(gradients):
 
 
 def test_a_single_value_without_effect_is_noted_and_harmless(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(driver, "train", lambda *arguments: tmp_path)
-    idle = {
+    monkeypatch.setattr("experiments.commands.train.train", lambda *arguments: tmp_path)
+    notes = {
         "--critic=monte_carlo --num_targets=3": "--num-targets has no effect with --critic monte_carlo; it is one",
         "--critic exact --no-average-critic": "--average-critic has no effect with --critic exact",
         "--batch-size 8 --gradients exact --segment-length 2": "--batch-size has no effect with --gradients exact",
         "--hypergradient naive --estimator coupled": "--estimator has no effect with --hypergradient naive",
         "--num-targets 3": "",
     }
-    for words, sentence in idle.items():
+    for words, sentence in notes.items():
         assert main(["train", *words.split()]) == 0
         said = capsys.readouterr().out
         assert f"note: {sentence}" in said if sentence else "note" not in said
 
 
-def test_of_an_algorithm_that_is_not_ours_no_option_is_said_to_have_no_effect(monkeypatch):
-    @dataclasses.dataclass(frozen=True)
-    class Theirs(ALGORITHMS["bilevel"]):
-        """An algorithm of a user."""
-
-    Theirs.__module__ = "theirs"
-    monkeypatch.setitem(ALGORITHMS, "theirs", Theirs)
-    swept = dict(critic="monte_carlo", critic_step_size=(0.1, 3.0))
-    assert configure(algorithm="theirs", **swept).critic_step_size == (0.1, 3.0)
-    with pytest.raises(OptionError, match="has no effect"):
-        configure(**swept)
+def test_of_an_option_that_another_algorithm_brings_it_is_not_said_that_it_has_no_effect(monkeypatch):
+    options = part("OtherOptions", "An algorithm of a user.", static(AlternatingConfig, AlternatingHyper, ESTIMATOR))
+    monkeypatch.setitem(ALGORITHMS, "other", ALGORITHMS["alternating"]._replace(options=options))
+    for algorithm, number in {"other": 0, "bilevel": 1}.items():
+        config = configure("garnet", algorithm, gradients="exact", segment_length=2)
+        assert len(idle(config, ["estimator"])) == number
 
 
 def arrays(**changes):
@@ -483,7 +476,7 @@ def test_a_report_of_a_broken_run_gets_one_line(refused, tmp_path):
         ("average_critic", 1, "True or False"),
         ("reference", None, "text"),
         ("discount", 10**400, "a number"),
-        ("batch_size", 10**40, "an even number from 4 to 1048576"),
+        ("batch_size", 10**40, "a whole number, at least 1 and at most 1048576"),
         ("num_pairs", 10**12, "2 to 1048576"),
     ],
 )
@@ -510,6 +503,6 @@ def test_from_python_a_world_that_is_no_name_is_refused(world):
     ],
 )
 def test_from_python_what_means_the_same_is_the_same_run(option, value, same):
-    ours = configure(**{option: value})
-    assert json.dumps(as_dict(ours)) == json.dumps(as_dict(configure(**{option: same})))
-    assert getattr(ours, option) == same
+    found = configure(**{option: value})
+    assert json.dumps(as_dict(found)) == json.dumps(as_dict(configure(**{option: same})))
+    assert found.options[option] == same

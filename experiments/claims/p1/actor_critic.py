@@ -57,9 +57,10 @@ class ActorCritic(NamedTuple):
     start: float
 
 
-def measure(budget: Budget) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at every ε."""
-    sizes, samples, gap = QUICK if budget.quick else FULL, [], []
+def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:
+    """Policy gradients with Algorithm 2 at every ε; `sizes` in place of the budget's."""
+    sizes = sizes or (QUICK if budget.quick else FULL)
+    samples, gap = [], []
     for epsilon in sizes.epsilons:
         compute = partial(improve, schedule(epsilon), sizes.num_seeds)
         logits, transitions = budget.keep(f"policy {epsilon:.4f}", Improved, compute)

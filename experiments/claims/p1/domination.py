@@ -94,9 +94,9 @@ class Domination(NamedTuple):
     found: dict[tuple[str, str], Searched]
 
 
-def measure(budget: Budget) -> Domination:
-    """Every class with every objective, two classes at a time: each is one thread."""
-    sizes = QUICK if budget.quick else FULL
+def measure(budget: Budget, sizes: Sizes | None = None) -> Domination:
+    """Every class with every objective, two classes at a time: each is one thread; `sizes` in place of the budget's."""
+    sizes = sizes or (QUICK if budget.quick else FULL)
     with ThreadPoolExecutor(2) as pool:
         each = pool.map(lambda name: search_class(name, sizes, budget), sizes.classes)
         return Domination(
@@ -260,7 +260,7 @@ def found_below(each: dict[tuple[str, str], dict[str, Interval]], objective: str
 def draw(data: Domination) -> Figure:
     """A column for each objective: μ̂₁ over random φ, and on how many instances the assumption is refuted, by what."""
     sizes, weights = data.sizes, np.array(data.sizes.kl_weights)
-    title = f"Weak gradient domination of Φ on {sizes.num_instances} random MDPs: medians and shares, 95 % intervals over them"
+    title = f"Weak gradient domination of Φ on {sizes.num_instances} random MDPs: 95 % intervals over them"
     figure, axes = panels.panels(13, 10, 3, len(OBJECTIVES), title, share_x=True, share_y="row")
     for (name, objective), found in data.found.items():
         numbers, column = numbers_of(found), axes[:, list(OBJECTIVES).index(objective)]

@@ -95,9 +95,9 @@ class Rate(NamedTuple):
     ladders: dict[str, Ladder]
 
 
-def measure(budget: Budget) -> Rate:
-    """Every arm at every ε and w."""
-    sizes = QUICK if budget.quick else FULL
+def measure(budget: Budget, sizes: Sizes | None = None) -> Rate:
+    """Every arm at every ε and w; `sizes` in place of the budget's."""
+    sizes = sizes or (QUICK if budget.quick else FULL)
     return Rate(np.array(sizes.epsilons), {name: climb(name, sizes, budget) for name in sizes.weights})
 
 
@@ -205,8 +205,8 @@ def in_words(name: str, ladder: Ladder) -> str:
     return (
         f"{name} (w = {WEIGHTS[name]:g}, {100 * assumed.reached:.0f} % of exact ascents reach Φ*; on |φ_i| ≤ {RADIUS:g}, "
         f"where {100 * inside:.0f} % of the runs end at every ε or more, μ̂₁ = {assumed.domination:.2g} and {assumed.below} "
-        f"stationary points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least): mean gap "
-        f"{assumed.start[0]:.2g} at the start, at the first and last ε: "
+        f"stationary points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least): mean "
+        f"gap {assumed.start[0]:.2g} at the start, at the first and last ε: "
         + ", ".join(f"{arm} {mean[0]:.2g} → {mean[-1]:.2g}" for arm, mean in ends)
     )
 

@@ -88,9 +88,9 @@ class Sensitivity(NamedTuple):
     tuning: Tuning
 
 
-def measure(budget: Budget) -> Sensitivity:
-    """The grids, the lines, and the searches beside the best point of the grids."""
-    sizes = QUICK if budget.quick else FULL
+def measure(budget: Budget, sizes: Sizes | None = None) -> Sensitivity:
+    """The grids, the lines, and the searches beside the best point of the grids; `sizes` in place of the budget's."""
+    sizes = sizes or (QUICK if budget.quick else FULL)
     counts, base = base_point(sizes.epsilon)
     best = float(two_states.assumption(KL_WEIGHT, sizes.num_starts, sizes.ascent_steps).best)
     points, _ = grids(base, sizes.factors)
@@ -280,7 +280,7 @@ def _draw_line(panel, symbol: str, counts: tuple[int, ...], along: Line, base: n
 
 
 CLAIM = Claim(
-    statement="Some of Algorithm 1's numbers must be chosen together, and a search finds them without the problem's constants.",
+    statement="Some of Algorithm 1's numbers must be chosen together, and a search finds them without knowing the problem.",
     source="this project's; 2410.15610 leaves them open",
     prediction="none: how far the log gap is from additive in two numbers, and what a search reaches beside the schedule",
     exact=False,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import two_arms
 from checks import close
@@ -20,7 +21,7 @@ def algorithm(num_policy_steps=2):
     problem, mdp, coefficients = two_arms.two_arms(WEIGHT)
     problem = problem._replace(reward=problem.reward._replace(init=lambda key: jnp.asarray(START)))
     gradients = exact_gradients(problem, mdp, 1, coefficients)
-    return alternating(problem, gradients, AlternatingConfig(num_policy_steps), HYPER)
+    return alternating(problem, gradients, AlternatingConfig(num_policy_steps, reward_optimizer=optax.sgd), HYPER)
 
 
 def test_an_outer_step_by_hand_moves_the_policy_twice_and_then_the_reward_at_the_new_policy(x64):
@@ -47,7 +48,9 @@ def test_the_reward_does_not_feel_that_the_policy_follows_it(x64):
     # Where the direct gradient vanishes, at φ = 1, the reward rests, though Φ still rises with φ through the policy.
     problem, mdp, coefficients = two_arms.two_arms(WEIGHT)
     problem = problem._replace(reward=problem.reward._replace(init=lambda key: jnp.ones(())))
-    ours = alternating(problem, exact_gradients(problem, mdp, 1, coefficients), AlternatingConfig(3), HYPER)
+    ours = alternating(
+        problem, exact_gradients(problem, mdp, 1, coefficients), AlternatingConfig(3, reward_optimizer=optax.sgd), HYPER
+    )
     state, _ = jax.jit(lambda key: ours.step(key, ours.init(key)))(jax.random.key(0))
     close(ours.params(state).reward, 1.0)
     assert ours.params(state).policy[0, 0] > 0.1

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 import two_arms
 from checks import close
@@ -17,7 +18,8 @@ HYPER = TwoStageHyper(policy_step_size=0.8, reward_step_size=0.3)
 def algorithm(**counts):
     """Three steps of the reward on two batches, then one policy step an outer step; from φ = 0 and the uniform policy."""
     problem, mdp, coefficients = two_arms.two_arms(WEIGHT)
-    config = TwoStageConfig(**(dict(num_batches=2, num_reward_steps=3, num_policy_steps=1) | counts))
+    counts = dict(num_batches=2, num_reward_steps=3, num_policy_steps=1) | counts
+    config = TwoStageConfig(**counts, reward_optimizer=optax.sgd)
     return two_stage(problem, exact_gradients(problem, mdp, 1, coefficients), config, HYPER)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from checks import close
 from jax.flatten_util import ravel_pytree
@@ -48,21 +49,12 @@ class Instance(NamedTuple):
     """A random problem with a full softmax table, its exact gradients, and Φ by another way: `exact.optimal_policy`."""
 
     problem: Problem
+    gradients: Gradients
+    bilevel: Bilevel
     mdp: MDP
-    horizon: int
     coefficients: Coefficients
     hyper: BilevelHyper
     reward: Params
-
-    @property
-    def gradients(self) -> Gradients:
-        """The exact gradients."""
-        return exact_gradients(self.problem, self.mdp, self.horizon, self.coefficients)
-
-    @property
-    def bilevel(self) -> Bilevel:
-        """Φ and what it is made of, by linear solves and enumeration."""
-        return exact_bilevel(self.problem, self.mdp, self.horizon, self.coefficients)
 
     def optimum(self, params: Params):
         """log π*(φ), [S, A]."""
@@ -72,6 +64,15 @@ class Instance(NamedTuple):
         """A hypergradient at the policy with logits `start`, [S, A]."""
         ours = construct(self.problem, self.gradients, self.hyper)
         return ours.estimate(jax.random.key(0), (), self.reward, start, start)
+
+
+def assemble(mdp, horizon, coefficients, reward, prior, params) -> Instance:
+    """The instance of these parts, with steps below 1 over the largest curvature at the optimum, w max d/(1 − γ) · ½ at
+    most."""
+    problem = tabular_problem(mdp, coefficients, reward, prior)
+    given = problem, mdp, horizon, coefficients
+    hyper = BilevelHyper(policy_step_size=(1 - coefficients.discount) / coefficients.kl_weight)
+    return Instance(problem, exact_gradients(*given), exact_bilevel(*given), mdp, coefficients, hyper, params)
 
 
 def instance(key, num_states, num_actions, horizon, reward_class, kl_weight=None) -> Instance:
@@ -88,12 +89,8 @@ def instance(key, num_states, num_actions, horizon, reward_class, kl_weight=None
     params = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(key_reward, x.shape), shape)
     prior = jax.nn.softmax(0.5 * jax.random.normal(key_prior, (num_states, num_actions)))
     noise = jax.random.uniform(key_hyper, (3,))
-    # The step is below 1 over the largest curvature at the optimum, w max d / (1 − γ) · ½ at most.
     kl_weight, discount = 1.0 + noise[0] if kl_weight is None else kl_weight, 0.5 + 0.4 * noise[1]
-    coefficients = Coefficients(discount, kl_weight, 0.5 + noise[2])
-    hyper = BilevelHyper(policy_step_size=(1 - discount) / kl_weight)
-    problem = tabular_problem(mdp, coefficients, reward, prior)
-    return Instance(problem, mdp, horizon, coefficients, hyper, params)
+    return assemble(mdp, horizon, Coefficients(discount, kl_weight, 0.5 + noise[2]), reward, prior, params)
 
 
 SHAPES = [(2, 2, 3, "linear"), (2, 3, 2, "mlp"), (5, 3, 1, "mlp")]  # S, A, H, class of r_φ: not the references'
@@ -251,8 +248,8 @@ def test_the_implicit_gradient_follows_a_restricted_policy_and_the_closed_form_d
     # One probability for all states: no policy of the class is the Gibbs policy, which the closed form differentiates.
     full = instance(jax.random.key(0), *SMALL)
     policy = Model(lambda key: jnp.zeros(()), lambda params, obs: models.Categorical(jnp.stack([params, -params])))
-    ours = full._replace(problem=full.problem._replace(policy=policy))
-    given = full.bilevel
+    problem, given = full.problem._replace(policy=policy), full.bilevel
+    ours = full._replace(problem=problem, gradients=exact_gradients(problem, full.mdp, SMALL[2], full.coefficients))
 
     def table(logit):
         return jnp.tile(jax.nn.softmax(jnp.stack([logit, -logit])), (3, 1))
@@ -342,8 +339,8 @@ def small_instance() -> Instance:
     """One whose implicit part is as large as its direct one, with little to come after a step: γ = ½."""
     ours = instance(jax.random.key(0), 3, 2, 2, "linear", 0.2)
     coefficients = ours.coefficients._replace(discount=0.5, rationality=2.0)
-    problem = tabular_problem(ours.mdp, coefficients, ours.problem.reward, ours.bilevel.lower(ours.reward).reference)
-    return ours._replace(problem=problem, coefficients=coefficients)
+    prior = ours.bilevel.lower(ours.reward).reference
+    return assemble(ours.mdp, 2, coefficients, ours.problem.reward, prior, ours.reward)
 
 
 def parts(ours: Instance, gradients: Gradients, key):
@@ -458,7 +455,7 @@ def test_the_outer_step_ascends_the_hypergradient_it_was_given_and_counts_its_co
         gradients = exact_gradients(problem, ours.mdp, 2, ours.coefficients)
         results = {}
         for name, (construct, _) in EVALUATIONS.items():
-            config = BilevelConfig(num_policy_steps=20, hypergradient=construct)
+            config = BilevelConfig(num_policy_steps=20, reward_optimizer=optax.sgd, hypergradient=construct)
             algorithm = bilevel_rlhf(problem, gradients, config, hyper)
             state, info = algorithm.step(key, algorithm.init(key))
             points = ours.reward, actor_of(state.lower.params), proxy_of(state.lower.params)

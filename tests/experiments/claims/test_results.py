@@ -1,8 +1,12 @@
-"""What is reported of a claim, as JSON and in words."""
+"""What is reported of a claim, as JSON and in words; what of it is damaged counts as nothing."""
+
+import os
 
 import numpy as np
 
+from experiments.claims import results, runner
 from experiments.claims.results import in_brackets, in_words, judged_in_words, margin_in_words, plain, short
+from experiments.files import write_json
 
 
 def test_json_has_no_infinities_and_no_types_of_numpy():
@@ -37,3 +41,15 @@ def test_a_refuted_assumption_is_told_with_the_shares_of_all_numbers_that_might_
     )
     assert in_words({"verdict": "refuted", "numbers": {"b": shares["b"]}}) == "refuted, on 100 % of instances"
     assert in_words({"verdict": "not decided", "numbers": {}}) == "not decided"
+
+
+def test_what_a_claim_left_that_is_damaged_counts_as_nothing(tmp_path):
+    said: list[str] = []
+    os.mkfifo(tmp_path / results.RESULT)
+    assert results.current(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[0]
+    write_json(tmp_path, runner.STARTED, {"digest": "ours", "seconds": "long"})
+    assert not runner.is_measured(tmp_path, "ours")
+    write_json(tmp_path, results.RESULT, results.sealed({"digest": "ours"}))
+    assert results.current(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[1]
+    os.mkfifo(tmp_path / results.FIGURE)
+    assert results.figure_digest(tmp_path) == ""

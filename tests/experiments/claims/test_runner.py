@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,6 +293,12 @@ def test_patterns_choose_and_what_gets_no_verdict_is_asked_for_by_name_or_with_a
 def test_an_assumption_without_margins_gets_a_verdict(claims):
     claims.change("P0.two", margins={}, refuting="y")
     assert chosen((), False, load_each(CLAIMS)[0]) == ["P0.one", "P0.two"]
+
+
+def test_every_file_with_a_claim_is_in_the_list():
+    home = Path(runner.__file__).parent
+    files = [path for path in home.glob("p*/*.py") if "\nCLAIM = " in path.read_text()]
+    assert {f"{path.parent.name.upper()}.{path.stem}" for path in files} == {*CLAIMS} and len(CLAIMS) == len({*CLAIMS})
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from experiments.files import RunFolderError, read_json, write_json
 from experiments.runs.folder import compare_manifests, config_hash, group_name, kept, make_manifest, open_run, run_name
@@ -421,6 +422,15 @@ def test_a_run_loads_with_named_dimensions_and_swept_coordinates(run):
     assert data.seed.values.tolist() == [0, 1] and data.step.values.tolist() == list(range(10))
     assert data.labels.sel(seed=1, step=7).values[data.sigma.values == 0.3].item() == 20107
     assert json.loads(data.attrs["config"]) == WRITTEN
+
+
+def test_a_run_is_written_to_netcdf_and_read_back_as_it_was_with_what_is_installed_already(run, tmp_path):
+    write_json(run, "score.json", {"name": "steps survived", "unit": "steps", "low": None, "high": 500})
+    write_metrics(run, group_name(0, 2), 0, chunk(0, 10) | {"true_score": np.ones((6, 10))})
+    data = load_run(run)
+    data.to_netcdf(tmp_path / "run.nc")
+    with xr.open_dataset(tmp_path / "run.nc") as read:
+        xr.testing.assert_identical(read.load(), data)
 
 
 def test_a_sweep_that_ends_in_infinity_is_loaded(run):

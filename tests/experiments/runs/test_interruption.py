@@ -238,7 +238,7 @@ def test_a_second_ctrl_c_ends_the_command_wherever_it_comes(tmp_path):
     send = "gc.callbacks.append(twice), gc.collect()"
     script = f"""
 import gc, os, signal, sys
-from experiments import groups
+from experiments.runs import cohort as groups
 from experiments.__main__ import command
 sys.argv[:] = ["bilevel", "train", *{TINY!r}, "--out", {str(tmp_path / "run")!r}]
 honest, groups.write_metrics = groups.write_metrics, lambda *rest: (honest(*rest), {send})

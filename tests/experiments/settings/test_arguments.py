@@ -85,16 +85,16 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults_of_the_world(tmp
     )
     path = ["--config", str(tmp_path / "run.toml")]
     config, *_ = parse_train([*path, "--steps", "8", "--average-critic"])
-    assert (config.world_name, config.kl_weight, config.discount) == ("cartpole", (0.3,), (0.998,))
-    assert (config.steps, config.seeds, config.average_critic) == (8, 5, True)
+    found = {"kl_weight": (0.3,), "discount": (0.998,), "steps": 8, "seeds": 5, "average_critic": True}
+    assert config.world_name == "cartpole" and config.options | found == config.options
     config, *_ = parse_train(["--world", "lqr", *path])
-    assert (config.world_name, config.kl_weight, config.discount) == ("lqr", (0.3,), (0.95,))
+    assert config.world_name == "lqr" and config.options["discount"] == (0.95,)
 
 
 def test_only_all_together_must_fit(tmp_path):
     (tmp_path / "run.yaml").write_text("gradients: exact\nkl_weight: 0\n")
     path = ["--config", str(tmp_path / "run.yaml")]
-    assert parse_train([*path, "--kl-weight", "0.5"])[0].gradients == "exact"
+    assert parse_train([*path, "--kl-weight", "0.5"])[0].options["gradients"] == "exact"
     with pytest.raises(OptionError, match="--kl-weight is 0 with --gradients exact"):
         parse_train(path)
 

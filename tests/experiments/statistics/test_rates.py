@@ -41,7 +41,7 @@ def covered(found, truth=0.5):
 
 
 def decided(fit, low=-np.inf, high=np.inf):
-    """The verdict, as `experiments.verify.claims.judge` comes to it."""
+    """The verdict, as `experiments.claims.claim.judge` comes to it."""
     return "not decided" if fit.undecided else verdict(fit.interval, low, high, fit.tail)
 
 
