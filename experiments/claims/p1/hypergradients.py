@@ -19,8 +19,8 @@ from matplotlib.ticker import SymmetricalLogLocator
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.p1 import hypergradient_ways
 from experiments.claims.p1.hypergradient_ways import KL_WEIGHTS, TARGET, Measured, Sizes
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, lengths, panels
-from experiments.statistics.intervals import Interval, interquartile_mean
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, panels
+from experiments.statistics.intervals import Interval, bars, interquartile_mean
 
 FULL = Sizes()
 QUICK = Sizes(6, 5, (10, 100), (10, 100), 50, 16, 20, 40, 10, 1)
@@ -128,7 +128,7 @@ def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, c
     for name, measured in exactly.items():
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
         line = dict(marker="o", markersize=3, linewidth=1.2, color=colors[name], linestyle=style)
-        panel.errorbar(places, of.center, lengths(of), label=name, **line)
+        panel.errorbar(places, of.center, bars(of), label=name, **line)
     panel.set(xscale="log", yscale="log", ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
     panel.set_xticks(places, [*map(str, policy_steps), "∞ (λ*)"])
     panel.minorticks_off()
@@ -153,7 +153,7 @@ def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
     for i, (weight, color) in enumerate(zip(KL_WEIGHTS, BY_WEIGHT, strict=True)):
         of = Interval(*np.transpose([[end[i] for end in x] for x in values.values()]))
         places, style = np.arange(len(values)) + 0.2 * (2 * i - 1), dict(fmt="o", color=color, markersize=4)
-        panel.errorbar(of.center, places, xerr=lengths(of), label=f"w = {weight}", **style)
+        panel.errorbar(of.center, places, xerr=bars(of), label=f"w = {weight}", **style)
     panel.set_yticks(range(len(values)), list(values))
     panel.invert_yaxis()
     panel.legend(fontsize=9)

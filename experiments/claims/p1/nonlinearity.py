@@ -30,8 +30,8 @@ from experiments.claims.p1 import critic_errors, reward_classes
 from experiments.claims.p1.critic_errors import POLICIES
 from experiments.claims.p1.landscapes import finished, lower_maxima, median
 from experiments.claims.p1.reward_classes import HIDDEN, TABLE, TRUTHS, Rewards
-from experiments.claims.panels import BLUE, GREEN, VERMILION, lengths, panels
-from experiments.statistics.intervals import Interval, interquartile_mean, mean, proportion
+from experiments.claims.panels import BLUE, GREEN, VERMILION, panels
+from experiments.statistics.intervals import Interval, bars, interquartile_mean, mean, proportion
 
 COLORS = (BLUE, VERMILION)
 ROOMS = "...#...\n.......\n...#...\n#.###.#\n...#...\n.......\n...#..G"
@@ -210,7 +210,7 @@ def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
         panel.bar(place, lacks.center, color=color, label=f"{about}: the best found in the class", **style)
         on_top = dict(color="white", hatch="//", label="and what Algorithm 1 leaves") | style
         panel.bar(place, left.center, bottom=lacks.center, **on_top)
-        panel.errorbar(place, lost.center, lengths(lost), fmt="none", color="black", linewidth=1)
+        panel.errorbar(place, lost.center, bars(lost), fmt="none", color="black", linewidth=1)
         for x, top, share in zip(place, lost.high, trapped.center, strict=True):
             panel.text(x, top + 0.004, f"{share:.0%}", ha="center", va="bottom", fontsize=7, color=color)
     labels = [f"{name}\n{' | '.join(f'{x:.2f}' for x in of[name]['return'].center)}" for name in of]
@@ -229,7 +229,7 @@ def draw_meters(panel: Axes, data: Data) -> None:
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
         rank = reward_classes.correlations(data.rewards, i)["left"]["within"]
         of, label = Interval(*(x[:, i] for x in ends)), "{}: Spearman's ρ {:.2f} [{:.2f}, {:.2f}]".format(about, *rank)
-        panel.errorbar(range(len(of.center)), of.center, lengths(of), fmt="o-", color=color, capsize=3, label=label)
+        panel.errorbar(range(len(of.center)), of.center, bars(of), fmt="o-", color=color, capsize=3, label=label)
     panel.set_xticks(range(reward_classes.NUM_PARTS), ["lowest\nfifth", "·", "·", "·", "highest\nfifth"])
     panel.set(xlabel="instances by their μ̂₁ within the class", ylim=(0, 0.55))
     panel.set_ylabel("share of runs that end below\nthe best of their class")
@@ -242,7 +242,7 @@ def draw_critics(panel: Axes, data: Data) -> None:
         place = np.arange(len(data.critics)) + 0.24 * p - 0.12
         of = critic_errors.over_seeds(np.stack([x.errors[p] for x in data.critics.values()]))
         style = dict(fmt="o", color=color, markersize=5, label=f"Algorithm 2, {policy} policy")
-        panel.errorbar(place, of.center, lengths(of), **style)
+        panel.errorbar(place, of.center, bars(of), **style)
         floors = [(np.min(x.floors[p]), np.median(x.floors[p])) for x in data.critics.values()]
         floors = np.maximum(np.transpose(floors), LOWEST / 10)
         panel.vlines(place, *floors, color=color, linewidth=4, alpha=0.35)
@@ -258,7 +258,7 @@ def draw_policies(panel: Axes, data: Data) -> None:
     lacks = np.transpose([np.quantile(1 - x.returns, (0.0, 0.5, 1.0)) for x in data.policies.values()])
     of = Interval(*np.maximum(lacks, 1e-6)[[1, 0, 2]])
     style = dict(fmt="o", color=GREEN, capsize=4, label="median restart, and the best and the worst")
-    panel.errorbar(range(len(data.policies)), of.center, lengths(of), **style)
+    panel.errorbar(range(len(data.policies)), of.center, bars(of), **style)
     panel.set_xticks(range(len(data.policies)), list(data.policies))
     panel.set(yscale="log", xlabel="class of policies (hidden widths), of the cell's two coordinates")
     panel.set_ylabel("J lacking: 0 the table's optimum, 1 the reference")
