@@ -188,6 +188,11 @@ def test_every_link_leads_somewhere(path):
             assert anchor in [re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-") for x in headings], target
 
 
+def test_pictures_are_small():
+    pictures = [path.parent / x for path, text in TEXTS.items() for x in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)]
+    assert pictures and all(x.stat().st_size < 60_000 for x in pictures)
+
+
 def exists(name: str) -> bool:
     """Whether a dotted name below a package of this project leads to something."""
     module, _, rest = name, "", ""
