@@ -224,6 +224,14 @@ def test_every_module_and_every_file_that_is_named_exists(path):
             assert exists(f"{package}.{name}"), name
 
 
+@pytest.mark.parametrize("folder", ["bilevel", "envs", "experiments"])
+def test_every_module_is_named_in_the_readme_of_its_folder(folder):
+    words = {*re.findall(r"\w+", TEXTS[ROOT / folder / "README.md"])}
+    claims = ROOT / "experiments" / "claims" / "p1"
+    modules = {path.stem for path in (ROOT / folder).rglob("*.py") if path.parent != claims} - {"__init__"}
+    assert modules <= words
+
+
 @EACH
 def test_every_claim_that_is_named_is_one(path):
     assert {*re.findall(r"\bP1\.[a-z_]+\b", prose(TEXTS[path]))} <= {*CLAIMS}
