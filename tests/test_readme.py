@@ -70,7 +70,7 @@ def run_block(word: str) -> dict:
 
 
 def test_ten_lines_of_python_train_and_load(small, capsys):
-    small()
+    small(policy="table", reward="table", critic_model="table")
     names = run_block("load_params")
     assert len(block("load_params").strip().splitlines()) <= 10
     assert dict(names["run"].sizes) == {"hyper": 2, "seed": 2, "step": 2}
@@ -120,7 +120,8 @@ def test_the_world_of_the_readme_is_one_file_and_trains(tmp_path, monkeypatch):
     file.write_text(block("CorridorOptions"))
     runpy.run_path(str(file), run_name="corridor")
     out = tmp_path / "run"
-    sizes = ["--seeds", "2", "--steps", "2", "--policy", "table", "--length", "4", *TINY_ARGUMENTS]
+    tables = ["--policy", "table", "--reward", "table", "--critic-model", "table"]
+    sizes = ["--seeds", "2", "--steps", "2", "--length", "4", *tables, *TINY_ARGUMENTS]
     assert main(["train", "--world", "corridor", "--out", str(out), *sizes]) == 0
     assert experiments.load_run(out).sizes["step"] == 2
     assert np.load(out / "tables.npz")["policy"].shape == (1, 2, 4, 2)
