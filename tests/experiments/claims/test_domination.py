@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import near
+from experiments.studies import domination
+from experiments.verify import p1_domination
+from experiments.verify.claims import Budget
 from experiments.verify.runner import describe
 
 from bilevel.exact.bilevel import exact_bilevel, tabular_problem
 from bilevel.types import Coefficients
 from envs.tabular import garnet
-from experiments.studies import domination
-from experiments.verify import p1_domination
-from experiments.verify.claims import Budget
 
 PAPER = "log-likelihood (the paper's)"
 SMALL = domination.Sizes(num_instances=4, kl_weights=(0.5, 20.0), num_points=8, num_starts=3)

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-
-from experiments.files import write_arrays
 from experiments.studies import complexity, tuned
 from experiments.studies.complexity import ESTIMATORS
 from experiments.verify import p1_tuned
 from experiments.verify.claims import Budget, judge, together
 from experiments.verify.runner import describe
+
+from experiments.files import write_arrays
 
 SMALL = tuned.Sizes(
     budgets=(5e2, 2e4, 4e4, 8e4),
