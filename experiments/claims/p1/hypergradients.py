@@ -23,7 +23,17 @@ from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION,
 from experiments.statistics.intervals import Interval, bars, interquartile_mean
 
 FULL = Sizes()
-QUICK = Sizes(6, 5, (10, 100), (10, 100), 50, 16, 20, 40, 10, 1)
+QUICK = Sizes(
+    num_instances=6,
+    num_ascents=5,
+    policy_steps=(10, 100),
+    unrolled_steps=(10, 100),
+    num_batches=50,
+    batch_size=16,
+    rollout_length=20,
+    outer_steps=40,
+    repeats=1,
+)
 UNSOLVED = 1e-8  # relative residual of a linear solve above which it counts as unsolved
 BY_WEIGHT = (BLUE, VERMILION)
 FAMILIES = {
@@ -36,11 +46,10 @@ FAMILIES = {
 
 
 class Data(NamedTuple):
-    """What was measured of each way, the K′ it was measured at (∞ beside), and steps of an ascent, outer and inner."""
+    """What was measured of each way, and how much."""
 
+    sizes: Sizes
     ways: dict[str, Measured]
-    policy_steps: tuple[int, ...]
-    ascent_steps: tuple[int, int]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
@@ -54,7 +63,7 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
             one = partial(hypergradient_ways.measure_way, way, sizes, where, end)
             found[name] = budget.keep(name, Measured, one)
             budget.say(f"{name}: done")
-    return Data(found, sizes.policy_steps, (sizes.outer_steps, sizes.inner_steps))
+    return Data(sizes, found)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -78,7 +87,7 @@ def judge(data: Data) -> Measurement:
         if of.error is not None:
             errors, unsolved = geometric(of.error[i]), np.mean(of.residual[i] > UNSOLVED, axis=-1)
             numbers[f"relative bias at λ*, {name}, w = {weight}"] = Number(*(x[-1] for x in errors))
-            row |= {f"bias, K′ = {k}": list(x) for k, *x in zip(data.policy_steps, *errors, strict=False)}
+            row |= {f"bias, K′ = {k}": list(x) for k, *x in zip(data.sizes.policy_steps, *errors, strict=False)}
             row |= {"unsolved, by K′": unsolved.tolist(), "gradients": of.evaluations, "ms": 1e3 * of.seconds}
         if of.transitions is not None:
             numbers[f"transitions, {name}, w = {weight}"] = Number(*geometric(of.transitions[i]))
@@ -104,7 +113,7 @@ def draw(data: Data) -> Figure:
     figure, (top, bottom) = panels(15, 8.6, 2, 3, title)
     colors = colors_of(exactly)
     for i, panel in enumerate(top[:2]):
-        draw_bias(panel, exactly, data.policy_steps, i, colors)
+        draw_bias(panel, exactly, data.sizes.policy_steps, i, colors)
     draw_cost(top[2], exactly, colors)
     draw_sampled(bottom[0], data)
     draw_ascents(bottom[1], data)
@@ -177,15 +186,16 @@ def draw_ascents(panel: Axes, data: Data) -> None:
             panel.plot(gap[i], np.full(gap.shape[1], place + 0.2 * (2 * i - 1)), "|", color=color, alpha=0.5)
     panel.set_xscale("symlog", linthresh=1e-6)
     panel.xaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=1e-6))  # labels of every decade would touch
-    panel.set(title="Ends of ascents of {} steps, K = {} (marks: instances)".format(*data.ascent_steps))
+    about = f"{data.sizes.outer_steps} steps, K = {data.sizes.inner_steps}"
+    panel.set(title=f"Ends of ascents of {about} (marks: instances)")
     panel.set_xlabel("Φ at the end, less that of an ascent along ∇Φ, nats")
 
 
 CLAIM = Claim(
     statement="Φ can be ascended along line 7, its closed form, an implicit or an unrolled derivative alike.",
     source="derived, after 2410.15610, HPGD (2406.01575) and PARL (2308.02585)",
-    prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents one "
-    "that falls with K, and what leaves out λ's response (naive) one that stays",
+    prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents "
+    "one that falls with K, and what leaves out λ's response (naive) one that stays",
     exact=False,
     margins={},
     minutes=(2, 8),

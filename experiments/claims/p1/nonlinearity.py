@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.ascent import maximise
 from bilevel.lookup import bind, policy_table
+from bilevel.types import Coefficients
 from envs.gridworld import grid_index, gridworld
 from envs.tabular import tabular
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
+from experiments.claims.instances import relative_return, true_lower_level
 from experiments.claims.p1 import critic_errors, reward_classes
 from experiments.claims.p1.critic_errors import POLICIES
 from experiments.claims.p1.landscapes import finished, lower_maxima, median
@@ -35,13 +37,14 @@ from experiments.statistics.intervals import Interval, bars, interquartile_mean,
 
 COLORS = (BLUE, VERMILION)
 ROOMS = "...#...\n.......\n...#...\n#.###.#\n...#...\n.......\n...#..G"
-ROOMS_DISCOUNT, ROOMS_WEIGHT = 0.9, 0.1  # γ and w
+ROOMS_COEFFICIENTS = Coefficients(discount=0.9, kl_weight=0.1)
+BARS = ("best of the class lacks", "left", "Φ lost", "lower maximum")  # what is drawn of rewards
 LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
-    """How much is computed of rewards and critics (at their first n), restarts from random weights and steps of Adam for each
-    class of policies, and the names of the classes."""
+    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
+    each class of policies, and the names of the classes."""
 
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
@@ -120,20 +123,19 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)
         env, coordinates = tabular(mdp).env, jnp.asarray(2 * cells / cells.max(axis=0) - 1)  # in [−1, 1]²
-        reference = jnp.full(mdp.reward.shape, 1 / env.num_actions)
-        lower = exact.lower_level(mdp, mdp.reward, reference, ROOMS_DISCOUNT, ROOMS_WEIGHT)
-        ends = reference, exact.optimal_policy(lower).policy
-        lowest, best = (exact.regularised_return(lower, policy) for policy in ends)
+        lower = true_lower_level(mdp, ROOMS_COEFFICIENTS)
         network = models.mlp_policy(lambda obs: coordinates[obs], 2, env.num_actions, HIDDEN.get(name, ()))
         model = models.table_policy(env.num_states, env.num_actions) if name == TABLE else network
         optimizer = optax.adam(optax.cosine_decay_schedule(0.05, sizes.num_steps))
 
-        def value(params):
-            return exact.regularised_return(lower, policy_table(env, bind(model, params)))
+        def policy(params):
+            return policy_table(env, bind(model, params))
 
         def fit(key):
-            reached = value(maximise(value, optimizer, model.init(key), sizes.num_steps))
-            return (reached - lowest) / (best - lowest)
+            def value(params):
+                return exact.regularised_return(lower, policy(params))
+
+            return relative_return(lower, policy(maximise(value, optimizer, model.init(key), sizes.num_steps)))
 
         return Policies(np.asarray(jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(0), sizes.num_restarts))))
 
@@ -170,19 +172,15 @@ def judge(data: Data) -> Measurement:
         for key, found in reward_classes.correlations(data.rewards, i).items():
             numbers |= {f"ρ of μ̂₁ and what is {key}, {how}, {truth}": Number(*x) for how, x in found.items()}
     for name, of in data.critics.items():
+        errors = critic_errors.over_seeds(of.errors)
         for p, policy in enumerate(POLICIES):
-            numbers[f"error of the critic, {name}, {policy}"] = Number(
-                *(x[p] for x in critic_errors.over_seeds(of.errors))
-            )
+            numbers[f"error of the critic, {name}, {policy}"] = Number(*(x[p] for x in errors))
             fits = {"best fit": np.min(of.floors[p]), "median fit": np.median(of.floors[p])}
             tables["critics"].append({"class": name, "policy": policy} | fits)
     for name, of in data.policies.items():
         best_to_worst = {"best": np.max(of.returns), "median": np.median(of.returns), "worst": np.min(of.returns)}
         tables["policies"].append({"class": name} | best_to_worst)
-    notes = (
-        "of critics and policies the starts of one instance are compared, which have no interval; direct fits and restarts "
-        "are shown from the best to the worst",
-    )
+    notes = ("direct fits of critics and restarts of policies are starts on one instance, and have no interval",)
     return Measurement(numbers, {}, notes, tuple(Table(title, rows) for title, rows in tables.items()))
 
 
@@ -203,9 +201,10 @@ def draw(data: Data) -> Figure:
 
 def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
     """For each class what its best lacks, what Algorithm 1 leaves on top, and on how many instances maxima trap."""
-    whole = {key: Interval(*np.stack([x[key] for x in of.values()], axis=-1)) for key in next(iter(of.values()))}
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
-        lacks, left, lost, _, trapped, *_ = (Interval(*(end[i] for end in x)) for x in whole.values())
+        lacks, left, lost, trapped = (
+            Interval(*np.transpose([np.take(x[key], i, -1) for x in of.values()])) for key in BARS
+        )
         place, style = np.arange(len(of)) + 0.4 * i - 0.2, dict(width=0.36, edgecolor=color)
         panel.bar(place, lacks.center, color=color, label=f"{about}: the best found in the class", **style)
         on_top = dict(color="white", hatch="//", label="and what Algorithm 1 leaves") | style
