@@ -1,5 +1,7 @@
 """Claims are measured once, judged and drawn from what was kept, and resumed; what stops one costs the others nothing."""
 
+import ast
+import importlib.util
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_claims import Data, measurement
+from test_imports import imports
 
 from experiments.claims import CLAIMS, runner
 from experiments.claims.data import read_record
@@ -294,6 +297,13 @@ def test_every_file_with_a_claim_is_in_the_list():
     home = Path(runner.__file__).parent
     files = [path for path in home.glob("p*/*.py") if "\nCLAIM = " in path.read_text()]
     assert {f"{path.parent.name.upper()}.{path.stem}" for path in files} == {*CLAIMS} and len(CLAIMS) == len({*CLAIMS})
+
+
+def test_no_claim_imports_another():
+    homes = {f"experiments.claims.{name.lower()}" for name in CLAIMS}
+    for name in homes:
+        source = Path(importlib.util.find_spec(name).origin).read_text()
+        assert not imports(ast.parse(source)) & homes, name
 
 
 def test_a_quick_run_is_said_to_take_at_most_five_minutes_a_paper_on_two_cores():
