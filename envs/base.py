@@ -14,7 +14,7 @@ Action = Any  # [] int32 when discrete, [action_size] float otherwise
 class MDP(NamedTuple):
     """The arrays of a finite decision process; stack a leading axis on each to vmap over instances.
 
-    The discount is not part of it: it belongs to the objective (`bilevel.types.Hyper`).
+    The discount is not part of it: it belongs to the objective (`bilevel.types.Coefficients`).
 
     Attributes:
         initial: [S] probabilities of the first state, ρ.

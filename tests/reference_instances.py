@@ -48,7 +48,11 @@ class Reference(NamedTuple):
 @functools.cache
 def load_reference(number: int) -> Reference:
     """Reference instance 1 or 2; call it under float64."""
-    numbers = json.loads((FOLDER / f"bilevel_mdp_{number}.json").read_text())
+    return assemble(json.loads((FOLDER / f"bilevel_mdp_{number}.json").read_text()))
+
+
+def assemble(numbers: dict) -> Reference:
+    """The instance of these numbers, of which all but the horizon may be traced."""
     mdp = MDP(*(jnp.asarray(numbers[name]) for name in ("initial", "transition", "true_reward")))
     coefficients = Coefficients(*(numbers[name] for name in Coefficients._fields))
     features, first, second = (jnp.asarray(numbers[name]) for name in ("features", "w1", "w2"))

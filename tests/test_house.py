@@ -46,9 +46,9 @@ def climbing(package: str, floors, modules) -> list[str]:
         own = home[1]
         for name in imports(tree):
             where = name.split(".")
-            if where[0] == package and len(where) > 1 and where[1] in height and where[1] != own:
-                if height[where[1]] >= height[own]:
-                    found.append(f"{module} -> {name}")
+            inside = where[0] == package and len(where) > 1 and where[1] in height and where[1] != own
+            if inside and height[where[1]] >= height[own]:
+                found.append(f"{module} -> {name}")
     return found
 
 

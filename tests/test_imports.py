@@ -41,7 +41,9 @@ def test_imports_point_down(module):
     if module.startswith("bilevel.algorithms."):
         assert not any(x.startswith("bilevel.algorithms") for x in ours)
     if module == "bilevel.types":
-        assert all(x.startswith("envs.base") for x in ours)
+        assert all(x.startswith(("envs.base", "bilevel.ranges")) for x in ours)
+    if module == "bilevel.ranges":
+        assert not ours
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

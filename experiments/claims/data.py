@@ -6,7 +6,7 @@ list[X] and other records. Arrays keep their bits and types; the rest is JSON, a
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -51,7 +51,7 @@ def write_record(folder: Path, name: str, record: Record, kind: type[Record]) ->
         RunFolderError: the file cannot be written.
     """
     arrays: list[np.ndarray] = []
-    text = json.dumps(_encoded(record, kind, arrays, kind.__name__))
+    text = json.dumps(_encoded(record, kind, arrays))
     entries = {str(i): array for i, array in enumerate(arrays)}
     write_arrays(folder, name, {JSON: np.frombuffer(text.encode(), np.uint8), **entries})
 
@@ -65,66 +65,55 @@ def read_record(path: Path, kind: type[Record]) -> Record:
     arrays = read_arrays(path)
     try:
         return _decoded(json.loads(arrays.pop(JSON).tobytes()), kind, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it holds no {kind.__name__}: {error}".splitlines()[0]) from error
 
 
-def _encoded(value: Any, kind: Any, arrays: list[np.ndarray], place: str) -> Any:
-    """The value as JSON, in which an array is its index in `arrays`, and a dictionary a list of pairs."""
-    kind = _chosen(kind, value is None)
-    if hasattr(kind, "_fields"):
-        if getattr(value, "_fields", None) != kind._fields:
-            raise TypeError(f"{place} is of type {type(value).__name__}; required: {kind.__name__}")
-        hints = get_type_hints(kind)
-        return {name: _encoded(getattr(value, name), hints[name], arrays, f"{place}.{name}") for name in kind._fields}
-    inner = get_args(kind)
-    match get_origin(kind) or kind:
-        case _ if kind in PLAIN:
-            return None if kind is NoneType else kind(value)
-        case t if t is dict:
-            return [
-                [_encoded(x, of, arrays, place) for x, of in zip(pair, inner, strict=True)] for pair in value.items()
-            ]
-        case t if t in (tuple, list):
-            return [_encoded(x, of, arrays, f"{place}[{i}]") for i, (x, of) in enumerate(_with_kinds(value, inner))]
+def _encoded(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
+    """The value as JSON: lists in place of all that holds others, and for an array its place among `arrays`."""
+    kind = _chosen(kind, value)
+    if kind in PLAIN:
+        return None if value is None else kind(value)
+    if hasattr(kind, "_fields") and not isinstance(value, kind):
+        raise TypeError(f"a record holds {type(value).__name__} where {kind.__name__} is annotated")
+    parts = list(value.items()) if isinstance(value, dict) else value
+    kinds = _kinds(kind, parts)
+    if kinds is not None:
+        return [_encoded(part, of, arrays) for part, of in zip(parts, kinds, strict=True)]
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"{place} is of type {type(value).__name__}; required: an array of numbers, as annotated")
+        raise TypeError(f"a record holds {type(value).__name__} where an array of numbers is annotated")
     arrays.append(array)
     return len(arrays) - 1
 
 
 def _decoded(value: Any, kind: Any, arrays: dict[str, np.ndarray]) -> Any:
     """What `_encoded` was given."""
-    kind = _chosen(kind, value is None)
+    kind = _chosen(kind, value)
+    if kind in PLAIN:
+        return None if value is None else kind(value)
+    kinds = _kinds(kind, value)
+    if kinds is None:
+        return arrays[str(value)]
+    parts = [_decoded(part, of, arrays) for part, of in zip(value, kinds, strict=True)]
+    return kind(*parts) if hasattr(kind, "_fields") else get_origin(kind)(parts)
+
+
+def _kinds(kind: Any, parts: Any) -> list[Any] | None:
+    """The annotation of each part of a record, tuple or list, and of each pair of a dictionary; None of an array."""
     if hasattr(kind, "_fields"):
-        if {*value} != {*kind._fields}:
-            raise ValueError(f"its fields are {', '.join(value)}")
         hints = get_type_hints(kind)
-        return kind(**{name: _decoded(value[name], hints[name], arrays) for name in kind._fields})
-    inner = get_args(kind)
-    match get_origin(kind) or kind:
-        case _ if kind in PLAIN:
-            return None if kind is NoneType else kind(value)
-        case t if t is dict:
-            return {_decoded(key, inner[0], arrays): _decoded(x, inner[1], arrays) for key, x in value}
-        case t if t in (tuple, list):
-            return t(_decoded(x, of, arrays) for x, of in _with_kinds(value, inner))
-    return arrays[str(value)]
+        return [hints[name] for name in kind._fields]
+    inner, origin = get_args(kind), get_origin(kind)
+    if origin is dict:
+        return [tuple[inner]] * len(parts)
+    if origin is list or (origin is tuple and inner[1:] == (...,)):
+        return [inner[0]] * len(parts)
+    return list(inner) if origin is tuple else None
 
 
-def _chosen(kind: Any, absent: bool) -> Any:
-    """Of a union with None, what the value is; of an array's union with float, an array."""
+def _chosen(kind: Any, value: Any) -> Any:
+    """Of a union with None, what the value is."""
     if get_origin(kind) not in (Union, UnionType):
         return kind
-    if absent and NoneType in get_args(kind):
-        return NoneType
-    present = [x for x in get_args(kind) if x is not NoneType]
-    return next((x for x in present if x not in PLAIN), present[0])
-
-
-def _with_kinds(values: Iterable[Any], kinds: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """Each value of a tuple or list with its annotation."""
-    values = list(values)
-    of_each = [kinds[0]] * len(values) if len(kinds) == 1 or kinds[1:] == (...,) else kinds
-    return list(zip(values, of_each, strict=True))
+    return NoneType if value is None else next(x for x in get_args(kind) if x is not NoneType)

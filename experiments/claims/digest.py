@@ -155,7 +155,7 @@ def _parsed(name: str, source: bytes) -> Module:
     """A module of `PACKAGES` from its source."""
     parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
     found = Module(name, {}, {}, [], [(parent, EFFECTS) for parent in parents])
-    for statement in _Bare().visit(ast.parse(source)).body:
+    for statement in _bare(ast.parse(source)).body:
         origins = [_origins(x, name) for x in ast.walk(statement) if isinstance(x, ast.Import | ast.ImportFrom)]
         if isinstance(statement, ast.Import | ast.ImportFrom):
             found.imports.update(origins[0])
@@ -218,32 +218,21 @@ def _file(module: str) -> Path | None:
     return next((path for path in (home / "__init__.py", home.with_name(f"{home.name}.py")) if path.is_file()), None)
 
 
-class _Bare(ast.NodeTransformer):
-    """Takes away docstrings and other texts that stand alone, and annotations."""
+def _bare(tree: ast.Module) -> ast.Module:
+    """Without docstrings, other texts that stand alone, and annotations."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg():
+                node.annotation = None
+            case ast.AnnAssign():
+                node.annotation = ast.Constant(...)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.returns = None
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [x for x in node.body if not _is_text(x)] or [ast.Pass()]
+    return tree
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Nothing for a text."""
-        alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if alone else self.generic_visit(node)
 
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        """An argument without annotation."""
-        return ast.arg(node.arg)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """A field or variable without annotation."""
-        node = self.generic_visit(node)
-        node.annotation = ast.Constant(...)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """A function without annotation, of one statement at least."""
-        node = self.generic_visit(node)
-        node.returns, node.body = None, node.body or [ast.Pass()]
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        """A class of one statement at least."""
-        node = self.generic_visit(node)
-        node.body = node.body or [ast.Pass()]
-        return node
+def _is_text(statement: ast.stmt) -> bool:
+    expression = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(expression, ast.Constant) and isinstance(expression.value, str)

@@ -3,16 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.claims.results import (
-    FIGURE,
-    MOST_FIGURE,
-    cost_in_words,
-    in_brackets,
-    in_words,
-    judged_in_words,
-    margin_in_words,
-    short,
-)
+from experiments.claims.results import FIGURE, HEAD, MOST_FIGURE, cost_in_words, in_words, number_rows, short
 from experiments.files import read_bytes, write_atomically
 from experiments.report.html import Markup, element, items, page, png, section, styled, table
 
@@ -45,16 +36,17 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
 
 def _section(name: str, result: dict[str, Any], figure: Path) -> Markup:
     source = styled("span", "small", f"({result['source']}; {result['kind']})")
-    numbers = [
-        (number, short(x["center"]), in_brackets(x), margin_in_words(x), styled("span", _style(x), judged_in_words(x)))
-        for number, x in result["numbers"].items()
+    styles = map(_style, result["numbers"].values())
+    rows = [
+        (*cells, styled("span", style, verdict))
+        for (*cells, verdict), style in zip(number_rows(result["numbers"]), styles, strict=True)
     ]
     picture = [png(read_bytes(figure, MOST_FIGURE), f"{name}: {result['statement']}")] if result["figure"] else []
     return section(
         f"{name}: {in_words(result)}",
         element("p", result["statement"], " ", source),
         element("p", f"Predicted: {result['prediction']}. Verdict: ", _verdict(result)),
-        table(numbers, ("number", "measured", "95 % interval", "must lie in", "verdict")),
+        table(rows, HEAD),
         *picture,
         *map(_rows, result["tables"]),
         items(result["notes"]),

@@ -1,11 +1,13 @@
 """What the figures of claims share: a palette, panels, curves with intervals, a theorem's slope beside them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.statistics.intervals import Interval, bars
+from experiments.statistics.rates import Fit, Slope
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -29,28 +31,30 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: 
     return figure, axes
 
 
-def lengths(of: Any) -> np.ndarray:
-    """Lengths of error bars below and above `of.center`, [2, ...]; NaN, which is not drawn, where there is no interval."""
-    return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
-
-
 def curve(
-    panel: Axes, x, of: Any, color: str, label: str | None = None, marker: str = "o", linestyle: str = "-"
+    panel: Axes, x, of: Interval, color: str, label: str | None = None, marker: str = "o", linestyle: str = "-"
 ) -> None:
     """Means with 95 % intervals against x, joined by a line.
 
     Args:
         panel: to draw into.
         x: [level].
-        of: has `center`, `low` and `high`, each [level].
+        of: each [level].
         color, label, marker, linestyle: as matplotlib takes them.
     """
     style = dict(color=color, marker=marker, linestyle=linestyle, linewidth=1.2, markersize=4, capsize=2)
-    panel.errorbar(x, of.center, lengths(of), label=label, **style)
+    panel.errorbar(x, of.center, bars(of), label=label, **style)
 
 
 def band(
-    panel: Axes, x, of: Any, color, label: str | None = None, linestyle: str = "-", marker: str = "", width: float = 1.4
+    panel: Axes,
+    x,
+    of: Interval,
+    color,
+    label: str | None = None,
+    linestyle: str = "-",
+    marker: str = "",
+    width: float = 1.4,
 ) -> None:
     """A line of means against x, in the band of their 95 % intervals; arguments as `curve` takes them."""
     style = dict(color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=width)
@@ -88,8 +92,8 @@ def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> Non
     panel.legend(fontsize=8, title=title, title_fontsize=8, ncols=columns, **place)
 
 
-def exponent_label(fit: Any, symbol: str = "p") -> str:
-    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one; `fit` has both by their names."""
+def exponent_label(fit: Fit | Slope, symbol: str = "p") -> str:
+    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one."""
     if np.isnan(fit.exponent):
         return "no exponent"
     low, high = fit.interval

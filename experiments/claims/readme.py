@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.claims import CLAIMS, TRIED
 from experiments.claims.page import RULE
-from experiments.claims.results import cost_in_words, in_brackets, in_words, judged_in_words, margin_in_words, short
+from experiments.claims.results import HEAD, cost_in_words, in_brackets, in_words, margin_in_words, number_rows, short
 from experiments.files import RunFolderError, read_bytes, read_json, write_atomically
 
 TREE, HOME = Path(__file__).parents[2], "experiments/claims"  # the source tree, and where the claims stand in it
@@ -73,7 +73,7 @@ def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
     judged = {name: result for name, result in results.items() if result["verdict"] != "reported"}
     rows = [(f"{name}: {r['statement']}", *_decided(r)) for name, r in judged.items()]
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return "\n\n".join([before + BEGIN, _table(HEAD, rows), END + after])
+    return "\n\n".join([before + BEGIN, _table(CLAIM_HEAD, rows), END + after])
 
 
 def readme(results: dict[str, dict[str, Any]]) -> str:
@@ -85,7 +85,7 @@ def readme(results: dict[str, dict[str, Any]]) -> str:
         "file, such as `p1/bias.py`: what it computes, how that is judged, and what is drawn. `bilevel verify 'P1.*'` "
         "measures the claims of a paper, and writes their figures too.",
         RULE,
-        _table((HEAD[0], "said", *HEAD[1:]), rows),
+        _table((CLAIM_HEAD[0], "said", *CLAIM_HEAD[1:]), rows),
         *(_section(name, result) for name, result in results.items()),
         "## Tried, and no claim",
         "\n".join(f"- {_escaped(text)}" for text in TRIED),
@@ -111,22 +111,18 @@ def _decided(result: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _section(name: str, result: dict[str, Any]) -> str:
-    numbers = [
-        (number, short(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x))
-        for number, x in result["numbers"].items()
-    ]
     parts = [
         f"## {name}",
         f"{_escaped(result['statement'])} ({_escaped(result['source'])}; {result['kind']})",
         f"Predicted: {_escaped(result['prediction'])}. Verdict: **{in_words(result)}**.",
-        _table(("number", "measured", "95 % interval", "must lie in", "verdict"), numbers),
+        _table(HEAD, number_rows(result["numbers"])),
         *(["\n".join(f"- {_escaped(note)}" for note in result["notes"])] if result["notes"] else []),
         f"Cost: {_escaped(cost_in_words(result))}.",
     ]
     return "\n\n".join(parts)
 
 
-HEAD = ("claim", "predicted", "measured, 95 % interval", "verdict")
+CLAIM_HEAD = ("claim", "predicted", "measured, 95 % interval", "verdict")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -166,6 +166,17 @@ def judged_in_words(number: dict[str, Any]) -> str:
     return ": ".join([number["verdict"], *(["; ".join(said)] if said else [])])
 
 
+HEAD = ("number", "measured", "95 % interval", "must lie in", "verdict")
+
+
+def number_rows(numbers: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of texts for each number, under `HEAD`."""
+    return [
+        (name, short(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x))
+        for name, x in numbers.items()
+    ]
+
+
 def in_words(result: dict[str, Any]) -> str:
     """The claim's verdict; that of a refuted assumption with the shares of instances of all numbers that might refute it."""
     judged = [x for x in result["numbers"].values() if x["verdict"] in ("refuted", "not refuted")]
@@ -197,9 +208,7 @@ def _format(name: str, result: dict[str, Any]) -> str:
     room = SHARES if verdict.endswith("refuted") else REPORTED
     shown = deciding | dict(list(others.items())[:room])
     layout = f"{{:{max(map(len, shown), default=0)}s}}{{:>11s}}  {{:25s}}{{:19s}}{{}}"
-    lines.append(layout.format("", "measured", "95 % interval", "must lie in", "verdict"))
-    for number, x in shown.items():
-        lines.append(layout.format(number, short(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x)))
+    lines += [layout.format(*row) for row in (("", *HEAD[1:]), *number_rows(shown))]
     if len(others) > room:
         lines.append(f"… and {len(others) - room} more in summary.json")
     if verdict not in ("holds", "reported"):

@@ -61,7 +61,7 @@ Budget = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class TuneOptions:
-    """The search. Options among sigma, policy-step-size, reward-step-size, critic-step-size that are given stay as given."""
+    """The search, for those of sigma, policy-step-size, reward-step-size, critic-step-size that no flag or file gives."""
 
     budget: Budget = ""
     """N, environment transitions of the whole search, to be given, as 10000000 or 1e7; labels are counted beside."""
@@ -267,7 +267,10 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
     if several := [name for name, values in swept_values(config).items() if len(values) > 1]:
         raise OptionError(f"{spelled(several[0])} has several values; required: one, the problem to tune for")
     if not names:
-        raise OptionError(f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}")
+        raise OptionError(
+            f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}, as a flag and in the "
+            "file of --config"
+        )
     return names
 
 

@@ -384,28 +384,3 @@ def _about_seeds(summary: dict[str, Any], name: str | None) -> list[str]:
         f"{sentence}." if len(where) == everywhere else f"{sentence}: at {_first_named(where, '; ')}."
         for sentence, where in found.items()
     ]
-
-
-# Names by which `experiments.studies` and `experiments.verify` still call for intervals; they go with those.
-
-TRIM, bars = intervals.QUARTER, intervals.bars
-
-
-class Estimate(NamedTuple):
-    center: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    num: np.ndarray
-
-
-def estimate(values: np.ndarray, trim: float = TRIM) -> Estimate:
-    return Estimate(*intervals.mean(values, trim), np.sum(np.isfinite(values), axis=0))
-
-
-def share(events: np.ndarray) -> Estimate:
-    found = intervals.proportion(events, axis=-1)
-    return Estimate(*found, np.full(found.center.shape, events.shape[-1]))
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray, num_resamples: int = 0) -> dict[str, list[float]]:
-    return {name: list(map(float, found)) for name, found in intervals.rank_correlation(x, y).items()}

@@ -19,13 +19,12 @@ import platform
 import re
 import secrets
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import jax
-import numpy as np
 
 from bilevel.ranges import MOST
 from experiments.files import (
@@ -35,11 +34,9 @@ from experiments.files import (
     digest,
     digest_of,
     open_file,
-    read_arrays,
     read_bytes,
     read_json,
     refusing,
-    write_arrays,
 )
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "chex", "orbax-checkpoint", "numpy", "bilevel-rlhf")
@@ -191,42 +188,6 @@ def _take(folder: Path, lock: int) -> None:
     signature = f"{MARK}{os.getpid()} on {platform.node()}\n".encode()
     os.pwrite(lock, signature, 0)  # over the old one, not after emptying it: a kill in between must leave a mark
     os.ftruncate(lock, len(signature))
-
-
-def kept(folder: Path | None, name: str, kind: type[Record], function: Callable[[], Record]) -> Record:
-    """What `function` returns, from `<folder>/<name>.npz` if that is there and whole; otherwise it is computed and written.
-
-    Args:
-        folder: None: nothing is read or written.
-        name: of the part. Whatever else the arrays depend on must be the same whenever the folder is.
-        kind: the NamedTuple that is returned, of arrays, numbers (read back as arrays []) and such NamedTuples.
-        function: called at most once.
-    """
-    path = None if folder is None else folder / f"{name}.npz"
-    if path is not None and path.exists():
-        with suppress(ValueError, KeyError):  # damaged, or a part of something else
-            return _gather(kind, read_arrays(path))
-    found = function()
-    if path is not None:
-        write_arrays(folder, path.name, _flatten(_scatter(found)))
-    return found
-
-
-def _scatter(record: tuple) -> dict[str, Any]:
-    """The fields of a NamedTuple, nested as it is."""
-    return {name: _scatter(x) if hasattr(x, "_fields") else x for name, x in record._asdict().items()}
-
-
-def _gather(kind: type[Record], arrays: Mapping[str, np.ndarray], prefix: str = "") -> Record:
-    """The NamedTuple of that kind, from its arrays by dotted names."""
-    hints = get_type_hints(kind)
-    nested = {name for name in kind._fields if hasattr(hints[name], "_fields")}
-    return kind(
-        **{
-            name: _gather(hints[name], arrays, f"{prefix}{name}.") if name in nested else arrays[prefix + name]
-            for name in kind._fields
-        }
-    )
 
 
 class Differences(NamedTuple):

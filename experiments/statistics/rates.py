@@ -262,8 +262,6 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_shor
     return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if too_short else ""
 
 
-interval = ends  # the name by which `experiments.studies` still calls for it; it goes with those
-
 # Bootstrap ------------------------------------------------------------------------------------------------------------
 
 

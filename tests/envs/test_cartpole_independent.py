@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import configure, load_policy, load_run, train
-from experiments.report.summary import estimate
+from experiments.statistics.intervals import interquartile_mean
 
 gymnasium = pytest.importorskip("gymnasium")
 SLACK = 1.0  # steps, for failures so rare that no episode of one side has any
@@ -61,10 +61,10 @@ def test_the_defaults_balance_the_pole_here_and_in_gymnasium_on_a_base_seed_that
     dataset = load_run(folder)
     assert dataset.labels.sum("step").values.max() <= 500
     run = dataset.true_score.values[0, :, -1]
-    inside = estimate(run)
+    inside = interquartile_mean(run)
     assert inside.center >= 475
     episodes = np.stack([lengths(load_policy(folder, seed=seed), seed, 20) for seed in range(16)])
     assert agrees(run, episodes, 32)
-    outside = estimate(episodes.mean(axis=1))
+    outside = interquartile_mean(episodes.mean(axis=1))
     assert outside.center >= 475
     assert outside.low <= inside.high and inside.low <= outside.high

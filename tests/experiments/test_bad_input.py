@@ -476,7 +476,7 @@ def test_a_report_of_a_broken_run_gets_one_line(refused, tmp_path):
         ("average_critic", 1, "True or False"),
         ("reference", None, "text"),
         ("discount", 10**400, "a number"),
-        ("batch_size", 10**40, "a whole number, at least 1 and at most 1048576"),
+        ("batch_size", 10**40, "a whole number, at least 2 and at most 1048576"),
         ("num_pairs", 10**12, "2 to 1048576"),
     ],
 )

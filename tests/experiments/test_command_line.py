@@ -160,7 +160,10 @@ def test_the_citation_and_the_changes_are_of_the_version_of_the_package():
 @pytest.mark.parametrize(
     ("command", "groups"),
     [
-        (["train"], ["run", "world", "algorithm", "problem", "models", "estimation", "annotator", "output"]),
+        (
+            ["train"],
+            ["run", "world", "algorithm", "problem", "reward", "policy", "gradients", "critic", "annotator", "output"],
+        ),
         (["tune"], ["search", "run", "world", "algorithm"]),
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import load_run
-from experiments.report.summary import estimate
+from experiments.statistics.intervals import interquartile_mean
 
 ROOT = pathlib.Path(__file__).parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -41,7 +41,7 @@ def only_run(folder):
 def beats_the_reference(folder, said):
     """The interval of the true return lies above the reference policy's."""
     dataset, reference = only_run(folder)
-    assert estimate(dataset.true_return.values[0, :, -1]).low > reference
+    assert interquartile_mean(dataset.true_return.values[0, :, -1]).low > reference
 
 
 def sweeps(folder, said):
@@ -56,7 +56,7 @@ def balances(folder, said):
     """The interquartile mean of the steps survived is at least 475, from at most 500 labels a seed."""
     dataset, _ = only_run(folder)
     assert dataset.labels.sum("step").values.max() <= 500
-    assert estimate(dataset.true_score.values[0, :, -1]).center >= 475
+    assert interquartile_mean(dataset.true_score.values[0, :, -1]).center >= 475
 
 
 def raises_its_objective(folder, said):
@@ -70,7 +70,7 @@ def is_extended(folder, said):
     """Twice as many steps, at whose end the true return still lies above the reference policy's."""
     dataset, reference = only_run(folder)
     assert dataset.sizes["step"] == 200
-    assert estimate(dataset.true_return.values[0, :, -1]).low > reference
+    assert interquartile_mean(dataset.true_return.values[0, :, -1]).low > reference
 
 
 def climbs(folder, said):

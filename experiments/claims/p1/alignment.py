@@ -223,14 +223,14 @@ def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) ->
     for panel, values in zip(column, (relative(ends), ends.upper - ends.upper_truth), strict=False):
         panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         for key, of in statistics(values).items():
-            panel.errorbar(beside, of.center, panels.lengths(of), **style, **MARKS[key])
+            panel.errorbar(beside, of.center, intervals.bars(of), **style, **MARKS[key])
     found = numbers_of(ends)
     for panel, label in zip(column[2:], (BELOW, CONVERGED), strict=True):
         if label == CONVERGED and kind == SAMPLED:
             panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
         else:
             of = found[label]
-            panel.errorbar(beside, of.center, panels.lengths(of), **style, marker="o", markersize=4)
+            panel.errorbar(beside, of.center, intervals.bars(of), **style, marker="o", markersize=4)
 
 
 def _show_tails(row, linear: float) -> None:

@@ -32,6 +32,7 @@ from bilevel.types import Array, Coefficients, Problem
 from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
+from experiments.claims.instances import true_lower_level
 from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, panels
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
@@ -42,23 +43,23 @@ TARGET = 0.01  # of total variation
 
 
 class Rung(NamedTuple):
-    """One way to climb: the policy's model, the critic (none: exact gradients), whether its steps fall, and its colour."""
+    """One way to climb: the policy's model, the critic ("none": exact gradients), and whether its steps fall."""
 
     policy: str
     critic: str
-    color: str
     falling: bool = False
 
 
 RUNGS = {
-    "table, exact gradients": Rung("table", "none", "#000000"),
-    "table, sampled, exact critic": Rung("table", "exact", BLUE),
-    "table, sampled, Algorithm 2": Rung("table", "Algorithm 2", GREEN),
-    "table, sampled, Monte Carlo, falling steps": Rung("table", "Monte Carlo", VERMILION, falling=True),
-    "table, sampled, Monte Carlo, constant steps": Rung("table", "Monte Carlo", ORANGE),
-    "network, exact gradients": Rung("network", "none", "#888888"),
-    "network, sampled, exact critic": Rung("network", "exact", PINK),
+    "table, exact gradients": Rung("table", "none"),
+    "table, sampled, exact critic": Rung("table", "exact"),
+    "table, sampled, Algorithm 2": Rung("table", "Algorithm 2"),
+    "table, sampled, Monte Carlo, falling steps": Rung("table", "Monte Carlo", falling=True),
+    "table, sampled, Monte Carlo, constant steps": Rung("table", "Monte Carlo"),
+    "network, exact gradients": Rung("network", "none"),
+    "network, sampled, exact critic": Rung("network", "exact"),
 }
+COLORS = dict(zip(RUNGS, ("#000000", BLUE, GREEN, VERMILION, ORANGE, "#888888", PINK), strict=True))
 
 
 class Sizes(NamedTuple):
@@ -105,8 +106,7 @@ def linear_instance() -> tuple[World, exact.LowerLevel]:
     """The bandit, and max_π J(π) with its true reward and a uniform reference policy."""
     draw = jax.jit(linear_bandit, static_argnums=(1, 2, 3))
     mdp, features = draw(jax.random.key(0), NUM_CONTEXTS, NUM_ACTIONS, DIMENSION, NORM_BOUND)
-    reference = jnp.full(mdp.reward.shape, 1 / NUM_ACTIONS)
-    return bandit(mdp, features), exact.lower_level(mdp, mdp.reward, reference, 0.0, COEFFICIENTS.kl_weight)
+    return bandit(mdp, features), true_lower_level(mdp, COEFFICIENTS)
 
 
 def gibbs(lower: exact.LowerLevel) -> Array:
@@ -117,9 +117,8 @@ def gibbs(lower: exact.LowerLevel) -> Array:
 def smallest_curvature(lower: exact.LowerLevel) -> Array:
     """μ of J in a table of logits at π*, [], constants apart."""
     covariance = jax.vmap(lambda p: jnp.diag(p) - jnp.outer(p, p))(gibbs(lower))
-    return lower.kl_weight * jnp.min(
-        lower.initial * jnp.linalg.eigvalsh(covariance)[:, 1]
-    )  # the first, of constants, is 0
+    second = jnp.linalg.eigvalsh(covariance)[:, 1]  # the first is of constants, 0
+    return lower.kl_weight * jnp.min(lower.initial * second)
 
 
 def climb(world: World, lower: exact.LowerLevel, rung: Rung, sizes: Sizes) -> Curves:
@@ -226,9 +225,10 @@ def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
     """Values [seed, step] of one rung against steps, and against transitions if it takes any; exact gradients lie below."""
     steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
     of = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
-    rung, width = RUNGS[name], 1.3 if transitions else 3.5
-    for panel, scale in zip(row, (1, transitions) if transitions else (1,), strict=False):
-        band(panel, scale * steps, of, rung.color, name, "--" if rung.policy == "network" else "-", width=width)
+    style, width = "--" if RUNGS[name].policy == "network" else "-", 1.3 if transitions else 3.5
+    for panel, scale in zip(row, (1, transitions), strict=True):
+        if scale:
+            band(panel, scale * steps, of, COLORS[name], name, style, width=width)
 
 
 CLAIM = Claim(

@@ -171,8 +171,8 @@ def draw(data: Data) -> Figure:
 CLAIM = Claim(
     statement="CartPole is balanced for 475 of 500 steps after at most 500 preference labels a seed.",
     source="measured here; the goal is Gymnasium's for CartPole-v1",
-    prediction="475 by two-stage and alternating RLHF and by Algorithm 1, with tables and with networks; less by Algorithm 1 "
-    "at a small σ, where line 7's importance weights swamp the labels",
+    prediction="475 by two-stage and alternating RLHF and by Algorithm 1, with tables and with networks; less by Algorithm "
+    "1 at a small σ, where line 7's importance weights swamp the labels",
     exact=False,
     margins={},
     minutes=(2, 10),

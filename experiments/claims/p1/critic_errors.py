@@ -23,6 +23,7 @@ from bilevel.types import Array, Coefficients, Model, Problem
 from envs.base import MDP
 from envs.gridworld import gridworld
 from envs.tabular import tabular
+from experiments.claims.instances import true_lower_level
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
 from experiments.statistics.rates import undecided
@@ -91,8 +92,7 @@ def known_exactly(layout: str, num_targets: int) -> Known:
     """Oracles at a policy of normal logits and at the KL-optimal one of the true reward."""
     with jax.enable_x64(True):
         mdp = gridworld(layout)
-        uniform = jnp.full(mdp.reward.shape, 1 / mdp.reward.shape[1])
-        lower = exact.lower_level(mdp, mdp.reward, uniform, COEFFICIENTS.discount, COEFFICIENTS.kl_weight)
+        lower = true_lower_level(mdp, COEFFICIENTS)
         random = jax.random.normal(jax.random.key(0), mdp.reward.shape, jnp.float32)
         logits = [jnp.asarray(random, float), jnp.log(exact.optimal_policy(lower).policy)]
         found = [jax.jit(oracle, static_argnums=2)(lower, jax.nn.softmax(x), num_targets) for x in logits]

@@ -18,8 +18,8 @@ from scipy.special import softmax
 from experiments.claims.claim import Budget, Claim, Margin, Measurement, Number
 from experiments.claims.p1 import critic_errors
 from experiments.claims.p1.critic_errors import POLICIES, TABLE, Known, Sizes, over_seeds
-from experiments.claims.panels import BLUE, VERMILION, band, lengths, panels
-from experiments.statistics.intervals import Interval, mean
+from experiments.claims.panels import BLUE, VERMILION, band, panels
+from experiments.statistics.intervals import Interval, bars, mean
 
 ROUNDING = 1e-5  # of float32, in a factor
 SUP = "sup-norm factor over γ, all pairs, "
@@ -151,7 +151,7 @@ def draw_pairs(panel: Axes, data: Data, p: int) -> None:
     sure = kept.low * kept.high > 0  # the others are hidden by noise, and a log axis has no room for them
     label = f"measured, 95 % intervals ({np.sum(~sure)} pairs are hidden by noise)"
     style = dict(fmt="o", color=VERMILION, markersize=3, linewidth=0.8)
-    panel.errorbar(x[sure], kept.center[sure], lengths(kept)[:, sure], label=label, **style)
+    panel.errorbar(x[sure], kept.center[sure], bars(kept)[:, sure], label=label, **style)
     line = np.geomspace(x.min(), x.max(), 200)
     panel.plot(line, share(line), "--", color=BLUE, label="κ = (1 − e^(−x))/x")
     panel.set(xscale="log", ylim=(share(x.max()) / 2, 1.5), ylabel="share κ of its error that a pass keeps")

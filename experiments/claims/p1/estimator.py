@@ -237,7 +237,7 @@ CLAIM = Claim(
     exact=False,
     margins={name + OFF_BY: Margin(0, OFF) for name in DERIVATIVES}
     | {f"slope of variance in σ, {n}": Margin(x - 0.15, x + 0.15) for n, x in EXPECTED.items()},
-    minutes=(1.5, 6),
+    minutes=(0.8, 6),
     measure=measure,
     judge=judge,
     draw=draw,

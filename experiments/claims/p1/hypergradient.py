@@ -181,7 +181,7 @@ CLAIM = Claim(
     f"[1, 2], and in [{SMALLER:g}, {2 * SMALLER:g}] where no ascent is unrolled",
     exact=True,
     margins=dict.fromkeys(DECIDING, MARGIN),
-    minutes=(0.7, 3),
+    minutes=(0.4, 3),
     measure=measure,
     judge=judge,
     draw=draw,

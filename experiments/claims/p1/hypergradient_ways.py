@@ -188,7 +188,7 @@ def price(construct: Construct, estimator: str, sizes: Sizes, lane: Lane, actor:
 def ascent(construct: Construct, sizes: Sizes, lane: Lane) -> Array:
     """Φ at the end of Algorithm 1 with that line 7 and exact gradients, []; NaN if it diverged."""
     of, key = instance(lane), jax.random.key(0)
-    config = BilevelConfig(sizes.inner_steps, hypergradient=construct)
+    config = BilevelConfig(sizes.inner_steps, reward_optimizer=optax.sgd, hypergradient=construct)
     algorithm = bilevel_rlhf(of.problem, of.gradients, config, of.hyper)
     state, _ = run(algorithm, key, start(algorithm, key), sizes.outer_steps)
     value = of.phi.value(algorithm.params(state.algorithm).reward)

@@ -19,11 +19,21 @@ from matplotlib.ticker import SymmetricalLogLocator
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.p1 import hypergradient_ways
 from experiments.claims.p1.hypergradient_ways import KL_WEIGHTS, TARGET, Measured, Sizes
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, lengths, panels
-from experiments.statistics.intervals import Interval, interquartile_mean
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, panels
+from experiments.statistics.intervals import Interval, bars, interquartile_mean
 
 FULL = Sizes()
-QUICK = Sizes(6, 5, (10, 100), (10, 100), 50, 16, 20, 40, 10, 1)
+QUICK = Sizes(
+    num_instances=6,
+    num_ascents=5,
+    policy_steps=(10, 100),
+    unrolled_steps=(10, 100),
+    num_batches=50,
+    batch_size=16,
+    rollout_length=20,
+    outer_steps=40,
+    repeats=1,
+)
 UNSOLVED = 1e-8  # relative residual of a linear solve above which it counts as unsolved
 BY_WEIGHT = (BLUE, VERMILION)
 FAMILIES = {
@@ -36,11 +46,10 @@ FAMILIES = {
 
 
 class Data(NamedTuple):
-    """What was measured of each way, the K′ it was measured at (∞ beside), and steps of an ascent, outer and inner."""
+    """What was measured of each way, and how much."""
 
+    sizes: Sizes
     ways: dict[str, Measured]
-    policy_steps: tuple[int, ...]
-    ascent_steps: tuple[int, int]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
@@ -54,7 +63,7 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
             one = partial(hypergradient_ways.measure_way, way, sizes, where, end)
             found[name] = budget.keep(name, Measured, one)
             budget.say(f"{name}: done")
-    return Data(found, sizes.policy_steps, (sizes.outer_steps, sizes.inner_steps))
+    return Data(sizes, found)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -78,7 +87,7 @@ def judge(data: Data) -> Measurement:
         if of.error is not None:
             errors, unsolved = geometric(of.error[i]), np.mean(of.residual[i] > UNSOLVED, axis=-1)
             numbers[f"relative bias at λ*, {name}, w = {weight}"] = Number(*(x[-1] for x in errors))
-            row |= {f"bias, K′ = {k}": list(x) for k, *x in zip(data.policy_steps, *errors, strict=False)}
+            row |= {f"bias, K′ = {k}": list(x) for k, *x in zip(data.sizes.policy_steps, *errors, strict=False)}
             row |= {"unsolved, by K′": unsolved.tolist(), "gradients": of.evaluations, "ms": 1e3 * of.seconds}
         if of.transitions is not None:
             numbers[f"transitions, {name}, w = {weight}"] = Number(*geometric(of.transitions[i]))
@@ -104,7 +113,7 @@ def draw(data: Data) -> Figure:
     figure, (top, bottom) = panels(15, 8.6, 2, 3, title)
     colors = colors_of(exactly)
     for i, panel in enumerate(top[:2]):
-        draw_bias(panel, exactly, data.policy_steps, i, colors)
+        draw_bias(panel, exactly, data.sizes.policy_steps, i, colors)
     draw_cost(top[2], exactly, colors)
     draw_sampled(bottom[0], data)
     draw_ascents(bottom[1], data)
@@ -128,7 +137,7 @@ def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, c
     for name, measured in exactly.items():
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
         line = dict(marker="o", markersize=3, linewidth=1.2, color=colors[name], linestyle=style)
-        panel.errorbar(places, of.center, lengths(of), label=name, **line)
+        panel.errorbar(places, of.center, bars(of), label=name, **line)
     panel.set(xscale="log", yscale="log", ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
     panel.set_xticks(places, [*map(str, policy_steps), "∞ (λ*)"])
     panel.minorticks_off()
@@ -153,7 +162,7 @@ def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
     for i, (weight, color) in enumerate(zip(KL_WEIGHTS, BY_WEIGHT, strict=True)):
         of = Interval(*np.transpose([[end[i] for end in x] for x in values.values()]))
         places, style = np.arange(len(values)) + 0.2 * (2 * i - 1), dict(fmt="o", color=color, markersize=4)
-        panel.errorbar(of.center, places, xerr=lengths(of), label=f"w = {weight}", **style)
+        panel.errorbar(of.center, places, xerr=bars(of), label=f"w = {weight}", **style)
     panel.set_yticks(range(len(values)), list(values))
     panel.invert_yaxis()
     panel.legend(fontsize=9)
@@ -177,15 +186,16 @@ def draw_ascents(panel: Axes, data: Data) -> None:
             panel.plot(gap[i], np.full(gap.shape[1], place + 0.2 * (2 * i - 1)), "|", color=color, alpha=0.5)
     panel.set_xscale("symlog", linthresh=1e-6)
     panel.xaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=1e-6))  # labels of every decade would touch
-    panel.set(title="Ends of ascents of {} steps, K = {} (marks: instances)".format(*data.ascent_steps))
+    about = f"{data.sizes.outer_steps} steps, K = {data.sizes.inner_steps}"
+    panel.set(title=f"Ends of ascents of {about} (marks: instances)")
     panel.set_xlabel("Φ at the end, less that of an ascent along ∇Φ, nats")
 
 
 CLAIM = Claim(
     statement="Φ can be ascended along line 7, its closed form, an implicit or an unrolled derivative alike.",
     source="derived, after 2410.15610, HPGD (2406.01575) and PARL (2308.02585)",
-    prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents one "
-    "that falls with K, and what leaves out λ's response (naive) one that stays",
+    prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents "
+    "one that falls with K, and what leaves out λ's response (naive) one that stays",
     exact=False,
     margins={},
     minutes=(2, 8),

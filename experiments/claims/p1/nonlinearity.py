@@ -23,25 +23,28 @@ from matplotlib.figure import Figure
 from bilevel import exact, models
 from bilevel.ascent import maximise
 from bilevel.lookup import bind, policy_table
+from bilevel.types import Coefficients
 from envs.gridworld import grid_index, gridworld
 from envs.tabular import tabular
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
+from experiments.claims.instances import relative_return, true_lower_level
 from experiments.claims.p1 import critic_errors, reward_classes
 from experiments.claims.p1.critic_errors import POLICIES
 from experiments.claims.p1.landscapes import finished, lower_maxima, median
 from experiments.claims.p1.reward_classes import HIDDEN, TABLE, TRUTHS, Rewards
-from experiments.claims.panels import BLUE, GREEN, VERMILION, lengths, panels
-from experiments.statistics.intervals import Interval, interquartile_mean, mean, proportion
+from experiments.claims.panels import BLUE, GREEN, VERMILION, panels
+from experiments.statistics.intervals import Interval, bars, interquartile_mean, mean, proportion
 
 COLORS = (BLUE, VERMILION)
 ROOMS = "...#...\n.......\n...#...\n#.###.#\n...#...\n.......\n...#..G"
-ROOMS_DISCOUNT, ROOMS_WEIGHT = 0.9, 0.1  # γ and w
+ROOMS_COEFFICIENTS = Coefficients(discount=0.9, kl_weight=0.1)
+BARS = ("best of the class lacks", "left", "Φ lost", "lower maximum")  # what is drawn of rewards
 LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
-    """How much is computed of rewards and critics (at their first n), restarts from random weights and steps of Adam for each
-    class of policies, and the names of the classes."""
+    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
+    each class of policies, and the names of the classes."""
 
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
@@ -120,20 +123,19 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)
         env, coordinates = tabular(mdp).env, jnp.asarray(2 * cells / cells.max(axis=0) - 1)  # in [−1, 1]²
-        reference = jnp.full(mdp.reward.shape, 1 / env.num_actions)
-        lower = exact.lower_level(mdp, mdp.reward, reference, ROOMS_DISCOUNT, ROOMS_WEIGHT)
-        ends = reference, exact.optimal_policy(lower).policy
-        lowest, best = (exact.regularised_return(lower, policy) for policy in ends)
+        lower = true_lower_level(mdp, ROOMS_COEFFICIENTS)
         network = models.mlp_policy(lambda obs: coordinates[obs], 2, env.num_actions, HIDDEN.get(name, ()))
         model = models.table_policy(env.num_states, env.num_actions) if name == TABLE else network
         optimizer = optax.adam(optax.cosine_decay_schedule(0.05, sizes.num_steps))
 
-        def value(params):
-            return exact.regularised_return(lower, policy_table(env, bind(model, params)))
+        def policy(params):
+            return policy_table(env, bind(model, params))
 
         def fit(key):
-            reached = value(maximise(value, optimizer, model.init(key), sizes.num_steps))
-            return (reached - lowest) / (best - lowest)
+            def value(params):
+                return exact.regularised_return(lower, policy(params))
+
+            return relative_return(lower, policy(maximise(value, optimizer, model.init(key), sizes.num_steps)))
 
         return Policies(np.asarray(jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(0), sizes.num_restarts))))
 
@@ -170,19 +172,15 @@ def judge(data: Data) -> Measurement:
         for key, found in reward_classes.correlations(data.rewards, i).items():
             numbers |= {f"ρ of μ̂₁ and what is {key}, {how}, {truth}": Number(*x) for how, x in found.items()}
     for name, of in data.critics.items():
+        errors = critic_errors.over_seeds(of.errors)
         for p, policy in enumerate(POLICIES):
-            numbers[f"error of the critic, {name}, {policy}"] = Number(
-                *(x[p] for x in critic_errors.over_seeds(of.errors))
-            )
+            numbers[f"error of the critic, {name}, {policy}"] = Number(*(x[p] for x in errors))
             fits = {"best fit": np.min(of.floors[p]), "median fit": np.median(of.floors[p])}
             tables["critics"].append({"class": name, "policy": policy} | fits)
     for name, of in data.policies.items():
         best_to_worst = {"best": np.max(of.returns), "median": np.median(of.returns), "worst": np.min(of.returns)}
         tables["policies"].append({"class": name} | best_to_worst)
-    notes = (
-        "of critics and policies the starts of one instance are compared, which have no interval; direct fits and restarts "
-        "are shown from the best to the worst",
-    )
+    notes = ("direct fits of critics and restarts of policies are starts on one instance, and have no interval",)
     return Measurement(numbers, {}, notes, tuple(Table(title, rows) for title, rows in tables.items()))
 
 
@@ -203,14 +201,15 @@ def draw(data: Data) -> Figure:
 
 def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
     """For each class what its best lacks, what Algorithm 1 leaves on top, and on how many instances maxima trap."""
-    whole = {key: Interval(*np.stack([x[key] for x in of.values()], axis=-1)) for key in next(iter(of.values()))}
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
-        lacks, left, lost, _, trapped, *_ = (Interval(*(end[i] for end in x)) for x in whole.values())
+        lacks, left, lost, trapped = (
+            Interval(*np.transpose([np.take(x[key], i, -1) for x in of.values()])) for key in BARS
+        )
         place, style = np.arange(len(of)) + 0.4 * i - 0.2, dict(width=0.36, edgecolor=color)
         panel.bar(place, lacks.center, color=color, label=f"{about}: the best found in the class", **style)
         on_top = dict(color="white", hatch="//", label="and what Algorithm 1 leaves") | style
         panel.bar(place, left.center, bottom=lacks.center, **on_top)
-        panel.errorbar(place, lost.center, lengths(lost), fmt="none", color="black", linewidth=1)
+        panel.errorbar(place, lost.center, bars(lost), fmt="none", color="black", linewidth=1)
         for x, top, share in zip(place, lost.high, trapped.center, strict=True):
             panel.text(x, top + 0.004, f"{share:.0%}", ha="center", va="bottom", fontsize=7, color=color)
     labels = [f"{name}\n{' | '.join(f'{x:.2f}' for x in of[name]['return'].center)}" for name in of]
@@ -229,7 +228,7 @@ def draw_meters(panel: Axes, data: Data) -> None:
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
         rank = reward_classes.correlations(data.rewards, i)["left"]["within"]
         of, label = Interval(*(x[:, i] for x in ends)), "{}: Spearman's ρ {:.2f} [{:.2f}, {:.2f}]".format(about, *rank)
-        panel.errorbar(range(len(of.center)), of.center, lengths(of), fmt="o-", color=color, capsize=3, label=label)
+        panel.errorbar(range(len(of.center)), of.center, bars(of), fmt="o-", color=color, capsize=3, label=label)
     panel.set_xticks(range(reward_classes.NUM_PARTS), ["lowest\nfifth", "·", "·", "·", "highest\nfifth"])
     panel.set(xlabel="instances by their μ̂₁ within the class", ylim=(0, 0.55))
     panel.set_ylabel("share of runs that end below\nthe best of their class")
@@ -242,7 +241,7 @@ def draw_critics(panel: Axes, data: Data) -> None:
         place = np.arange(len(data.critics)) + 0.24 * p - 0.12
         of = critic_errors.over_seeds(np.stack([x.errors[p] for x in data.critics.values()]))
         style = dict(fmt="o", color=color, markersize=5, label=f"Algorithm 2, {policy} policy")
-        panel.errorbar(place, of.center, lengths(of), **style)
+        panel.errorbar(place, of.center, bars(of), **style)
         floors = [(np.min(x.floors[p]), np.median(x.floors[p])) for x in data.critics.values()]
         floors = np.maximum(np.transpose(floors), LOWEST / 10)
         panel.vlines(place, *floors, color=color, linewidth=4, alpha=0.35)
@@ -258,7 +257,7 @@ def draw_policies(panel: Axes, data: Data) -> None:
     lacks = np.transpose([np.quantile(1 - x.returns, (0.0, 0.5, 1.0)) for x in data.policies.values()])
     of = Interval(*np.maximum(lacks, 1e-6)[[1, 0, 2]])
     style = dict(fmt="o", color=GREEN, capsize=4, label="median restart, and the best and the worst")
-    panel.errorbar(range(len(data.policies)), of.center, lengths(of), **style)
+    panel.errorbar(range(len(data.policies)), of.center, bars(of), **style)
     panel.set_xticks(range(len(data.policies)), list(data.policies))
     panel.set(yscale="log", xlabel="class of policies (hidden widths), of the cell's two coordinates")
     panel.set_ylabel("J lacking: 0 the table's optimum, 1 the reference")

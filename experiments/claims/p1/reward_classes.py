@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel import exact, models
+from bilevel import models
 from bilevel.algorithms.bilevel_rlhf import BilevelConfig, BilevelHyper, bilevel_rlhf
 from bilevel.exact import landscape, meters
-from bilevel.exact.bilevel import exact_bilevel, tabular_problem
+from bilevel.exact.bilevel import tabular_problem
 from bilevel.exact.landscape import Stationary
 from bilevel.gradients.exact import exact_gradients
 from bilevel.lookup import bind, policy_table
@@ -25,6 +25,7 @@ from bilevel.run import DIVERGED, run, start
 from bilevel.types import Array, Coefficients, Model, Problem
 from envs.base import MDP
 from envs.tabular import garnet, tabular
+from experiments.claims.instances import relative_return, true_lower_level
 from experiments.claims.p1.landscapes import GAP
 from experiments.claims.p1.methods import LENGTH, MOMENTUM, POLICY_STEP, REWARD_STEP, SIGMA, TOLERANCE
 from experiments.statistics.intervals import Interval, rank_correlation
@@ -124,14 +125,11 @@ def algorithm_1(key: Array, interaction: Array, name: str, sizes: Sizes) -> tupl
     nothing_is_drawn = jax.random.key(0)
     state, _ = run(algorithm, nothing_is_drawn, start(algorithm, nothing_is_drawn), sizes.num_steps)
     learned = algorithm.params(state.algorithm)
-
-    truth = exact_bilevel(tabular_problem(mdp, COEFFICIENTS), mdp, LENGTH, COEFFICIENTS)
-    lower, policy = truth.lower(mdp.reward), policy_table(problem.env, bind(problem.policy, learned.policy))
-    policies = policy, truth.optimum(mdp.reward), lower.reference
-    reached, best, lowest = (exact.regularised_return(lower, x) for x in policies)
+    policy = policy_table(problem.env, bind(problem.policy, learned.policy))
+    returned = relative_return(true_lower_level(mdp, COEFFICIENTS), policy)
     norms = jnp.stack([state.metrics["gradient_norm"], state.metrics["policy_gradient_norm"]])
     converged = (jnp.max(norms) < TOLERANCE) & (state.status != DIVERGED)
-    return ravel_pytree(learned.reward)[0], (reached - lowest) / (best - lowest), converged
+    return ravel_pytree(learned.reward)[0], returned, converged
 
 
 def explore(key: Array, interaction: Array, end: Array, name: str, sizes: Sizes) -> tuple[Array, ...]:

@@ -249,7 +249,7 @@ def _draw_shares(panel, shares: dict[tuple[str, str], Interaction]) -> None:
     of = Interval(*np.array([(x.share, *x.interval) for x in shares.values()]).T)
     rows = range(len(shares))
     panel.errorbar(
-        of.center, rows, xerr=panels.lengths(of), fmt="o", color=panels.BLUE, label="without the seeds' noise"
+        of.center, rows, xerr=intervals.bars(of), fmt="o", color=panels.BLUE, label="without the seeds' noise"
     )
     panel.plot([x.with_noise for x in shares.values()], rows, "x", color="0.4", label="with it")
     panel.axvline(0, color="0.5", linewidth=1)

@@ -197,7 +197,7 @@ def _draw_arms(panel, tuning: Tuning) -> None:
         panel.plot(gap, beside, ".", color="0.6", markersize=4, label=None if i else "repetitions")
         mean = Interval(*(x[None] for x in intervals.mean(gap)))
         panel.errorbar(
-            mean.center, [i], xerr=panels.lengths(mean), fmt="o", color=panels.BLUE, label=None if i else "mean"
+            mean.center, [i], xerr=intervals.bars(mean), fmt="o", color=panels.BLUE, label=None if i else "mean"
         )
         above = int(np.sum(gap <= ROUNDING))
         note = f"\n{above} ended above Φ*, not shown" if above else ""

@@ -16,12 +16,13 @@ WEIGHT, START = 0.5, 0.4
 HYPER = AlternatingHyper(policy_step_size=0.8, reward_step_size=0.3)
 
 
-def algorithm(num_policy_steps=2):
+def algorithm(start=START, num_policy_steps=2):
     """Two policy steps an outer step, from φ = 0.4 and the uniform policy."""
     problem, mdp, coefficients = two_arms.two_arms(WEIGHT)
-    problem = problem._replace(reward=problem.reward._replace(init=lambda key: jnp.asarray(START)))
+    problem = problem._replace(reward=problem.reward._replace(init=lambda key: jnp.asarray(start)))
     gradients = exact_gradients(problem, mdp, 1, coefficients)
-    return alternating(problem, gradients, AlternatingConfig(num_policy_steps, reward_optimizer=optax.sgd), HYPER)
+    config = AlternatingConfig(num_policy_steps, reward_optimizer=optax.sgd)
+    return alternating(problem, gradients, config, HYPER)
 
 
 def test_an_outer_step_by_hand_moves_the_policy_twice_and_then_the_reward_at_the_new_policy(x64):
@@ -46,11 +47,7 @@ def test_an_outer_step_by_hand_moves_the_policy_twice_and_then_the_reward_at_the
 
 def test_the_reward_does_not_feel_that_the_policy_follows_it(x64):
     # Where the direct gradient vanishes, at φ = 1, the reward rests, though Φ still rises with φ through the policy.
-    problem, mdp, coefficients = two_arms.two_arms(WEIGHT)
-    problem = problem._replace(reward=problem.reward._replace(init=lambda key: jnp.ones(())))
-    ours = alternating(
-        problem, exact_gradients(problem, mdp, 1, coefficients), AlternatingConfig(3, reward_optimizer=optax.sgd), HYPER
-    )
+    ours = algorithm(start=1.0)
     state, _ = jax.jit(lambda key: ours.step(key, ours.init(key)))(jax.random.key(0))
     close(ours.params(state).reward, 1.0)
     assert ours.params(state).policy[0, 0] > 0.1

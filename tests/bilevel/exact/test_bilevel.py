@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 import two_arms
 from checks import close
-from reference_instances import Reference, load_reference
+from reference_instances import Reference, assemble
 from scipy.optimize import brentq
 from scipy.special import expit
 
 from bilevel.exact.bilevel import exact_bilevel, tabular_problem
+from bilevel.exact.penalised import penalised_policy
 from bilevel.lookup import bind, policy_table
 from bilevel.preferences import excess_log_likelihood
 from bilevel.types import Coefficients, Trajectory
@@ -25,32 +28,55 @@ ROOT = pathlib.Path(__file__).parents[3]
 STEP = 1e-5  # of central differences
 
 
+GIVEN = ("initial", "transition", "true_reward", "reference", "learned_reward", "features", "w1", "w2")
+GIVEN += Coefficients._fields
+
+
+@jax.jit
+def objective(given, params):
+    """Φ, ∇Φ and λ* of a reference instance; one program for both."""
+    exact = assemble({**given, "horizon": 3}).bilevel
+    return exact.value(params), exact.gradient(params), exact.optimum(params)
+
+
+@jax.jit
+def excess(given, reward):
+    """Φ and ∇Φ of the excess of the log-likelihood, of a reward that is a table."""
+    reference = assemble({**given, "horizon": 3})
+    problem = tabular_problem(reference.mdp, reference.coefficients, reference=reference.lower.reference)
+    exact = exact_bilevel(problem, reference.mdp, 3, reference.coefficients, excess_log_likelihood)
+    return exact.value(reward), exact.gradient(reward)
+
+
+@jax.jit
+def proxy(given, params, sigma):
+    """Φ_σ, ∇Φ_σ, and λ*_σ with its residual."""
+    exact = assemble({**given, "horizon": 3}).bilevel
+    solution = penalised_policy(exact.lower(params), lambda policy: exact.preference(params, policy), sigma)
+    return exact.proxy_value(params, sigma), exact.proxy_gradient(params, sigma), solution
+
+
 class Compiled(NamedTuple):
-    """The functions of a reference instance, compiled once for all tests of this file."""
+    """A reference instance and its functions, bound to it."""
 
     reference: Reference
     direction: jax.Array  # in φ
-    value_and_gradient: jax.stages.Wrapped  # φ -> (Φ, ∇Φ)
-    proxy: jax.stages.Wrapped  # (φ, σ) -> (Φ_σ, ∇Φ_σ, λ*_σ)
+    objective: Callable  # φ -> (Φ, ∇Φ, λ*)
+    excess: Callable  # r [S, A] -> (Φ, ∇Φ) of the excess
+    proxy: Callable  # (φ, σ) -> (Φ_σ, ∇Φ_σ, Solution)
 
     def slope(self, function):
         """The derivative of a function of φ at the instance's own φ along the direction, by central differences."""
-        ends = (function(self.reference.params + sign * STEP * self.direction) for sign in (1, -1))
-        return (next(ends) - next(ends)) / (2 * STEP)
+        ends = [function(self.reference.params + sign * STEP * self.direction) for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * STEP)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def compiled(request):
-    with jax.enable_x64(True):
-        reference = load_reference(request.param)
-        exact = reference.bilevel
-
-        def proxy(params, sigma):
-            return exact.proxy_value(params, sigma), exact.proxy_gradient(params, sigma), exact.penalised(params, sigma)
-
-        direction = jax.random.normal(jax.random.key(7), reference.params.shape)
-        both = jax.jit(lambda params: (exact.value(params), exact.gradient(params)))
-        yield Compiled(reference, direction, both, jax.jit(proxy))
+@pytest.fixture
+def compiled(reference):
+    assert reference.horizon == 3
+    given = {name: jnp.asarray(reference.numbers[name]) for name in GIVEN}
+    direction = jax.random.normal(jax.random.key(7), reference.params.shape)
+    return Compiled(reference, direction, *(partial(x, given) for x in (objective, excess, proxy)))
 
 
 # The references -------------------------------------------------------------------------------------------------------
@@ -68,8 +94,8 @@ def test_the_reward_and_the_lower_level_are_the_references(compiled):
 
 def test_the_objective_at_the_optimum_and_its_gradient_equal_the_reference_numbers(compiled):
     reference, numbers = compiled.reference, compiled.reference.numbers
-    close(reference.bilevel.optimum(reference.params), numbers["optimal_policy"], 1e-6)
-    value, gradient = compiled.value_and_gradient(reference.params)
+    value, gradient, policy = compiled.objective(reference.params)
+    close(policy, numbers["optimal_policy"], 1e-6)
     close(value, numbers["preference_objective_of_optimal"], 1e-6)
     close(gradient, numbers["hypergradient"], 1e-6)
 
@@ -77,37 +103,37 @@ def test_the_objective_at_the_optimum_and_its_gradient_equal_the_reference_numbe
 @pytest.mark.parametrize("sigma", ["0.3", "0.1"])
 def test_the_proxy_and_its_gradient_equal_the_reference_numbers(compiled, sigma):
     numbers = compiled.reference.numbers["proxy"][sigma]
-    value, gradient, policy = compiled.proxy(compiled.reference.params, float(sigma))
-    close(policy, numbers["penalised_policy"], 1e-6)
+    value, gradient, solution = compiled.proxy(compiled.reference.params, float(sigma))
+    assert solution.residual < 1e-12  # an error of the policy is divided by σ
+    close(solution.policy, numbers["penalised_policy"], 1e-6)
     close(value, numbers["value"], 1e-6)
     close(gradient, numbers["gradient"], 1e-6)
 
 
 def test_both_gradients_equal_finite_differences(compiled):
     params, direction = compiled.reference.params, compiled.direction
-    numeric = compiled.slope(lambda x: compiled.value_and_gradient(x)[0])
-    close(jnp.vdot(compiled.value_and_gradient(params)[1], direction), numeric, 1e-8)
+    numeric = compiled.slope(lambda x: compiled.objective(x)[0])
+    close(jnp.vdot(compiled.objective(params)[1], direction), numeric, 1e-8)
     numeric = compiled.slope(lambda x: compiled.proxy(x, 0.1)[0])
     close(jnp.vdot(compiled.proxy(params, 0.1)[1], direction), numeric, 1e-8)
 
 
 def test_the_proxy_lies_above_the_objective_and_its_bias_falls_like_sigma(compiled):
     params = compiled.reference.params
-    value, _ = compiled.value_and_gradient(params)
-    errors = np.array([float(compiled.proxy(params, sigma)[0] - value) for sigma in (0.002, 0.001)])
+    found = [compiled.proxy(params, sigma) for sigma in (0.002, 0.001)]
+    errors = np.array([float(value - compiled.objective(params)[0]) for value, *_ in found])
+    assert all(solution.residual < 1e-12 for *_, solution in found)
     assert (errors > 0).all()
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.005
 
 
 def test_the_excess_objective_is_greatest_at_the_true_reward(compiled):
     reference = compiled.reference
-    problem = tabular_problem(reference.mdp, reference.coefficients, reference=reference.lower.reference)
-    exact = exact_bilevel(problem, reference.mdp, 3, reference.coefficients, excess_log_likelihood)
-    both = jax.jit(lambda reward: (exact.value(reward), exact.gradient(reward)))
-    value, gradient = both(reference.mdp.reward)
+    value, gradient = compiled.excess(reference.mdp.reward)
     close(value, 0.0)
     close(gradient, jnp.zeros((3, 2)), 1e-10)
-    assert both(reference.mdp.reward + jax.random.normal(jax.random.key(0), (3, 2)))[0] < -1e-3
+    other = reference.mdp.reward + jax.random.normal(jax.random.key(0), (3, 2))
+    assert compiled.excess(other)[0] < -1e-3
 
 
 # By hand --------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Records come back from the disk as they were, by their types, and nothing else does."""
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from experiments.claims.data import keep, read_record, write_record
+from experiments.files import RunFolderError
 
 
 class Part(NamedTuple):
@@ -76,24 +78,73 @@ def test_what_is_no_such_record_is_an_error_of_one_line(tmp_path, damage):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_field_that_is_not_what_it_is_annotated_as_is_named(tmp_path):
-    with pytest.raises(TypeError, match=r"Whole\.array .*object"):
+def test_a_field_that_is_not_what_it_is_annotated_as_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="a record holds object where an array of numbers is annotated"):
         write_record(tmp_path, "x.npz", whole()._replace(array=object()), Whole)
-    with pytest.raises(TypeError, match=r"Whole\.given is of type str; required: Part"):
+    with pytest.raises(TypeError, match="a record holds str where Part is annotated"):
         write_record(tmp_path, "x.npz", whole()._replace(given="no"), Whole)
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_was_kept_is_not_computed_again_and_what_is_damaged_is_with_a_line(tmp_path):
-    calls, said = [], []
+def computing():
+    """A function that computes a part, and the list of its calls."""
+    calls = []
 
     def compute():
         calls.append(1)
-        return Part(np.ones(2), "x")
+        return Part(np.arange(6.0).reshape(2, 3), f"call {len(calls)}")
 
+    return compute, calls
+
+
+def silently(line):
+    """Says nothing."""
+
+
+def test_a_part_is_computed_once_and_read_as_it_was(tmp_path):
+    compute, calls = computing()
     for _ in range(2):
-        assert keep(tmp_path, "part ε = 0.1", Part, compute, said.append).name == "x"
-    assert len(calls) == 1 and not said
-    (tmp_path / "part ε = 0.1.npz").write_bytes(b"PK")
-    assert keep(tmp_path, "part ε = 0.1", Part, compute, said.append).values.tolist() == [1, 1]
-    assert len(calls) == 2 and len(said) == 1 and "part ε = 0.1.npz is damaged" in said[0]
+        part = keep(tmp_path / "new", "table, of one", Part, compute, silently)
+        assert type(part) is Part and part.name == "call 1" and part.values.shape == (2, 3)
+    keep(tmp_path / "new", "another ε = 0.1", Part, compute, silently)
+    assert len(calls) == 2
+    assert {x.name for x in (tmp_path / "new").iterdir()} == {"table, of one.npz", "another ε = 0.1.npz"}
+
+
+def test_a_part_that_is_damaged_or_incomplete_is_computed_anew_with_a_line(tmp_path):
+    (compute, calls), said = computing(), []
+    keep(tmp_path, "part", Part, compute, said.append)
+    path = tmp_path / "part.npz"
+    whole = path.read_bytes()
+    cut = b"", b"nothing of the kind", whole[:20], whole[:-100], whole.replace(b"json", b"jsom")
+    turned = (whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 7))
+    for damaged in (*cut, *turned):
+        path.write_bytes(damaged)
+        found = keep(tmp_path, "part", Part, compute, said.append)  # or a byte without a meaning was turned
+        assert found.values.tolist() == [[0, 1, 2], [3, 4, 5]] and found.name.startswith("call ")
+    assert len(said) == len(calls) - 1 > len(whole) / 7 / 2
+    assert all(line.startswith("part.npz is damaged or of something else (") for line in said)
+    for values in ({"value": np.zeros(3)}, {"value": np.array([None])}):  # no record, a pickle
+        np.savez(path, **values)
+        before = len(calls)
+        keep(tmp_path, "part", Part, compute, silently)
+        assert len(calls) == before + 1
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        keep(tmp_path, "part", Part, compute, silently)
+
+
+def test_a_part_that_was_not_finished_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    compute, calls = computing()
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, "part", Part, stop, silently)
+    assert not [*tmp_path.iterdir()]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        keep(tmp_path, "part", Part, compute, silently)
+    keep(tmp_path, "part", Part, compute, silently)
+    assert len(calls) == 2

@@ -5,12 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from experiments.settings.build import build
 
 from experiments import configure
 from experiments.__main__ import main
 from experiments.commands import bench, plan
-from experiments.runs.cohort import Group, Study
+from experiments.runs.cohort import Cohort, Group
+from experiments.settings.job import resolve
 
 TINY = {"batch_size": 4, "rollout_length": 3, "segment_length": 2, "num_policy_steps": 2, "critic": "monte_carlo"}
 TABLES = {"policy": "table", "reward": "table"}
@@ -68,11 +68,12 @@ def test_a_plan_predicts_the_memory_of_the_program_that_then_runs():
         return configure("garnet", "bilevel", **TINY, **TABLES, seeds=seeds, width=2, steps=10, chunk="5")
 
     made = plan.plan(config(40), "cpu", 1)
-    study = Study(config(40), build(config(40)), Group(0, 40), tuple(jax.devices()[:1]))
-    _, wanted = study.compile(5)
+    job = resolve(config(40))
+    cohort = Cohort(job._replace(devices=job.devices[:1]), Group(0, 40))
+    _, wanted = cohort.compile(5)
     assert made.bytes_a_device == pytest.approx(wanted.total, rel=0.05)
     assert (made.lanes, made.blocks) == (40, 20)
-    assert made.run_seconds > 0 and made.flops == 40 * 10 * bench.step_flops(study)
+    assert made.run_seconds > 0 and made.flops == 40 * 10 * bench.step_flops(cohort)
     spread = plan.plan(config(40), "cpu", 4)
     assert spread.blocks == 5 and spread.bytes_a_device < made.bytes_a_device
 

@@ -10,7 +10,6 @@ import pytest
 
 from bilevel.lanes import Layout, programs
 from bilevel.run import NEVER
-from bilevel.types import Hyper
 from experiments.__main__ import main
 from experiments.commands.tune import (
     RANGES,
@@ -26,7 +25,7 @@ from experiments.commands.tune import (
 )
 from experiments.runs.folder import open_run
 from experiments.settings.arguments import parse_train
-from experiments.settings.build import build
+from experiments.settings.job import resolve
 from experiments.settings.options import OptionError
 
 TINY = ["--world", "garnet", "--states", "3", "--actions", "2", "--policy", "table", "--reward", "table"]
@@ -107,33 +106,33 @@ def test_the_score_is_the_mean_of_the_last_half_and_that_of_a_diverged_run_is_no
 
 
 def test_candidates_are_log_uniform_over_the_stated_ranges_and_the_rest_stays():
-    point = dict.fromkeys(Hyper._fields, 0.5)
+    point = dict.fromkeys((*RANGES, "discount"), 0.5)
     hyper = draw_candidates(3, 3000, ("sigma", "reward_step_size"), point)
     for name in ("sigma", "reward_step_size"):
         low, high = np.log(RANGES[name])
-        place = (np.log(getattr(hyper, name)) - low) / (high - low)
+        place = (np.log(hyper[name]) - low) / (high - low)
         assert -0.001 < place.min() < 0.01 and 0.99 < place.max() < 1.001
         np.testing.assert_allclose(np.quantile(place, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
-    assert np.all(hyper.policy_step_size == 0.5)
+    assert np.all(hyper["policy_step_size"] == 0.5) and np.all(hyper["discount"] == 0.5)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The lanes of four candidates on a tiny world, and its make."""
+    """The programs of a tiny world, their layout, the lanes of three candidates, and the algorithm's make and point."""
     config, *_ = parse_train(TINY)
-    setup = build(config)
+    job = resolve(config)
 
-    def make(hyper):
-        return setup.make(hyper)[0], None
+    def make(point):
+        return job.make(point)[0], None
 
     layout = Layout(4, 4, tuple(jax.devices()[:1]))
     ours = programs(make, 0, 2, layout, NEVER)
-    hyper = draw_candidates(0, 3, tuple(RANGES), Hyper._field_defaults)
-    return ours, layout, lanes_of(hyper, np.arange(2)), make
+    hyper = draw_candidates(0, 3, tuple(RANGES), job.points[0])
+    return ours, layout, lanes_of(hyper, np.arange(2)), make, job.points[0]
 
 
 def test_candidates_that_stop_at_a_rung_and_go_on_are_those_that_never_stopped(tiny):
-    ours, layout, lanes, _ = tiny
+    ours, layout, lanes, _, _ = tiny
     whole, parts = (Candidates(ours, layout, lanes, 2, 2) for _ in range(2))
     whole.advance(np.arange(3), 5)
     parts.advance(np.arange(3), 2)
@@ -147,10 +146,10 @@ def test_candidates_that_stop_at_a_rung_and_go_on_are_those_that_never_stopped(t
 
 
 def test_the_counted_transitions_are_those_the_run_reports_and_nothing_true_is_measured(tiny):
-    ours, layout, lanes, make = tiny
+    ours, layout, lanes, make, point = tiny
     lanes = layout.spread(jax.tree.map(lambda x: x[:4], lanes))
     _, metrics = ours.advance(lanes, ours.init(lanes), jnp.int32(0), jnp.int32(2))
-    assert np.all(layout.gather(metrics["transitions"]) == step_transitions(make))
+    assert np.all(layout.gather(metrics["transitions"]) == step_transitions(make, point))
     assert not any(name.startswith("true") for name in metrics)
 
 
@@ -163,10 +162,10 @@ def test_the_command_says_what_to_run_next(tmp_path, capsys):
     bilevel, train, *rest = shlex.split(found["command"])
     assert (bilevel, train) == ("bilevel", "train")
     config, *_ = parse_train(rest)
-    assert config.sigma == (0.2,)
+    assert config.options["sigma"] == (0.2,)
     assert set(found["chosen"]) == set(RANGES) - {"sigma"}
     for name, value in found["chosen"].items():
-        assert getattr(config, name) == (value,)
+        assert config.options[name] == (value,)
         assert RANGES[name][0] <= value <= RANGES[name][1]
     last = found["rungs"][-1]
     assert last["candidates"][int(np.argmax([-np.inf if x is None else x for x in last["scores"]]))] == found["chosen"]

@@ -231,7 +231,7 @@ NURSERY = (
     f"""
 import json, os, resource, sys
 import jax, tyro, xarray
-from experiments import driver, metrics
+from experiments.runs import driver, metrics
 from experiments.__main__ import command
 metrics.MERGED = {MERGED}
 """

@@ -6,14 +6,13 @@ import pathlib
 import subprocess
 import sys
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from experiments.files import RunFolderError, read_json, write_json
-from experiments.runs.folder import compare_manifests, config_hash, group_name, kept, make_manifest, open_run, run_name
+from experiments.runs.folder import compare_manifests, config_hash, group_name, make_manifest, open_run, run_name
 from experiments.runs.metrics import load_run, read_metrics, write_metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -158,82 +157,6 @@ def test_a_file_that_is_no_object_is_refused(run):
     assert "manifest.json cannot be read (it is a list; required: an object)" in refusal(
         read_json, run, "manifest.json"
     )
-
-
-class Inner(NamedTuple):
-    value: np.ndarray
-    is_peak: np.ndarray
-
-
-class Outer(NamedTuple):
-    value: np.ndarray
-    inner: Inner
-    count: float
-
-
-def computing():
-    """A function that computes a part, and the list of its calls."""
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return Outer(np.arange(6.0).reshape(2, 3), Inner(np.full(2, np.nan, np.float32), np.array([True, False])), 7.0)
-
-    return compute, calls
-
-
-def assert_same_part(found, expected):
-    """Types, also of what is nested, and values."""
-    assert type(found) is Outer and type(found.inner) is Inner
-    for ours, theirs in zip((*found[::2], *found.inner), (*expected[::2], *expected.inner), strict=True):
-        np.testing.assert_array_equal(ours, theirs, strict=isinstance(theirs, np.ndarray))
-
-
-def test_a_part_is_computed_once_and_read_as_the_type_that_it_was(tmp_path):
-    compute, calls = computing()
-    first = kept(tmp_path / "new", "table, of one", Outer, compute)
-    again = kept(tmp_path / "new", "table, of one", Outer, compute)
-    assert len(calls) == 1
-    assert_same_part(again, first)
-    kept(tmp_path / "new", "another", Outer, compute)
-    kept(None, "another", Outer, compute)
-    assert len(calls) == 3 and {x.name for x in (tmp_path / "new").iterdir()} == {"table, of one.npz", "another.npz"}
-
-
-def test_a_part_that_is_damaged_or_incomplete_is_computed_anew(tmp_path):
-    compute, calls = computing()
-    first, path = kept(tmp_path, "part", Outer, compute), tmp_path / "part.npz"
-    whole = path.read_bytes()
-    cut = b"", b"nothing of the kind", whole[:20], whole[:-100], whole.replace(b"inner.", b"outer.")
-    turned = (whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 7))
-    for damaged in (*cut, *turned):
-        path.write_bytes(damaged)
-        assert_same_part(kept(tmp_path, "part", Outer, compute), first)  # or a byte without a meaning was turned
-    assert len(calls) > len(whole) / 7 / 2
-    for values in ({"value": first.value}, {"value": np.array([None])}):  # fields that are missing, a pickle
-        np.savez(path, **values)
-        calls.clear()
-        assert_same_part(kept(tmp_path, "part", Outer, compute), first)
-        assert len(calls) == 1 and path.read_bytes() == whole
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(RunFolderError, match="cannot be written"):
-        kept(tmp_path, "part", Outer, compute)
-
-
-def test_a_part_that_was_not_finished_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    compute, calls = computing()
-    with pytest.raises(KeyboardInterrupt):
-        kept(tmp_path, "part", Outer, stop)
-    assert not [*tmp_path.iterdir()]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", stop)
-        kept(tmp_path, "part", Outer, compute)
-    kept(tmp_path, "part", Outer, compute)
-    assert len(calls) == 2
 
 
 @pytest.fixture(scope="module")

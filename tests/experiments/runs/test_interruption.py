@@ -210,8 +210,8 @@ GOES_ON, MEASURED = "the same command resumes", "the same command goes on from w
         ("jax", signal.SIGHUP, ["train", *TINY, "--stopped-code", "75"], 75, "stopped before"),
         ("experiments.runs.driver", signal.SIGTERM, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
         ("experiments.runs.driver", signal.SIGUSR1, ["train", "--stopped-code=75", *TINY], 75, "stopped before"),
-        ("experiments.verify.p1_bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
-        ("experiments.verify.p1_bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.claims.p1.bias", signal.SIGINT, ["verify", "P1.bias", "--quick"], 130, MEASURED),
+        ("experiments.claims.p1.bias", signal.SIGTERM, ["verify", "P1.bias", "--quick"], 130, MEASURED),
         ("experiments.commands.report", signal.SIGINT, ["report", "--help"], 130, "nothing was kept: run it again"),
     ],
 )

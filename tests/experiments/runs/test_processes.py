@@ -35,7 +35,8 @@ def runs(tmp_path_factory):
     folder, counts = tmp_path_factory.mktemp("devices"), (1, 2, 4, 8)
     script = f"""
 from pathlib import Path
-from experiments import configure, driver, train
+from experiments import configure, train
+from experiments.runs import driver
 driver.write_report = lambda folder, *rest: folder / "report.html"
 for devices in {counts}:
     train(configure({WORLD!r}, {ALGORITHM!r}, **{OPTIONS!r}, devices=devices), Path({str(folder)!r}) / str(devices))
