@@ -14,7 +14,7 @@ from bilevel.lanes import Layout, Programs, programs
 from bilevel.run import DIVERGED, NEVER
 from experiments.claims.p1 import two_states
 from experiments.claims.p1.two_states import CRITIC_STEP, ONE_MAXIMUM, POLICY_STEP, WEIGHTS, Counts, Numbers
-from experiments.commands.tune import Candidates, lanes_of, score
+from experiments.runs.halving import Candidates, lanes_of, score
 
 KL_WEIGHT = WEIGHTS[ONE_MAXIMUM]
 WIDTH = 64  # lanes a device in one block

@@ -20,7 +20,7 @@ from experiments.claims.claim import Number, Table
 from experiments.claims.p1 import two_states
 from experiments.claims.p1.base_point import KL_WEIGHT, Runs, base_point, candidates, learn, stacked
 from experiments.claims.p1.two_states import ROUNDING, Counts, Numbers
-from experiments.commands.tune import RANGES, draw_candidates, plan_rungs, spent, successive_halving
+from experiments.runs.halving import RANGES, draw_candidates, plan_rungs, spent, successive_halving
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
