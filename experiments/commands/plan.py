@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.ranges import MOST, Range
+from experiments.commands.arguments import parse_run
 from experiments.commands.bench import fastest, step_flops
 from experiments.output import Voice
 from experiments.runs import memory
 from experiments.runs.cohort import Cohort, Group
-from experiments.settings.arguments import parse_run
 from experiments.settings.config import Config
 from experiments.settings.job import choose_devices, resolve
 from experiments.settings.options import OptionError

@@ -11,12 +11,12 @@ holds report.html, with its tables and figures, and all that experiments.load_ru
 import shlex
 from collections.abc import Sequence
 
+from experiments.commands.arguments import given_options, parse_train
 from experiments.output import Voice
 from experiments.runs.alike import refuse_other_options
 from experiments.runs.driver import train
 from experiments.runs.interruption import Stopped
 from experiments.runs.processes import is_main, joined
-from experiments.settings.arguments import given_options, parse_train
 from experiments.settings.config import idle
 
 

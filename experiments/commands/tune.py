@@ -2,7 +2,9 @@
 
   bilevel tune --budget 10000000 --world garnet
 
-By successive halving (`experiments.runs.halving`); the true reward and exact values are not computed.
+Successive halving: candidates are drawn log-uniformly from wide ranges; each rung advances its candidates, and the best
+third goes on from where it stands. The score is what a practitioner has, the upper objective that the algorithm reports from
+its own samples: the true reward and exact values are not computed.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ import numpy as np
 from bilevel.lanes import Layout, programs
 from bilevel.ranges import Range, counts
 from bilevel.run import NEVER
+from experiments.commands.arguments import given_options, options_of_file, parse_run
 from experiments.files import write_json
 from experiments.output import Voice
 from experiments.runs.folder import open_run
@@ -32,7 +35,6 @@ from experiments.runs.halving import (
     successive_halving,
 )
 from experiments.runs.progress import Progress
-from experiments.settings.arguments import given_options, options_of_file, parse_run
 from experiments.settings.config import Config, choices_wanted, swept_values
 from experiments.settings.job import arithmetic, resolve
 from experiments.settings.options import Count, OptionError, spelled

@@ -1,9 +1,8 @@
-"""Successive halving of random configurations, which are lanes of one program.
+"""Successive halving of candidates that are lanes of one program.
 
-Candidates are drawn log-uniformly from wide ranges; each rung advances its candidates, and the best third goes on from where
-it stands. Rung i = 0, 1, … of n has N₀/3^i candidates, which take 3^i times as many further steps as those of the first, so
-each rung takes one n-th of the budget or less. The score is what a practitioner has: the upper objective that the algorithm
-reports from its own samples, averaged over the last half of the steps so far; a run that diverged scores worst.
+Rung i = 0, 1, … of n has N₀/3^i candidates, which take 3^i times as many further steps as those of the first, so each rung
+takes one n-th of the budget or less. The score is what a practitioner has: the upper objective that the algorithm reports
+from its own samples, averaged over the last half of the steps so far; a run that diverged scores worst.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,9 @@ RANGES = {  # of the log-uniform law: four or five decades, since a network want
     "critic_step_size": (1e-3, 1e1),
 }
 RATE = 3  # of each rung one candidate in so many goes on
+
+
+# Successive halving ---------------------------------------------------------------------------------------------------
 
 
 class Rung(NamedTuple):

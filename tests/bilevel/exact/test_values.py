@@ -120,7 +120,7 @@ def test_the_best_return_is_the_best_of_all_deterministic_policies(discount, x64
 
 
 def test_instances_are_solved_in_one_vmap(x64):
-    mdps = jax.vmap(lambda key: garnet(key, 4, 2))(jax.random.split(jax.random.key(0), 5))
+    mdps = jax.jit(jax.vmap(lambda key: garnet(key, 4, 2)))(jax.random.split(jax.random.key(0), 5))
 
     def lower(mdp):
         return exact.lower_level(mdp, mdp.reward, jnp.full((4, 2), 0.5), 0.9, 0.3)

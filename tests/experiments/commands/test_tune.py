@@ -1,4 +1,4 @@
-"""bilevel tune: the command to run next, and one line for a mistake."""
+"""bilevel tune: successive halving within its budget, blind to the truth, and one line for a mistake."""
 
 import json
 import shlex
@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.commands.tune import whole
+from experiments.commands.arguments import parse_train
+from experiments.commands.tune import (
+    RANGES,
+    whole,
+)
 from experiments.runs.folder import open_run
-from experiments.runs.halving import RANGES
-from experiments.settings.arguments import parse_train
 
 TINY = ["--world", "garnet", "--states", "3", "--actions", "2", "--policy", "table", "--reward", "table"]
 TINY += ["--critic-model", "table", "--num-policy-steps", "1", "--batch-size", "4", "--rollout-length", "4"]

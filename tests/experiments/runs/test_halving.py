@@ -1,4 +1,4 @@
-"""Successive halving: it keeps to its budget, finds the best, and goes on from where it stood; blind to the truth."""
+"""Successive halving takes what it says, and finds what is there."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from bilevel.lanes import Layout, programs
 from bilevel.run import NEVER
+from experiments import configure
 from experiments.runs.halving import (
     RANGES,
     Candidates,
@@ -18,13 +19,11 @@ from experiments.runs.halving import (
     step_transitions,
     successive_halving,
 )
-from experiments.settings.arguments import parse_train
 from experiments.settings.job import resolve
 from experiments.settings.options import OptionError
 
-TINY = ["--world", "garnet", "--states", "3", "--actions", "2", "--policy", "table", "--reward", "table"]
-TINY += ["--critic-model", "table", "--num-policy-steps", "1", "--batch-size", "4", "--rollout-length", "4"]
-TINY += ["--segment-length", "2", "--num-targets", "1", "--num-transitions", "4", "--num-chains", "4", "--width", "4"]
+TINY = dict(states=3, actions=2, policy="table", reward="table", critic_model="table", num_policy_steps=1, batch_size=4)
+TINY |= dict(rollout_length=4, segment_length=2, num_targets=1, num_transitions=4, num_chains=4, width=4)
 
 
 @pytest.mark.parametrize("num", [2, 3, 8, 27, 100])
@@ -106,8 +105,7 @@ def test_candidates_are_log_uniform_over_the_stated_ranges_and_the_rest_stays():
 @pytest.fixture(scope="module")
 def tiny():
     """The programs of a tiny world, their layout, the lanes of three candidates, and the algorithm's make and point."""
-    config, *_ = parse_train(TINY)
-    job = resolve(config)
+    job = resolve(configure("garnet", **TINY))
 
     def make(point):
         return job.make(point)[0], None

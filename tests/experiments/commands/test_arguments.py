@@ -4,9 +4,9 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.commands import plan, train, tune
+from experiments.commands.arguments import given_options, parse_train
 from experiments.runs.driver import EXTENDABLE, PLACEMENT
 from experiments.runs.folder import run_name
-from experiments.settings.arguments import given_options, parse_train
 from experiments.settings.config import as_dict
 from experiments.settings.options import OptionError
 
