@@ -188,6 +188,11 @@ def test_every_link_leads_somewhere(path):
             assert anchor in [re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-") for x in headings], target
 
 
+def test_pictures_are_small():
+    pictures = [path.parent / x for path, text in TEXTS.items() for x in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)]
+    assert pictures and all(x.stat().st_size < 60_000 for x in pictures)
+
+
 def exists(name: str) -> bool:
     """Whether a dotted name below a package of this project leads to something."""
     module, _, rest = name, "", ""
@@ -217,6 +222,14 @@ def test_every_module_and_every_file_that_is_named_exists(path):
             assert exists(name), name
         elif re.fullmatch(r"(types|models|exact|gradients|algorithms)(\.\w+)+", name):
             assert exists(f"{package}.{name}"), name
+
+
+@pytest.mark.parametrize("folder", ["bilevel", "envs", "experiments"])
+def test_every_module_is_named_in_the_readme_of_its_folder(folder):
+    words = {*re.findall(r"\w+", TEXTS[ROOT / folder / "README.md"])}
+    claims = ROOT / "experiments" / "claims" / "p1"
+    modules = {path.stem for path in (ROOT / folder).rglob("*.py") if path.parent != claims} - {"__init__"}
+    assert modules <= words
 
 
 @EACH

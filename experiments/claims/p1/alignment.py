@@ -251,8 +251,8 @@ def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
 
 
 CLAIM = Claim(
-    statement="Φ is a proxy of the true return: where a class of rewards holds the true one, alternating RLHF is KL-optimal,"
-    " and Algorithm 1 at a small w far from it, at a Φ above the true reward's.",
+    statement="Φ is a proxy of the true return: where a class of rewards holds the true one, alternating RLHF is "
+    "KL-optimal, and Algorithm 1 at a small w far from it, at a Φ above the true reward's.",
     source="2410.15610, its objective; the comparison is this project's",
     prediction="in the mean over random MDPs, exact gradients, a table: alternating's share of the attainable gain at least "
     f"0.99 at every w; at w = {SMALL_WEIGHT:g} Algorithm 1's below 0.5, and its Φ above Φ(r*)",
