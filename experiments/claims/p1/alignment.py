@@ -133,16 +133,17 @@ def judge(data: Alignment) -> Measurement:
 
 def row_of(ends: Ends, i: int) -> dict[str, float]:
     """Of the runs at the i-th w, means of what is not judged, and the largest gradient in which one ended."""
-    return {
-        "share of the gain without KL": float(np.nanmean(relative(ends, plain=True)[i])),
-        "return with KL": float(np.nanmean(ends.regularised[i])),
-        "return": float(np.nanmean(ends.plain[i])),
-        "Φ, nats": float(np.nanmean(ends.upper[i])),
-        "share diverged": float(ends.diverged[i].mean()),
-        "largest gradient": float(worst_gradient(ends)[i].max()),
-        "labels": float(ends.labels[i].mean()),
-        "transitions": float(ends.transitions[i].mean()),
+    means = {
+        "share of the gain without KL": relative(ends, plain=True),
+        "return with KL": ends.regularised,
+        "return": ends.plain,
+        "Φ, nats": ends.upper,
+        "share diverged": ends.diverged,
+        "labels": ends.labels,
+        "transitions": ends.transitions,
     }
+    about = {name: float(np.nanmean(values[i])) for name, values in means.items()}
+    return about | {"largest gradient": float(worst_gradient(ends)[i].max())}
 
 
 def undecided(ends: Ends, i: int, num: int) -> str:

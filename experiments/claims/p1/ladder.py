@@ -28,6 +28,7 @@ from envs.base import MDP
 from envs.tabular import garnet
 from experiments.claims.claim import Budget, Claim, Measurement, Number
 from experiments.claims.panels import BLUE, GREEN, ORANGE, band, panels
+from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import mean
 
 COEFFICIENTS, LENGTH = Coefficients(discount=0.9, kl_weight=1.5), 3
@@ -95,9 +96,11 @@ def climb(mdp: MDP, problem: Problem, phi: Bilevel, rung: str, best: Array, size
         _, metrics = run(algorithm, key, start(algorithm, key, measured), sizes.num_steps, measured)
         return metrics["gap"], metrics["distance"]
 
-    keys = jax.random.split(jax.random.key(0), 1 if rung == EXACT else sizes.num_seeds)
-    over_seeds = jax.vmap(single, in_axes=(None, 0))
-    return jax.device_get(jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(jnp.array(RUNGS[rung]), keys))
+    def all_sigmas(key):
+        return jax.vmap(single, (0, None))(jnp.array(RUNGS[rung]), key)
+
+    found = for_each_seed(all_sigmas, 1 if rung == EXACT else sizes.num_seeds, jax.random.key(0))
+    return [np.swapaxes(x, 0, 1) for x in found]
 
 
 def gradients_of(mdp: MDP, problem: Problem, rung: str, sizes: Sizes) -> Gradients:
@@ -131,16 +134,14 @@ def every_curve():
 
 def judge(data: Data) -> Measurement:
     """Medians over seeds at the last step, by rung and σ, and the direct ascent's end."""
-    numbers = {"Φ* by direct ascent": number(data.best_value), "‖∇Φ‖ at Φ*": number(data.best_gradient)}
+    distances = zip(SIGMAS, data.distance[EXACT][:, :, -1], strict=True)
+    numbers = {f"distance over σ, {EXACT}, σ = {sigma}": number(*x / sigma) for sigma, x in distances}
     for rung, i, sigma in every_curve():
-        distance = data.distance[rung][i, :, -1]
         numbers[f"gap, {rung}, σ = {sigma}"] = number(*data.gap[rung][i, :, -1])
-        numbers[f"distance, {rung}, σ = {sigma}"] = number(*distance)
-        if rung == EXACT:
-            numbers[f"distance over σ, {rung}, σ = {sigma}"] = number(*distance / sigma)
-    return Measurement(
-        numbers, {}, ("medians over seeds at the last step; gaps in nats, distances in units of reward",)
-    )
+        numbers[f"distance, {rung}, σ = {sigma}"] = number(*data.distance[rung][i, :, -1])
+    numbers |= {"Φ* by direct ascent": number(data.best_value), "‖∇Φ‖ at Φ*": number(data.best_gradient)}
+    notes = ("medians over seeds at the last step; gaps in nats, distances in units of reward",)
+    return Measurement(numbers, {}, notes)
 
 
 def number(*seeds: float) -> Number:

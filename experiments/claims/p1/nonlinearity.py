@@ -33,6 +33,7 @@ from experiments.claims.p1.critic_errors import POLICIES
 from experiments.claims.p1.landscapes import finished, lower_maxima, median
 from experiments.claims.p1.reward_classes import HIDDEN, TABLE, TRUTHS, Rewards
 from experiments.claims.panels import BLUE, GREEN, VERMILION, panels
+from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bars, interquartile_mean, mean, proportion
 
 COLORS = (BLUE, VERMILION)
@@ -137,7 +138,7 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
 
             return relative_return(lower, policy(maximise(value, optimizer, model.init(key), sizes.num_steps)))
 
-        return Policies(np.asarray(jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(0), sizes.num_restarts))))
+        return Policies(for_each_seed(fit, sizes.num_restarts, jax.random.key(0)))
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
