@@ -65,14 +65,15 @@ VARIED = {
 
 
 class Sizes(NamedTuple):
-    """Seeds of each run, and batches of labels of two-stage RLHF, one run each."""
+    """Seeds of each run, batches of labels of two-stage RLHF, one run each, and which models."""
 
     seeds: int = 16
     batches: tuple[int, ...] = (1, 5, 20, 50)
+    models: tuple[str, ...] = (TABLES, NETWORKS)
 
 
 FULL = Sizes()
-QUICK = Sizes(seeds=4, batches=(1,))
+QUICK = Sizes(seeds=4, batches=(1,), models=(TABLES,))
 
 
 class Curve(NamedTuple):
@@ -98,6 +99,7 @@ def plan(sizes: Sizes, varied=VARIED) -> list[tuple[str, str, Config]]:
     runs = []
     for (method, model), options in varied.items():
         budgets = [{"num_batches": number} for number in sizes.batches] if method == TWO_STAGE else [{}]
+        budgets = budgets if model in sizes.models else []
         for budget in budgets:
             runs.append((method, model, configure("cartpole", seed=SEED, seeds=sizes.seeds, **options, **budget)))
     return runs

@@ -38,6 +38,12 @@ def test_no_run_has_more_than_500_labels_or_other_segments():
         assert (options["policy"] == "table") == (model == TABLES)
 
 
+def test_a_quick_budget_has_tables_alone():
+    assert {(method, model) for method, model, _ in cartpole.plan(cartpole.QUICK)} == {
+        (x, TABLES) for x in cartpole.COLORS
+    }
+
+
 def test_with_networks_the_claim_runs_what_the_command_runs_by_default():
     most = {(method, model): config for method, model, config in cartpole.plan(cartpole.FULL)}
     for method in (TWO_STAGE, ALTERNATING, BILEVEL):
