@@ -1,4 +1,4 @@
-"""Runs and studies, from Python: configure a run, train it, load what it measured and learned.
+"""Runs, from Python: configure one, train it, load what it measured and learned.
 
 from experiments import configure, load_params, load_run, train
 

@@ -38,7 +38,7 @@ class Number(NamedTuple):
 
 
 def exponent(found: Fit | Slope, unit: str) -> Number:
-    """The exponent of a power law as a number of a claim, over its range in that unit."""
+    """Returns the exponent of a power law as a number of a claim, which names its range in that unit."""
     first, last = found.range
     over = f"from {first:.2g} to {last:.2g} {unit}" if math.isfinite(first) else ""
     return Number(found.exponent, *found.interval, found.undecided, over, found.tail)
@@ -65,11 +65,11 @@ class Budget(NamedTuple):
     say: Callable[[str], None] = lambda line: None
 
     def keep(self, name: str, kind: type[Data], compute: Callable[[], Data]) -> Data:
-        """What `compute` returns, a NamedTuple of that kind; it is read where an interrupted measurement has left it.
+        """Returns what `compute` returns, or what it returned in a measurement of the same code that was interrupted.
 
         Args:
             name: of the part. Whatever it depends on beside the code and `quick` must show in its name.
-            kind: see `experiments.claims.data`.
+            kind: of what it returns, a NamedTuple that `experiments.claims.data` can keep.
             compute: called at most once.
         """
         return keep(self.folder, name, kind, compute, self.say)
@@ -129,7 +129,7 @@ class Claim(NamedTuple):
 
 
 def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
-    """The verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
+    """Returns the verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
     An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). On each share of instances that
     refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
@@ -149,7 +149,7 @@ def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
 
 
 def together(verdicts: dict[str, str]) -> str:
-    """The claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
+    """Returns the claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
 
     An assumption is refuted if it is by a number.
     """

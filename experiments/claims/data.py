@@ -24,7 +24,7 @@ Record = TypeVar("Record", bound=tuple)
 def keep(
     folder: Path, name: str, kind: type[Record], compute: Callable[[], Record], say: Callable[[str], None]
 ) -> Record:
-    """The record in `<folder>/<name>.npz` if that is there and whole; otherwise what `compute` returns, written there.
+    """Returns the record in `<folder>/<name>.npz` if it is whole, and otherwise what `compute` returns, after writing it.
 
     Args:
         folder: created if need be.
@@ -57,7 +57,7 @@ def write_record(folder: Path, name: str, record: Record, kind: type[Record]) ->
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
-    """The record that was written there.
+    """Returns the record that was written to that path.
 
     Raises:
         ValueError: the file is missing, damaged, or holds another kind of record; the message is one line.
@@ -70,7 +70,7 @@ def read_record(path: Path, kind: type[Record]) -> Record:
 
 
 def _encoded(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
-    """The value as JSON: lists in place of all that holds others, and for an array its place among `arrays`."""
+    """Returns the value as JSON: a list for what holds others, and for an array its place in `arrays`, to which it goes."""
     kind = _chosen(kind, value)
     if kind in PLAIN:
         return None if value is None else kind(value)
@@ -88,7 +88,7 @@ def _encoded(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def _decoded(value: Any, kind: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """What `_encoded` was given."""
+    """Returns what `_encoded` was given, from what it returned."""
     kind = _chosen(kind, value)
     if kind in PLAIN:
         return None if value is None else kind(value)
@@ -100,7 +100,7 @@ def _decoded(value: Any, kind: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _kinds(kind: Any, parts: Any) -> list[Any] | None:
-    """The annotation of each part of a record, tuple or list, and of each pair of a dictionary; None of an array."""
+    """Returns the annotation of each part of a record, tuple or list, or each pair of a dictionary; None for an array."""
     if hasattr(kind, "_fields"):
         hints = get_type_hints(kind)
         return [hints[name] for name in kind._fields]
@@ -113,7 +113,7 @@ def _kinds(kind: Any, parts: Any) -> list[Any] | None:
 
 
 def _chosen(kind: Any, value: Any) -> Any:
-    """Of a union with None, what the value is."""
+    """Returns the annotation itself, or, of a union with None, that of its members that the value is of."""
     if get_origin(kind) not in (Union, UnionType):
         return kind
     return NoneType if value is None else next(x for x in get_args(kind) if x is not NoneType)

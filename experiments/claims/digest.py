@@ -28,7 +28,7 @@ Place = tuple[str, str]  # a module, and a name in it; or a name and a keyword o
 
 @dataclasses.dataclass(frozen=True, eq=False)  # looked up by identity
 class Module:
-    """A module's statements, without what does not count.
+    """The statements of a module, without docstrings and annotations.
 
     Attributes:
         name: of the module.
@@ -46,7 +46,7 @@ class Module:
 
 
 def digest(*places: Place) -> str:
-    """Twelve hexadecimal digits of what is reached from those places.
+    """Returns twelve hexadecimal digits that change with what is reached from those places.
 
     Raises:
         LookupError: nothing is defined there.
@@ -55,7 +55,7 @@ def digest(*places: Place) -> str:
 
 
 def reached(*places: Place) -> dict[str, str]:
-    """What is reached from those places, by place: syntax trees, where an import leads, versions of packages.
+    """Returns what is reached from those places, by place: syntax trees, where an import leads, versions of packages.
 
     Raises:
         LookupError: nothing is defined there.
@@ -68,8 +68,8 @@ def reached(*places: Place) -> dict[str, str]:
             continue
         seen.add(place)
         module, name = place
-        if _is_ours(module):
-            text, following = _look(module_of(module), name)
+        if _is_followed(module):
+            text, following = _examined(module_of(module), name)
             found |= {":".join(place): text} if text else {}
             waiting += following
         elif (package := module.partition(".")[0]) not in sys.stdlib_module_names and package not in found:
@@ -80,8 +80,8 @@ def reached(*places: Place) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=2**14)
-def _look(module: Module, name: str) -> tuple[str, list[Place]]:
-    """What counts of a name in a module, and the places that it leads to."""
+def _examined(module: Module, name: str) -> tuple[str, list[Place]]:
+    """Returns the text that stands in the digest for a name of a module, and the places that it leads to."""
     if name == WHOLE:
         return "", [(module.name, other) for other in (EFFECTS, *module.named)]
     if name == EFFECTS:
@@ -101,7 +101,7 @@ def _dumped(statements: list[ast.stmt]) -> str:
 
 
 def _version(package: str) -> str:
-    """Of a package from elsewhere, by the name under which it is imported; "" if it is not installed."""
+    """Returns the version of a package from elsewhere, which is named as it is imported; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -115,14 +115,14 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)  # o
 
 
 def _named_by(statements: list[ast.stmt], module: Module) -> Iterator[Place]:
-    """The places that statements of a module refer to."""
+    """Yields the places that statements of a module refer to."""
     for statement in statements:
         names = _global_names(symtable.symtable(ast.unparse(statement), module.name, "exec"))
-        for name, attribute in _chains(statement):
+        for name, attribute in _names_with_attributes(statement):
             if name not in names or name not in module.named:
                 continue  # local, or built in
             origin, what = module.imports.get(name, ("", ""))
-            if what == WHOLE and attribute and _is_ours(origin):
+            if what == WHOLE and attribute and _is_followed(origin):
                 yield _place(origin, attribute)  # of a whole module, only what is taken
             else:
                 yield module.name, name
@@ -131,8 +131,8 @@ def _named_by(statements: list[ast.stmt], module: Module) -> Iterator[Place]:
                 yield from _origins(node, module.name).values()
 
 
-def _chains(statement: ast.stmt) -> set[Place]:
-    """Every name, with the attribute that is taken of it, or ""."""
+def _names_with_attributes(statement: ast.stmt) -> set[Place]:
+    """Returns every name in a statement with the attribute that is taken of it, or with ""."""
     nodes = [*ast.walk(statement)]
     dotted = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     inside = {id(node.value) for node in dotted}
@@ -141,7 +141,7 @@ def _chains(statement: ast.stmt) -> set[Place]:
 
 
 def _global_names(table: symtable.SymbolTable) -> set[str]:
-    """Names that a statement at the top of a module takes from the module."""
+    """Returns the names that a statement at the top of a module takes from the module, by the statement's symbol table."""
     top = table.get_type() == "module"
     own = {x.get_name() for x in table.get_symbols() if x.is_referenced() and (top or x.is_global())}
     return own.union(*map(_global_names, table.get_children()))
@@ -152,7 +152,7 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(name: str, source: bytes) -> Module:
-    """A module of `PACKAGES` from its source."""
+    """Returns a module of `PACKAGES`, read from its source."""
     parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
     found = Module(name, {}, {}, [], [(parent, EFFECTS) for parent in parents])
     for statement in _bare(ast.parse(source)).body:
@@ -160,7 +160,7 @@ def _parsed(name: str, source: bytes) -> Module:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             found.imports.update(origins[0])
         if not isinstance(statement, ast.FunctionDef):
-            found.needs.extend((origin, EFFECTS) for x in origins for origin, _ in x.values() if _is_ours(origin))
+            found.needs.extend((origin, EFFECTS) for x in origins for origin, _ in x.values() if _is_followed(origin))
         names, more = _bound(statement)
         for bound in names:
             found.named.setdefault(bound, []).append(statement)
@@ -174,7 +174,7 @@ def _source(module: str) -> bytes:
 
 
 def _bound(statement: ast.stmt) -> tuple[set[str], bool]:
-    """The names that a statement binds, and whether it does something else too; of a block, what its statements do."""
+    """Returns the names that a statement binds, and whether it does something else too; a block does what is in it."""
     match statement:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return {statement.name}, False
@@ -194,7 +194,7 @@ def _bound(statement: ast.stmt) -> tuple[set[str], bool]:
 
 
 def _origins(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, Place]:
-    """Where the names of an import statement in a module come from."""
+    """Returns where the names that an import statement binds in a module come from."""
     if isinstance(node, ast.Import):
         return {alias.asname or alias.name.partition(".")[0]: (alias.name, WHOLE) for alias in node.names}
     package = module if _file(module).name == "__init__.py" else module.rpartition(".")[0]
@@ -203,23 +203,23 @@ def _origins(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, Place]
 
 
 def _place(module: str, name: str) -> Place:
-    """A name of a module, or the module that it is."""
-    return (f"{module}.{name}", WHOLE) if _is_ours(module) and _file(f"{module}.{name}") else (module, name)
+    """Returns the place of a name of a module, or the whole of the module that is called so."""
+    return (f"{module}.{name}", WHOLE) if _is_followed(module) and _file(f"{module}.{name}") else (module, name)
 
 
-def _is_ours(module: str) -> bool:
+def _is_followed(module: str) -> bool:
     return module.partition(".")[0] in PACKAGES
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of `PACKAGES`, which is not imported; None if there is no such module."""
+    """Returns the file of a module of `PACKAGES`, without importing it; None if there is no such module."""
     package, *names = module.split(".")
     home = Path(importlib.util.find_spec(package).origin).parent.joinpath(*names)
     return next((path for path in (home / "__init__.py", home.with_name(f"{home.name}.py")) if path.is_file()), None)
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """Without docstrings, other texts that stand alone, and annotations."""
+    """Takes away docstrings, other texts that stand alone, and annotations; the tree itself."""
     for node in ast.walk(tree):
         match node:
             case ast.arg():

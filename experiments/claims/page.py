@@ -60,7 +60,7 @@ def _verdict(result: dict[str, Any]) -> Markup:
 
 
 def _style(judged: dict[str, Any]) -> str:
-    """The class in the style sheet of a verdict: one word."""
+    """Returns the class of a verdict in the style sheet, which is one word."""
     return judged["verdict"].replace(" ", "-")
 
 
@@ -69,14 +69,14 @@ def _seconds(result: dict[str, Any]) -> str:
 
 
 def _rows(found: dict[str, Any]) -> Markup:
-    """A table of a result, columns in the order in which the rows name them."""
+    """Returns a table of a result, with columns in the order in which the rows name them."""
     columns = list(dict.fromkeys(column for row in found["rows"] for column in row))
     rows = [[_cell(row.get(column)) for column in columns] for row in found["rows"]]
     return Markup(element("h3", found["title"]) + table(rows, columns))
 
 
 def _cell(value: Any) -> str:
-    """A number in four digits, an interval of them in brackets, a text as it is, nothing for None."""
+    """Returns a number in four digits, an interval of them in brackets, a text as it is, and nothing for None."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_cell, value)) + "]"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else short(value)

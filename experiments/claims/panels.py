@@ -14,7 +14,7 @@ BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", share_x=False, share_y=False):
-    """An empty figure, in inches, and its panels [rows, columns], each with a grid.
+    """Returns an empty figure, in inches, and its panels [rows, columns], each with a grid.
 
     Args:
         width, height: of the figure.
@@ -34,7 +34,7 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: 
 def curve(
     panel: Axes, x, of: Interval, color: str, label: str | None = None, marker: str = "o", linestyle: str = "-"
 ) -> None:
-    """Means with 95 % intervals against x, joined by a line.
+    """Draws means with 95 % intervals against x, joined by a line.
 
     Args:
         panel: to draw into.
@@ -56,7 +56,7 @@ def band(
     marker: str = "",
     width: float = 1.4,
 ) -> None:
-    """A line of means against x, in the band of their 95 % intervals; arguments as `curve` takes them."""
+    """Draws a line of means against x in the band of their 95 % intervals; the arguments are those of `curve`."""
     style = dict(color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=width)
     panel.plot(x, of.center, label=label, **style)
     panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
@@ -65,13 +65,13 @@ def band(
 def guide(
     panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
 ) -> None:
-    """A power law of that slope on log axes, through `first` at the first x."""
+    """Draws a power law of that slope on log axes, through `first` at the first x."""
     x = np.asarray(x, float)
     panel.plot(x, first * (x / x[0]) ** slope, color=color, linestyle=linestyle, linewidth=1, label=label)
 
 
 def levels(panel: Axes, x, epsilons: Sequence[float], start: float) -> None:
-    """What each level of a ladder asks for, ε in the gap's unit at its x, and the mean gap of the starts."""
+    """Draws what each level of a ladder asks for, ε in the gap's unit at its x, and the mean gap of the starts."""
     panel.plot(x, epsilons, "o:", color="0.5", markersize=3, linewidth=1, label="ε of the level")
     place = dict(xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="0.4")
     for at, epsilon in zip(x, epsilons, strict=True):
@@ -80,20 +80,20 @@ def levels(panel: Axes, x, epsilons: Sequence[float], start: float) -> None:
 
 
 def log_log(panel: Axes, x_label: str, y_label: str) -> None:
-    """Logarithmic axes with labels; the vertical one is linear where nothing finite was drawn."""
+    """Makes axes logarithmic and labels them; the vertical one stays linear where nothing finite was drawn."""
     drawn = [np.asarray(line.get_ydata(), float) for line in panel.lines]
     finite = any(np.isfinite(values).any() for values in drawn)
     panel.set(xscale="log", yscale="log" if finite else "linear", xlabel=x_label, ylabel=y_label)
 
 
 def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> None:
-    """A legend under the panel, where it covers no data."""
+    """Puts a legend under the panel, where it covers no data."""
     place = dict(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.0)
     panel.legend(fontsize=8, title=title, title_fontsize=8, ncols=columns, **place)
 
 
 def exponent_label(fit: Fit | Slope, symbol: str = "p") -> str:
-    """A fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, if there is one."""
+    """Returns a fitted exponent with its interval, as in `p = 0.31 [0.29, 0.33]`, or that there is none."""
     if np.isnan(fit.exponent):
         return "no exponent"
     low, high = fit.interval

@@ -30,7 +30,7 @@ PUBLISHED = (
 
 
 def publish_results(folder: Path, tree: Path = TREE) -> Path:
-    """Writes `results.json` and `README.md` beside the claims, and their table into the front page; the README.
+    """Writes `results.json` and `README.md` beside the claims, and their table into the front page; returns the README.
 
     Results in the folder replace those that were published before; those of claims that it does not hold stay, and those of
     claims that are no longer in the list go.
@@ -54,7 +54,7 @@ def publish_results(folder: Path, tree: Path = TREE) -> Path:
 
 
 def _front(tree: Path) -> str:
-    """The front page as it stands, with a line each where its table begins and ends."""
+    """Returns the front page as it stands, in which a line each says where its table begins and ends."""
     try:
         text = read_bytes(tree / FRONT, MOST_FRONT).decode()
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def _front(tree: Path) -> str:
 
 
 def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
-    """The front page's text with the table of those results that have a verdict in place of the one that it has."""
+    """Returns the front page's text with the table of those results that have a verdict in place of the one that it has."""
     judged = {name: result for name, result in results.items() if result["verdict"] != "reported"}
     rows = [(f"{name}: {r['statement']}", *_decided(r)) for name, r in judged.items()]
     before, after = text.split(BEGIN)[0], text.split(END)[1]
@@ -77,7 +77,7 @@ def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
 
 
 def readme(results: dict[str, dict[str, Any]]) -> str:
-    """The text of `README.md` for published results: a table of verdicts, then a section for each claim."""
+    """Returns the text of `README.md` for published results: a table of verdicts, then a section for each claim."""
     rows = [(f"[{name}](#{_anchor(name)})", r["statement"], *_decided(r)) for name, r in results.items()]
     parts = [
         "# Claims",
@@ -94,7 +94,7 @@ def readme(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _decided(result: dict[str, Any]) -> tuple[str, str, str]:
-    """The last cells of a claim's row: predicted, measured, verdict. One number stands for all that its section shows.
+    """Returns the last cells of a claim's row: predicted, measured, verdict. One number stands for all of its section.
 
     It is the first that has the claim's verdict: of a claim that fails, one that fails. Predicted is its margin.
     """
@@ -131,12 +131,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text in which stars, bars and the like stand for themselves; links and bold words of a cell stay."""
+    """Returns a text in which stars, bars and the like stand for themselves; links and bold words of a cell stay."""
     if re.fullmatch(r"\[[\w.]+\]\(#.*\)|\*\*.*\*\*", text):
         return text
     return re.sub(r"([\\*_|<`\[\]])", r"\\\1", text)
 
 
 def _anchor(name: str) -> str:
-    """Of a section's heading, as it is made of it."""
+    """Returns the anchor that a reader of Markdown makes of a section's heading."""
     return re.sub(r"[^\w-]", "", name.lower())

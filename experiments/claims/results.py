@@ -49,7 +49,7 @@ class Result(TypedDict):
 
 
 def describe(claim: Claim, found: Measurement) -> dict[str, Any]:
-    """Claim, numbers and verdicts as JSON values."""
+    """Returns claim, numbers and verdicts as JSON values: what `Result` holds of them."""
     absent = Number(math.nan, math.nan, math.nan, "not measured")
     numbers = dict.fromkeys(claim.margins, absent) | found.numbers
     verdicts = judge(claim, numbers)
@@ -61,30 +61,30 @@ def describe(claim: Claim, found: Measurement) -> dict[str, Any]:
         "verdict": together(verdicts),
         "numbers": {
             name: {
-                "center": plain(x.center),
-                "interval": plain([x.low, x.high]),
-                "margin": plain(claim.margins.get(name)),
+                "center": as_json(x.center),
+                "interval": as_json([x.low, x.high]),
+                "margin": as_json(claim.margins.get(name)),
                 "verdict": verdicts.get(name, "reported"),
                 "undecided": x.undecided,
                 "over": x.over,
-                "tail": plain(x.tail),
+                "tail": as_json(x.tail),
             }
             for name, x in numbers.items()
         },
-        "cost": plain(found.cost),
+        "cost": as_json(found.cost),
         "notes": list(found.notes),
-        "tables": [{"title": table.title, "rows": plain(table.rows)} for table in found.tables],
+        "tables": [{"title": table.title, "rows": as_json(table.rows)} for table in found.tables],
     }
 
 
-def plain(value: Any) -> Any:
-    """Dictionaries, sequences, arrays and numbers as JSON values; JSON has no infinities, for which a text stands."""
+def as_json(value: Any) -> Any:
+    """Returns dictionaries, sequences, arrays and numbers as JSON values; a text stands for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): plain(x) for key, x in value.items()}
+        return {str(key): as_json(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(x) for x in value]
+        return [as_json(x) for x in value]
     if hasattr(value, "tolist"):  # an array, or a number of numpy's
-        return plain(value.tolist())
+        return as_json(value.tolist())
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -92,14 +92,14 @@ def plain(value: Any) -> Any:
 
 
 def sealed(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with its check."""
+    """Returns the result with its check."""
     return result | {"check": _check(result)}
 
 
-def current(
+def current_result(
     folder: Path, measured: str, reported: str, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any] | None:
-    """The result in a claim's folder, if it is whole and of the code with those digests; says why not."""
+    """Returns the result in a claim's folder if it is whole and of the code with those digests, or says why it is not."""
     if not os.path.lexists(folder / RESULT):
         return None
     found = _read(folder)
@@ -117,7 +117,7 @@ def current(
 
 
 def figure_digest(folder: Path) -> str:
-    """Of the figure in a claim's folder; "" if there is none that can be read."""
+    """Returns the digest of the figure in a claim's folder; "" if there is none that can be read."""
     try:
         return _hash(read_bytes(folder / FIGURE, MOST_FIGURE))
     except OSError:
@@ -144,23 +144,23 @@ def _hash(content: bytes) -> str:
 
 
 def short(x: float | str) -> str:
-    """A number in four digits."""
+    """Returns a number in four digits."""
     return x if isinstance(x, str) else f"{x:.4g}"
 
 
 def in_brackets(number: dict[str, Any]) -> str:
-    """The ends of a number's interval in brackets; a dash where it has no length."""
+    """Returns the ends of a number's interval in brackets, or a dash where it has no length."""
     low, high = number["interval"]
     return "–" if low == high else f"[{short(low)}, {short(high)}]"
 
 
 def margin_in_words(number: dict[str, Any]) -> str:
-    """Where a number must lie, in brackets; "" where it decides nothing."""
+    """Returns where a number must lie, in brackets, or "" where it decides nothing."""
     return "" if number["margin"] is None else "[{}, {}]".format(*map(short, number["margin"]))
 
 
 def judged_in_words(number: dict[str, Any]) -> str:
-    """A number's verdict and, if there is something to say, why it is open, its range, and its last levels."""
+    """Returns a number's verdict and, if there is something to say, why it is open, its range, and its last levels."""
     ends = "" if number["tail"] is None else "at the last levels [{}, {}]".format(*map(short, number["tail"]))
     said = [x for x in (number["undecided"], number["over"], ends) if x]
     return ": ".join([number["verdict"], *(["; ".join(said)] if said else [])])
@@ -170,7 +170,7 @@ HEAD = ("number", "measured", "95 % interval", "must lie in", "verdict")
 
 
 def number_rows(numbers: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row of texts for each number, under `HEAD`."""
+    """Returns a row of texts for each number, to stand under `HEAD`."""
     return [
         (name, short(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x))
         for name, x in numbers.items()
@@ -178,7 +178,7 @@ def number_rows(numbers: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """The claim's verdict; that of a refuted assumption with the shares of instances of all numbers that might refute it."""
+    """Returns the claim's verdict; that of a refuted assumption with the shares of instances that its numbers found."""
     judged = [x for x in result["numbers"].values() if x["verdict"] in ("refuted", "not refuted")]
     if result["verdict"] != "refuted":
         return result["verdict"]
@@ -188,13 +188,13 @@ def in_words(result: dict[str, Any]) -> str:
 
 
 def cost_in_words(result: dict[str, Any]) -> str:
-    """What the measurement took."""
+    """Returns what the measurement took, as in `1,000 transitions; 5 s`."""
     cost = ", ".join(f"{value:,.0f} {what}" for what, value in result["cost"].items())
     return f"{cost or 'no samples'}; {result['seconds']:,.0f} s"
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """Each claim with its numbers; of those that decide nothing only the first few."""
+    """Returns the claims as text, each with its numbers, of those that decide nothing only the first few."""
     return "\n\n".join(_format(name, result) for name, result in results.items())
 
 

@@ -23,7 +23,7 @@ from experiments.claims.claim import Budget, Claim
 from experiments.claims.data import keep
 from experiments.claims.digest import digest
 from experiments.claims.page import write_page
-from experiments.claims.results import FIGURE, RESULT, current, describe, figure_digest, format_table, sealed
+from experiments.claims.results import FIGURE, RESULT, current_result, describe, figure_digest, format_table, sealed
 from experiments.files import RunFolderError, read_json, refusing, write_figure, write_json
 from experiments.output import silent
 from experiments.runs.folder import open_run
@@ -64,7 +64,7 @@ def verify(
     everything: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-    """Measures claims and judges them; writes `summary.json`, a figure each and `report.html`. Name -> result.
+    """Measures claims and judges them; writes `summary.json`, a figure each and `report.html`; returns name -> result.
 
     Args:
         patterns, everything: which; see `chosen`.
@@ -88,7 +88,9 @@ def verify(
         order = sorted(claims, key=lambda name: -claims[name].minutes(quick))
         pool = ThreadPoolExecutor(2)
         try:
-            futures = {name: pool.submit(one, claims[name], folder / name, quick, named(name, say)) for name in order}
+            futures = {
+                name: pool.submit(verify_one, claims[name], folder / name, quick, named(name, say)) for name in order
+            }
             follow(futures, say, partial(publish, folder, loaded))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
@@ -115,7 +117,7 @@ def refuse_what_is_no_folder(folder: Path, names: Iterable[str]) -> None:
 
 
 def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
-    """How many claims there are, how many are to be measured, and how long that takes at most."""
+    """Returns how many claims there are, how many are to be measured, and how long that takes at most, in words."""
     left = [x.minutes(quick) for name, x in claims.items() if not is_measured(folder / name, x.measured)]
     return (
         f"{len(claims)} claim{'s' * (len(claims) != 1)}, {len(left)} to measure: at most about "
@@ -124,12 +126,12 @@ def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
 
 
 def named(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says lines that are about the claim of that name."""
+    """Returns a function that says lines about the claim of that name."""
     return lambda line: say(f"{name:18s}{line}")
 
 
 def folder_of(out: str | Path, quick: bool) -> Path:
-    """Where results are."""
+    """Returns the folder of the results, by budget."""
     return Path(out) / ("quick" if quick else "full")
 
 
@@ -139,7 +141,7 @@ def folder_of(out: str | Path, quick: bool) -> Path:
 def chosen(
     patterns: Sequence[str], everything: bool, loaded: dict[str, Loaded], broken: Iterable[str] = ()
 ) -> list[str]:
-    """Names of the claims that patterns such as `P1.*` match; without patterns all. In the order of the list.
+    """Returns the names of the claims that patterns such as `P1.*` match, without patterns all, in the order of the list.
 
     A pattern with a wildcard, or none, takes those that get a verdict, and with `everything` the others too; a whole name
     takes its claim. Claims that cannot be loaded are taken for such that get a verdict.
@@ -165,7 +167,7 @@ def chosen(
 
 
 def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Exception]]:
-    """What `load` gives of each name, and its error of those that cannot be loaded."""
+    """Returns what `load` returns for each name, and its error for those that cannot be loaded."""
     loaded, broken = {}, {}
     for name in names:
         try:
@@ -176,7 +178,7 @@ def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Except
 
 
 def load(name: str) -> Loaded:
-    """The claim of that name in the list, with its digests."""
+    """Returns the claim of that name in the list, with its digests."""
     module = f"experiments.claims.{name.lower()}"
     claim = importlib.import_module(module).CLAIM
     return Loaded(
@@ -187,10 +189,10 @@ def load(name: str) -> Loaded:
 # One claim ------------------------------------------------------------------------------------------------------------
 
 
-def one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """The result of one claim; as much of it as is there and of the same code is not made again."""
+def verify_one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the result of one claim; as much of it as is there and of the same code is not made again."""
     claim = loaded.claim
-    if before := current(folder, loaded.measured, loaded.reported, say):
+    if before := current_result(folder, loaded.measured, loaded.reported, say):
         say(f"{before['verdict']} (measured before)")
         return before
     data, seconds = measured(loaded, folder, quick, say)
@@ -205,7 +207,7 @@ def one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -
 
 
 def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> tuple[Any, float]:
-    """What a claim computes, from its folder if it is there, and how many seconds that took."""
+    """Returns what a claim computes, from its folder if it is there, and how many seconds that took."""
     claim, started = loaded.claim, _started(folder)
     if started["digest"] != loaded.measured:
         for part in folder.rglob("*.npz"):  # of another code's measurement
@@ -235,7 +237,7 @@ def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], Non
 
 
 def is_measured(folder: Path, digest: str) -> bool:
-    """Whether a claim's folder holds what the code with that digest has computed."""
+    """Returns whether a claim's folder holds what the code with that digest has computed."""
     return (folder / f"{DATA}.npz").exists() and _started(folder)["digest"] == digest
 
 
@@ -250,14 +252,16 @@ def _started(folder: Path) -> Started:
 
 
 def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str], None] = silent) -> Path:
-    """Writes `summary.json` and the page of all results in the folder that are of this code; the page.
+    """Writes `summary.json` and the page of all results in the folder that are of this code; returns the page.
 
     Args:
         folder: of the results.
         loaded: all claims.
         say: takes a line for each claim whose result is of no use.
     """
-    found = {name: current(folder / name, x.measured, x.reported, named(name, say)) for name, x in loaded.items()}
+    found = {
+        name: current_result(folder / name, x.measured, x.reported, named(name, say)) for name, x in loaded.items()
+    }
     results = {name: result for name, result in found.items() if result}
     write_json(folder, "summary.json", results)
     return write_page(folder, results)

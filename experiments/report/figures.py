@@ -59,8 +59,8 @@ def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables
     Args:
         dataset: dims (hyper, seed, step).
         baselines: metric -> label -> value, drawn as horizontal lines.
-        tables: of a finite world: `learned_reward` and `policy` [hyper, seed, S, A], `true_reward` [S, A], and `grid`
-            [rows, columns] of a grid world.
+        tables: of a finite world: `policy` and, where one is learned, `learned_reward` [hyper, seed, S, A], `true_reward`
+            [S, A], and `grid` [rows, columns] of a grid world.
     """
     names = shown_metrics(dataset)
     baselines = _with_bounds(dataset, names, baselines or {})
@@ -214,19 +214,20 @@ def _every_seed(dataset: xr.Dataset, names: list[str], baselines: Baselines) -> 
 
 
 def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:
+    if not {"grid", "learned_reward"} & {*tables}:
+        return {}
     shown = np.unique(np.linspace(0, len(labels) - 1, min(MAX_MAPS, len(labels))).round().astype(int))
     one_figure = _grid_maps if "grid" in tables else _heat_maps
     names = ["rewards"] if len(labels) == 1 else [f"rewards_{i}" for i in shown]
     return {name: one_figure(tables, i, labels[i]) for name, i in zip(names, shown, strict=True)}
 
 
-def centred_rewards(tables: Tables, hyper: int) -> tuple[np.ndarray, np.ndarray]:
-    """Learned and true reward [S, A], each less its mean over all S·A: comparisons fix a reward only up to a constant.
-
-    The learned one is the mean over the seeds in which it is finite.
+def centred_rewards(tables: Tables, hyper: int) -> list[np.ndarray]:
+    """The learned reward, if there is one, and the true one [S, A], each less its mean over all S·A: comparisons fix a
+    reward only up to a constant. The learned one is the mean over the seeds in which it is finite.
     """
-    learned, true = _mean_over_seeds(tables["learned_reward"][hyper]), np.asarray(tables["true_reward"], np.float64)
-    return learned - learned.mean(), true - true.mean()
+    learned = [_mean_over_seeds(tables["learned_reward"][hyper])] if "learned_reward" in tables else []
+    return [reward - reward.mean() for reward in (*learned, np.asarray(tables["true_reward"], np.float64))]
 
 
 def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -237,14 +238,14 @@ def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
 
 def _grid_maps(tables: Tables, hyper: int, label: str) -> Figure:
     grid, policy = tables["grid"], _mean_over_seeds(tables["policy"][hyper])
-    learned, true = (reward.mean(axis=1) for reward in centred_rewards(tables, hyper))
-    figure = _figure(10.5, 0.8 + 3.15 * grid.shape[0] / grid.shape[1])
-    panels = figure.subplots(1, 3)
-    titles = ("learned reward", "true reward", "learned policy, over the true reward")
-    for axes, title, reward in zip(panels, titles, (learned, true, true), strict=True):
-        image = _draw_reward(axes, np.ma.masked_array(reward[grid], grid < 0), _limit(learned, true), "equal")
+    rewards = [reward.mean(axis=1) for reward in centred_rewards(tables, hyper)]
+    titles = ("learned reward", "true reward", "learned policy, over the true reward")[-len(rewards) - 1 :]
+    figure = _figure(3.5 * len(titles), 0.8 + 3.15 * grid.shape[0] / grid.shape[1])
+    panels = figure.subplots(1, len(titles))
+    for axes, title, reward in zip(panels, titles, (*rewards, rewards[-1]), strict=True):
+        image = _draw_reward(axes, np.ma.masked_array(reward[grid], grid < 0), _limit(*rewards), "equal")
         axes.set(title=title, xticks=[], yticks=[])
-    _draw_arrows(panels[2], grid, policy)
+    _draw_arrows(panels[-1], grid, policy)
     figure.colorbar(image, ax=panels, label="reward, less its mean", pad=0.01)
     _title(figure, "mean over seeds and actions", label)
     return figure

@@ -174,10 +174,12 @@ def _read_tables(folder: Path, num_hyper: int) -> dict[str, np.ndarray] | None:
 
 
 def _fit(tables: Mapping[str, np.ndarray], num_hyper: int) -> bool:
-    """Whether these are [hyper, seed, S, A] twice and [S, A], and a grid of states and walls, −1, if there is one."""
-    learned, policy, true = (tables.get(name, np.zeros(0)) for name in ("learned_reward", "policy", "true_reward"))
+    """Whether these are a policy [hyper, seed, S, A], a true reward [S, A], a learned one like the policy if there is one,
+    and a grid of states and walls, −1, if there is one."""
+    policy, true = (tables.get(name, np.zeros(0)) for name in ("policy", "true_reward"))
+    learned = tables.get("learned_reward", policy)
     of_numbers = all(x.size and x.dtype.kind == "f" for x in (learned, policy, true))
-    of_one_run = learned.ndim == 4 and policy.shape == learned.shape == (num_hyper, learned.shape[1], *true.shape)
+    of_one_run = policy.ndim == 4 and policy.shape == learned.shape == (num_hyper, policy.shape[1], *true.shape)
     if not of_numbers or not of_one_run or "grid" not in tables:
         return of_numbers and of_one_run
     grid, (num_states, num_actions) = tables["grid"], true.shape

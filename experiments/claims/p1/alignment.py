@@ -133,16 +133,17 @@ def judge(data: Alignment) -> Measurement:
 
 def row_of(ends: Ends, i: int) -> dict[str, float]:
     """Of the runs at the i-th w, means of what is not judged, and the largest gradient in which one ended."""
-    return {
-        "share of the gain without KL": float(np.nanmean(relative(ends, plain=True)[i])),
-        "return with KL": float(np.nanmean(ends.regularised[i])),
-        "return": float(np.nanmean(ends.plain[i])),
-        "Φ, nats": float(np.nanmean(ends.upper[i])),
-        "share diverged": float(ends.diverged[i].mean()),
-        "largest gradient": float(worst_gradient(ends)[i].max()),
-        "labels": float(ends.labels[i].mean()),
-        "transitions": float(ends.transitions[i].mean()),
+    means = {
+        "share of the gain without KL": relative(ends, plain=True),
+        "return with KL": ends.regularised,
+        "return": ends.plain,
+        "Φ, nats": ends.upper,
+        "share diverged": ends.diverged,
+        "labels": ends.labels,
+        "transitions": ends.transitions,
     }
+    about = {name: float(np.nanmean(values[i])) for name, values in means.items()}
+    return about | {"largest gradient": float(worst_gradient(ends)[i].max())}
 
 
 def undecided(ends: Ends, i: int, num: int) -> str:
@@ -250,8 +251,8 @@ def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
 
 
 CLAIM = Claim(
-    statement="Φ is a proxy of the true return: where the class of rewards holds the true one, alternating RLHF reaches the "
-    "KL-optimal return, and Algorithm 1 at a small w much less, at a Φ above the true reward's.",
+    statement="Φ is a proxy of the true return: where a class of rewards holds the true one, alternating RLHF is "
+    "KL-optimal, and Algorithm 1 at a small w far from it, at a Φ above the true reward's.",
     source="2410.15610, its objective; the comparison is this project's",
     prediction="in the mean over random MDPs, exact gradients, a table: alternating's share of the attainable gain at least "
     f"0.99 at every w; at w = {SMALL_WEIGHT:g} Algorithm 1's below 0.5, and its Φ above Φ(r*)",

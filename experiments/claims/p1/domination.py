@@ -196,7 +196,7 @@ def numbers_of(found: Searched) -> dict[str, Interval]:
     }
 
 
-def certificate(found: Searched, at: int) -> dict[str, float | int | list[float]]:
+def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
     """At the w of that index, the local maximum with the widest gap to the best, and what verifies it; {}: there is none."""
     of = found.ascents
     gaps = np.where(lower_maxima(found)[at], found.best[at, :, None] - of.value[at], 0.0)
@@ -204,53 +204,46 @@ def certificate(found: Searched, at: int) -> dict[str, float | int | list[float]
     if not gaps[instance, start] > 0:
         return {}
     place = at, instance, start
+    where = {"lower maximum on": int(instance), "at φ": ", ".join(f"{x:.10g}" for x in of.params[place])}
     numbers = {"gap": gaps[instance, start], "‖∇Φ‖": of.gradient_norm[place], "margin": of.margin[place]}
-    return {"instance": int(instance), "φ": of.params[place].tolist()} | {key: float(x) for key, x in numbers.items()}
+    return where | {name: float(x) for name, x in numbers.items()}
 
 
 def judge(data: Domination) -> Measurement:
     """Shares of instances on which the assumption is refuted, and the meters, over instances."""
-    sizes, each = data.sizes, {pair: numbers_of(x) for pair, x in data.found.items()}
-
-    def ends(of: Interval, at: int) -> list[float]:
-        return [float(end[at]) for end in of]
-
-    over = f"{sizes.num_instances} MDPs"
+    sizes, each = data.sizes, {pair: numbers_of(found) for pair, found in data.found.items()}
     numbers = {
-        f"{label}, {objective}, {name}, w = {w:g}": Number(*ends(each[name, objective][label], at), over=over)
+        f"{label}, {objective}, {name}, w = {w:g}": Number(
+            *(float(end[at]) for end in each[name, objective][label]), over=f"{sizes.num_instances} MDPs"
+        )
         for label in (REFUTING, LOWER_MAXIMUM, MEDIAN)
         for objective in OBJECTIVES
         for name in sizes.classes
         for at, w in enumerate(sizes.kl_weights)
     }
-    rows = [
-        {"class": name, "objective": objective, "w": w}
-        | {label: ends(of, at) for label, of in each[name, objective].items()}
-        | {
-            "ascents to the best": float(np.mean(~below(found.best, found.ascents)[at])),
-            "ascents unfinished": 1 - float(finished(found)[at].mean()),
-            "lower maximum": certificate(found, at),
-        }
-        for (name, objective), found in data.found.items()
-        for at, w in enumerate(sizes.kl_weights)
-    ]
-    unfinished = max(
-        1 - np.mean([finished(data.found[name, objective]) for objective in OBJECTIVES]) for name in sizes.classes
-    )
+    arrived = [np.mean([finished(data.found[name, of]) for of in OBJECTIVES]) for name in sizes.classes]
     notes = (
-        *(found_below({pair: x for pair, x in each.items() if pair[1] == of}, of) for of in OBJECTIVES),
+        *(found_below(objective, [each[name, objective] for name in sizes.classes]) for objective in OBJECTIVES),
         "a lower maximum is a local maximum of Φ below the best value found, at which a gradient ascent ended; a stationary "
         "point below may be of any kind, but φ = 0, at which every tanh network has one by construction",
         "a share of zero does not prove the assumption: the searches are finite, and μ̂₁ is an upper estimate of μ₁",
-        f"of each class at least {1 - unfinished:.0%} of the ascents arrived in the steps allowed; others refute nothing",
+        f"of each class at least {min(arrived):.0%} of the ascents arrived in the steps allowed; others refute nothing",
     )
     searches = sum(x.ascents.value.size + x.roots.value.size for x in data.found.values())
+    rows = [
+        {"class": name, "objective": objective, "w": w}
+        | {label: float(of.center[at]) for label, of in each[name, objective].items()}
+        | {"ascents to the best": float(np.mean(~below(found.best, found.ascents)[at]))}
+        | {"ascents unfinished": 1 - float(finished(found)[at].mean()), **certificate(found, at)}
+        for (name, objective), found in data.found.items()
+        for at, w in enumerate(sizes.kl_weights)
+    ]
     return Measurement(numbers, {"searches": searches}, notes, (Table("Medians and shares over instances", rows),))
 
 
-def found_below(each: dict[tuple[str, str], dict[str, Interval]], objective: str) -> str:
+def found_below(objective: str, each: list[dict[str, Interval]]) -> str:
     """In words: with that objective, at how many pairs of class and w, and on what shares of the instances."""
-    shares = np.concatenate([x[REFUTING].center for x in each.values()])
+    shares = np.concatenate([numbers[REFUTING].center for numbers in each])
     return (
         f"{objective}: a stationary point below at {np.sum(shares > 0)} of {len(shares)} pairs of class and w, "
         f"on {min(shares):.0%} to {max(shares):.0%} of the instances"

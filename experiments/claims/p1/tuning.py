@@ -184,6 +184,8 @@ def note_of(tuning: Tuning) -> str:
 
 def draw(axes, tuning: Tuning) -> None:
     """Into three panels: gaps of the arms; what was chosen; score against gap over the pool."""
+    for panel in axes:
+        panel.grid(alpha=0.3)
     _draw_arms(axes[0], tuning)
     _draw_chosen(axes[1], tuning)
     _draw_pool(axes[2], tuning)

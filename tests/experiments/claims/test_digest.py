@@ -49,8 +49,8 @@ def test_a_formula_changes_the_digests_of_what_reaches_it_and_no_other(edit):
     before = digests()
     edit(
         "bilevel.gradients.hypergradients",
-        "return UpperGradient(value, direct, response, solved(value))\n\n    ours",
-        "return UpperGradient(value, direct, 2 * response, solved(value))\n\n    ours",
+        "return UpperGradient(value, direct, response, solved(value))\n\n    ",
+        "return UpperGradient(value, direct, 2 * response, solved(value))\n\n    ",
     )
     after = digests()
     assert changed(before[0], after[0]) == changed(before[1], after[1]) == {"P1.hypergradient"}

@@ -5,12 +5,12 @@ import os
 import numpy as np
 
 from experiments.claims import results, runner
-from experiments.claims.results import in_brackets, in_words, judged_in_words, margin_in_words, plain, short
+from experiments.claims.results import as_json, in_brackets, in_words, judged_in_words, margin_in_words, short
 from experiments.files import write_json
 
 
 def test_json_has_no_infinities_and_no_types_of_numpy():
-    found = plain({"a": np.float32(0.5), 1: (np.array([1, 2]), float("inf")), "x": [None, "text", np.nan, np.True_]})
+    found = as_json({"a": np.float32(0.5), 1: (np.array([1, 2]), float("inf")), "x": [None, "text", np.nan, np.True_]})
     assert found == {"a": 0.5, "1": [[1, 2], "inf"], "x": [None, "text", "nan", True]}
 
 
@@ -46,10 +46,10 @@ def test_a_refuted_assumption_is_told_with_the_shares_of_all_numbers_that_might_
 def test_what_a_claim_left_that_is_damaged_counts_as_nothing(tmp_path):
     said: list[str] = []
     os.mkfifo(tmp_path / results.RESULT)
-    assert results.current(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[0]
+    assert results.current_result(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[0]
     write_json(tmp_path, runner.STARTED, {"digest": "ours", "seconds": "long"})
     assert not runner.is_measured(tmp_path, "ours")
     write_json(tmp_path, results.RESULT, results.sealed({"digest": "ours"}))
-    assert results.current(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[1]
+    assert results.current_result(tmp_path, "ours", "ours", said.append) is None and "damaged result" in said[1]
     os.mkfifo(tmp_path / results.FIGURE)
     assert results.figure_digest(tmp_path) == ""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from made_runs import BASELINES, dataset, grid_tables, healthy, labels, one_sign, only
 
 from experiments.report.figures import draw
@@ -90,6 +91,19 @@ def test_a_report_is_one_page_complete_in_itself(tmp_path):
         "run 2.5 s",
     ):
         assert text in page
+
+
+@pytest.mark.parametrize("on_a_map", [True, False])
+def test_a_run_that_learned_no_reward_gets_a_report_with_its_policy_if_there_is_a_map(tmp_path, on_a_map):
+    kept = ("policy", "true_reward", "grid")[: 3 if on_a_map else 2]
+    tables = {name: x for name, x in grid_tables().items() if name in kept}
+    np.savez(tmp_path / "tables.npz", **tables)
+    run = dataset()
+    assert "Signs of failure" in write_report(tmp_path, run, summarise(run)).read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "rewards.png").exists() == on_a_map
+    if on_a_map:
+        titles = [axes.get_title() for axes in draw(run, tables=tables)["rewards"].axes]
+        assert titles[:-1] == ["true reward", "learned policy, over the true reward"]  # the last is the colour scale
 
 
 def test_a_folder_with_nothing_else_in_it_gets_a_report(tmp_path):

@@ -99,11 +99,10 @@ def test_the_table_tells_what_verifies_a_lower_maximum(data):
     ((_, rows),) = found.tables
     assert len(rows) == len(OBJECTIVES) * len(SMALL.kl_weights)
     assert (rows[0]["objective"], rows[0]["w"]) == (PAPER, 0.5)
-    certificate = rows[0]["lower maximum"]
-    assert certificate["gap"] > GAP and certificate["‖∇Φ‖"] < 1e-10 and len(certificate["φ"]) == 6
-    assert rows[1]["lower maximum"] == {}
+    assert rows[0]["gap"] > GAP and rows[0]["‖∇Φ‖"] < 1e-10 and len(rows[0]["at φ"].split(", ")) == 6
+    assert "gap" not in rows[1]
     number = found.numbers[f"{LOWER_MAXIMUM}, {PAPER}, table, w = 0.5"]
-    assert [number.center, number.low, number.high] == rows[0][LOWER_MAXIMUM] and number.low <= number.center
+    assert number.center == rows[0][LOWER_MAXIMUM] and number.low <= number.center <= number.high
     assert domination.draw(data).axes[0].get_title() == PAPER
 
 
