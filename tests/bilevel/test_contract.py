@@ -254,7 +254,9 @@ def test_skipped_queries_are_asked_and_yield_no_label():
 
 def test_a_step_is_the_same_compiled_or_not():
     # Not Adam, which makes a step of full size from a gradient that is zero but for rounding.
-    options = dict(gradients="exact", num_policy_steps=1, segment_length=1, reward_optimizer="sgd")
+    options = dict(
+        gradients="exact", num_policy_steps=1, segment_length=1, reward_optimizer="sgd", reward_step_size=0.1
+    )
     algorithm, _ = made(config_of(("garnet", "alternating", options)))
     compiled = jax.jit(algorithm.step, compiler_options=HASTY)
     state, _ = compiled(KEYS[0], algorithm.init(KEYS[0]))  # away from zero, where everything is exact
