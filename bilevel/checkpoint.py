@@ -67,8 +67,8 @@ def open_checkpoints(directory: str | PathLike[str], keep: int = 3, identity: st
 def strange_checkpoints(directory: str | PathLike[str]) -> list[str]:
     """Names, sorted, of what is in a directory of checkpoints and is no checkpoint, nor an unfinished one: all ignore it."""
     entries = sorted(Path(directory).iterdir()) if Path(directory).is_dir() else []
-    ours = re.compile(r"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?")
-    return [entry.name for entry in entries if not (ours.fullmatch(entry.name) and entry.is_dir())]
+    named = re.compile(r"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?")
+    return [entry.name for entry in entries if not (named.fullmatch(entry.name) and entry.is_dir())]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -343,8 +343,8 @@ def _unseal(sealed: Any, identity: str, step: int) -> list[dict[str, Any]]:
     if name == "leaves":
         record = {"identity": "", "step": step, "leaves": record}
     if record["identity"] != identity:
-        theirs, ours = (name or "a run without identity" for name in (record["identity"], identity))
-        raise ValueError(f"it is of {theirs}, not of {ours}")
+        found, wanted = (name or "a run without identity" for name in (record["identity"], identity))
+        raise ValueError(f"it is of {found}, not of {wanted}")
     if record["step"] != step:
         raise ValueError(f"it was saved as step {record['step']}")
     return record["leaves"]

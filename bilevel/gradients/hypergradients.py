@@ -56,8 +56,8 @@ def closed_form(problem: Problem, gradients: Gradients, hyper: Any) -> Hypergrad
         response = gradients.preference_through_policy(key, pairs, policy_params, reward_params)
         return UpperGradient(value, direct, response, solved(value))
 
-    ours = Cost(gradient_evaluations=2)
-    return Hypergradient(estimate, total_cost((1, ours), (1, gradients.through_policy_cost)))
+    own = Cost(gradient_evaluations=2)
+    return Hypergradient(estimate, total_cost((1, own), (1, gradients.through_policy_cost)))
 
 
 # Through second derivatives of J --------------------------------------------------------------------------------------

@@ -145,11 +145,11 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Seque
             config.run.width * len(devices), -(-options.candidates * options.tries // len(devices)) * len(devices)
         )
         layout = Layout(size, size // len(devices), devices)
-        ours = programs(make, config.run.seed, chunk, layout, NEVER)
+        compiled = programs(make, config.run.seed, chunk, layout, NEVER)
         seeds = FIRST_SEED + np.arange(options.tries)
         with open_run(options.out) as folder, Progress(cost // transitions * options.tries, say) as progress:
             say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(spelled, names))}")
-            lanes = Candidates(ours, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
+            lanes = Candidates(compiled, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
             for ranking in successive_halving(rungs, lanes.advance):
                 rankings.append(ranking)
@@ -179,8 +179,8 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
             f"all of {last.rung.candidates} candidates diverged; required: more --candidates, or another --seed"
         )
     say("upper objective, nats" + "".join(f"{spelled(name):>20s}" for name in names))
-    for candidate, ours in zip(last.candidates, last.scores, strict=True):
-        say(f"{ours:21.4f}" + "".join(f"{x:20.3g}" for x in values(candidate).values()))
+    for candidate, reached in zip(last.candidates, last.scores, strict=True):
+        say(f"{reached:21.4f}" + "".join(f"{x:20.3g}" for x in values(candidate).values()))
     chosen = values(last.candidates[0])
     command = shlex.join(["bilevel", "train", *rest, *(x for n, v in chosen.items() for x in (spelled(n), f"{v:g}"))])
     say(f"to run next: {command}")

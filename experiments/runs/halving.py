@@ -130,7 +130,7 @@ class Candidates:
     """Lanes that advance as far as they are asked to, a block of one program at a time.
 
     Args:
-        ours: the programs, for blocks of the layout.
+        compiled: the programs, for blocks of the layout.
         layout: of one block.
         lanes: of host arrays [candidate × try].
         tries: of each candidate.
@@ -142,8 +142,8 @@ class Candidates:
         objective: the reported upper objective, [lane, steps]; NaN where a lane was not advanced.
     """
 
-    def __init__(self, ours: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
-        self.ours, self.layout, self.lanes, self.tries, self.chunk = ours, layout, lanes, tries, chunk
+    def __init__(self, compiled: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
+        self.compiled, self.layout, self.lanes, self.tries, self.chunk = compiled, layout, lanes, tries, chunk
         self.progress: Progress | None = progress
         self.state: RunState | None = None
         self.objective = np.empty((len(lanes.seed), 0))
@@ -164,10 +164,10 @@ class Candidates:
         full = np.resize(block, self.layout.num_lanes)  # repeats fill it
         lanes = self.layout.spread(jax.tree.map(lambda x: x[full], self.lanes))
         before = jax.tree.map(lambda x: x[full], self.state)
-        state = self.layout.spread(before) if done else self.ours.init(lanes)
+        state = self.layout.spread(before) if done else self.compiled.init(lanes)
         for first in range(done, steps, self.chunk):
             last = min(first + self.chunk, steps)
-            state, metrics = self.ours.advance(lanes, state, jnp.int32(first), jnp.int32(last))
+            state, metrics = self.compiled.advance(lanes, state, jnp.int32(first), jnp.int32(last))
             objective = self.layout.gather(metrics["upper_objective"])
             self.objective[block, first:last] = objective[: len(block), : last - first]
             if self.progress is not None and self.state is None and first == 0:
@@ -177,8 +177,8 @@ class Candidates:
         state = self.layout.gather(state)
         if self.state is None:
             self.state = jax.tree.map(lambda x: np.zeros((len(self.objective), *x.shape[1:]), x.dtype), state)
-        for ours, new in zip(jax.tree.leaves(self.state), jax.tree.leaves(state), strict=True):
-            ours[block] = new[: len(block)]
+        for whole, new in zip(jax.tree.leaves(self.state), jax.tree.leaves(state), strict=True):
+            whole[block] = new[: len(block)]
 
 
 def step_transitions(make: Make, point: Point) -> int:

@@ -55,13 +55,13 @@ def room(devices) -> float:
     Devices of a CPU share its memory equally, over all processes on that host. inf where it is not known. Every process of
     the run must call this.
     """
-    ours = [device for device in devices if device.process_index == jax.process_index()]
+    local = [device for device in devices if device.process_index == jax.process_index()]
     hosts = of_all(np.uint32(zlib.crc32(platform.node().encode())))
-    if ours[0].platform == "cpu":
-        mine = host_memory() / (len(ours) * int(np.sum(hosts == hosts[jax.process_index()])))
+    if local[0].platform == "cpu":
+        free = host_memory() / (len(local) * int(np.sum(hosts == hosts[jax.process_index()])))
     else:
-        mine = min(map(_device_memory, ours))
-    return float(np.min(of_all(np.float32(mine))))
+        free = min(map(_device_memory, local))
+    return float(np.min(of_all(np.float32(free))))
 
 
 def _device_memory(device: jax.Device) -> float:

@@ -269,13 +269,13 @@ def _read(directory: Path, piece: Piece, owner: str) -> Arrays:
             raise ValueError("its digest is another")
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("it holds other things than numbers")
-        theirs = arrays.pop(OWNER, np.empty(0, np.uint8)).tobytes().decode()
+        found = arrays.pop(OWNER, np.empty(0, np.uint8)).tobytes().decode()
         num_steps = _shape(arrays)[1]
     except Exception as error:  # which one, depends on the byte that is wrong
         raise Damaged(f"{path} is damaged ({error})") from error
-    if theirs != (ours := _seal(owner, piece)):
+    if found != (wanted := _seal(owner, piece)):
         unknown = "a run without identity, for no manifest.json names one"
-        raise Damaged(f"{path} is of {theirs or 'a run without identity'}, not of {ours or unknown}")
+        raise Damaged(f"{path} is of {found or 'a run without identity'}, not of {wanted or unknown}")
     if piece.is_merged and num_steps != piece.last_step - piece.first_step + 1:
         raise Damaged(f"{path} is damaged (it holds {num_steps} steps)")
     return arrays

@@ -100,7 +100,7 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Domination:
     with ThreadPoolExecutor(2) as pool:
         each = pool.map(lambda name: search_class(name, sizes, budget), sizes.classes)
         return Domination(
-            sizes, {(name, of): x for name, ours in zip(sizes.classes, each, strict=True) for of, x in ours}
+            sizes, {(name, of): x for name, found in zip(sizes.classes, each, strict=True) for of, x in found}
         )
 
 

@@ -195,36 +195,36 @@ def schedule(epsilon: float) -> tuple[Counts, Numbers]:
     return counts, Numbers(2 * math.sqrt(epsilon))
 
 
-def gradients_of(arm: str, counts: Counts, ours: Problem, kl_weight, critic_step_size=CRITIC_STEP) -> Gradients:
+def gradients_of(arm: str, counts: Counts, of: Problem, kl_weight, critic_step_size=CRITIC_STEP) -> Gradients:
     """Exact, or sampled with Algorithm 2 as the critic and that estimator of line 7."""
     mdp, about = instance(), coefficients(kl_weight)
     if arm == EXACT:
-        return exact_gradients(ours, mdp, LENGTH, about)
+        return exact_gradients(of, mdp, LENGTH, about)
     sizes = TDSizes(counts.num_targets, counts.num_transitions, counts.num_chains)
     hyper = TDHyper(critic_step_size, float("inf"))
-    critic = td_critic(ours, models.table(*mdp.reward.shape), sizes, about, hyper)
+    critic = td_critic(of, models.table(*mdp.reward.shape), sizes, about, hyper)
     sampling = SampleSizes(counts.batch_size, rollout_length=ROLLOUT, segment_length=LENGTH, estimator=arm)
-    return sampled_gradients(ours, critic, sampling, about)
+    return sampled_gradients(of, critic, sampling, about)
 
 
 def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: int = 20) -> Algorithm:
     """Algorithm 1 with η_t = η/(1 + t/halved)."""
-    ours = problem(kl_weight)
-    gradients = gradients_of(arm, counts, ours, kl_weight, numbers.critic_step_size)
+    task = problem(kl_weight)
+    gradients = gradients_of(arm, counts, task, kl_weight, numbers.critic_step_size)
     hyper = BilevelHyper(numbers.sigma, numbers.policy_step_size, numbers.reward_step_size, numbers.proxy_step_ratio)
 
     def falling(step_size):
         return optax.sgd(lambda count: step_size / (1 + count / halved))
 
     config = BilevelConfig(counts.num_policy_steps, reward_optimizer=falling)
-    return bilevel_rlhf(ours, gradients, config, hyper)
+    return bilevel_rlhf(task, gradients, config, hyper)
 
 
 def step_transitions(arm: str, counts: Counts) -> int:
     """Transitions of one outer step."""
-    kl_weight, ours = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
-    gradients = gradients_of(arm, counts, ours, kl_weight)
-    hypergradient = line_7(ours, gradients, BilevelHyper())
+    kl_weight, task = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
+    gradients = gradients_of(arm, counts, task, kl_weight)
+    hypergradient = line_7(task, gradients, BilevelHyper())
     return step_cost(gradients, BilevelConfig(counts.num_policy_steps), hypergradient).transitions
 
 
