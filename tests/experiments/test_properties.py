@@ -79,7 +79,7 @@ def test_a_configuration_survives_its_json(options, world):
         assume(False)
     read = from_dict(json.loads(json.dumps(as_dict(config), allow_nan=False)))
     assert read == config
-    assert {name: getattr(read, name) for name in options} == options
+    assert {name: read.options[name] for name in options} == options
     assert as_dict(read) == as_dict(config) and config_hash(as_dict(read)) == config_hash(as_dict(config))
 
 
