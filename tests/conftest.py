@@ -1,5 +1,7 @@
 """Shared fixtures: the reference instances, and float64 where a test asks for it."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import pathlib
@@ -18,10 +20,12 @@ from reference_instances import load_reference
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_let_go():
-    """Frees the programs of a file once its tests are over: kept by every worker, they fill gigabytes."""
+    """Frees the programs of a file once its tests are over, down to the system: kept by a worker, they fill gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library keeps what is free
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture
