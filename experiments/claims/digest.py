@@ -111,9 +111,6 @@ def _version(package: str) -> str:
 _distributions = functools.cache(importlib.metadata.packages_distributions)  # of the names that differ
 
 
-# What statements name -------------------------------------------------------------------------------------------------
-
-
 def _named_by(statements: list[ast.stmt], module: Module) -> Iterator[Place]:
     """Yields the places that statements of a module refer to."""
     for statement in statements:
@@ -145,9 +142,6 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
     top = table.get_type() == "module"
     own = {x.get_name() for x in table.get_symbols() if x.is_referenced() and (top or x.is_global())}
     return own.union(*map(_global_names, table.get_children()))
-
-
-# What a module holds --------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1024)

@@ -88,9 +88,6 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# On the disk ----------------------------------------------------------------------------------------------------------
-
-
 def sealed(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the result with its check."""
     return result | {"check": _check(result)}
@@ -138,9 +135,6 @@ def _check(result: dict[str, Any]) -> str:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-# In words -------------------------------------------------------------------------------------------------------------
 
 
 def short(x: float | str) -> str:

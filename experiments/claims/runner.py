@@ -135,9 +135,6 @@ def folder_of(out: str | Path, quick: bool) -> Path:
     return Path(out) / ("quick" if quick else "full")
 
 
-# Which claims ---------------------------------------------------------------------------------------------------------
-
-
 def chosen(
     patterns: Sequence[str], everything: bool, loaded: dict[str, Loaded], broken: Iterable[str] = ()
 ) -> list[str]:
@@ -184,9 +181,6 @@ def load(name: str) -> Loaded:
     return Loaded(
         claim, digest((module, "CLAIM.measure")), digest((module, "CLAIM"), (describe.__module__, "describe"))
     )
-
-
-# One claim ------------------------------------------------------------------------------------------------------------
 
 
 def verify_one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -246,9 +240,6 @@ def _started(folder: Path) -> Started:
         return read_json(folder, STARTED, Started)
     except RunFolderError:
         return {"digest": "", "seconds": 0.0}
-
-
-# All of them ----------------------------------------------------------------------------------------------------------
 
 
 def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str], None] = silent) -> Path:

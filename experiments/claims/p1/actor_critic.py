@@ -117,9 +117,6 @@ def _suboptimality(logits):
     return best - jax.vmap(lambda x: exactly.regularised_return(mdp.reward, jax.nn.softmax(x, axis=-1)))(logits)
 
 
-# Verdict and figure ---------------------------------------------------------------------------------------------------
-
-
 def judge(data: ActorCritic) -> Measurement:
     """The exponent in samples, and the gaps at the start, at the first and at the last ε."""
     numbers = {NUMBER: exponent(law(data.samples, data.gap), "samples")}

@@ -66,8 +66,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Alignment:
         return Alignment(sizes, dict(zip(pairs, pool.map(one, pairs), strict=True)))
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
 GAIN, ABOVE = "share of the gain", "Φ(φ) − Φ(r*)"
 BELOW, CONVERGED = "share of runs below the reference", "share of runs converged"
 MEAN, MIDDLE = "mean", "interquartile mean"
@@ -167,8 +165,6 @@ def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], 
         f"the mean, {here[f'{MIDDLE} {ABOVE}'].center:.2g} in the interquartile mean"
     )
 
-
-# The figure -----------------------------------------------------------------------------------------------------------
 
 COLORS = dict(zip(METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
 TITLES = {

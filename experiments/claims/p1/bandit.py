@@ -166,9 +166,6 @@ def gradients_of(problem: Problem, mdp: MDP, rung: Rung, sizes: Sizes) -> Gradie
     return sampled_gradients(problem, critic, samples, COEFFICIENTS)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def steps_to_target(total_variation: np.ndarray) -> int | None:
     """Steps after which the mean over seeds of [seed, step] stays below the target; None where it does not."""
     above = np.flatnonzero(np.mean(total_variation, axis=0) >= TARGET)

@@ -128,9 +128,6 @@ def read(folder: Path, method: str, model: str) -> Curve:
     return Curve(method, model, metric(dataset, "true_score"), *so_far, seconds)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def judge(data: Data) -> Measurement:
     """Each run's last score, an interquartile mean over seeds, and what it took."""
     numbers, rows = {}, []

@@ -73,9 +73,6 @@ def errors_of(known: Known, name: str, learner: Learner, sizes: Sizes) -> Errors
     )
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
     """The power law in n of √(RMS² − floor²) over seeds, of errors [n, seed].
 

@@ -85,9 +85,6 @@ class Learner(NamedTuple):
     step_size: float
 
 
-# What is known exactly ------------------------------------------------------------------------------------------------
-
-
 def known_exactly(layout: str, num_targets: int) -> Known:
     """Oracles at a policy of normal logits and at the KL-optimal one of the true reward."""
     with jax.enable_x64(True):
@@ -126,9 +123,6 @@ def oracle(lower: exact.LowerLevel, policy: Array, num_targets: int) -> tuple[Ar
 def pair_moves(transition: Array, policy: Array) -> Array:
     """P_π [S·A, S·A] of transitions [S, A, S] and a policy [S, A]: the chances of (s, a) -> (s′, a′)."""
     return (transition[..., None] * policy).reshape(policy.size, policy.size)
-
-
-# Algorithm 2 ----------------------------------------------------------------------------------------------------------
 
 
 def learners(known: Known, sizes: Sizes) -> dict[str, Learner]:
@@ -193,9 +187,6 @@ def direct_fit(known: Known, model: Model, sizes: Sizes) -> np.ndarray:
         return jax.vmap(fit, in_axes=(None, 0, 0))(model.init(key), known.values, known.weights)
 
     return for_each_seed(single, sizes.num_restarts, jax.random.key(2)).T
-
-
-# What errors show -----------------------------------------------------------------------------------------------------
 
 
 def occupancy_rms(known: Known, errors: np.ndarray) -> np.ndarray:

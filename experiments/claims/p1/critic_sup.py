@@ -48,9 +48,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
     return Data(known, n, times, critic_errors.learn(known, table, run, sizes))
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def share(x: np.ndarray) -> np.ndarray:
     """κ, the share of its error at a pair that the averaged iterate of a pass keeps, in the mean."""
     return -np.expm1(-x) / x

@@ -168,8 +168,6 @@ def reward_model(world, name: str) -> Model:
     return models.mlp(*models.pair_features(world), hidden)
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
 REFUTING = "share with a stationary point below"
 LOWER_MAXIMUM, MEDIAN = "share with a lower maximum", "median μ̂₁ over random φ"
 

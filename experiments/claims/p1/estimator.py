@@ -67,9 +67,6 @@ class Data(NamedTuple):
     squares: dict[str, np.ndarray]
 
 
-# The means ------------------------------------------------------------------------------------------------------------
-
-
 def means(num_batches: int, discount: float = COEFFICIENTS.discount) -> dict[str, Mean]:
     """On a random MDP of three states and two actions, in float64.
 
@@ -140,9 +137,6 @@ def deviations(found: dict[str, Mean]) -> dict[str, Number]:
     return numbers
 
 
-# The slopes -----------------------------------------------------------------------------------------------------------
-
-
 def squares(num_batches: int) -> dict[str, np.ndarray]:
     """On the same MDP, at the exact λ*(φ) and λ*_σ(φ) of each σ, in float64; see `Data`."""
     found = {}
@@ -193,9 +187,6 @@ def variance(squares: np.ndarray) -> Interval:
     picks = resamples(num, DRAWS)
     drawn = np.stack([row[picks].mean(axis=1) for row in squares], axis=1)  # [resample, σ]
     return Interval(squares.sum(axis=1) / (num - 1), *ends(drawn, num))
-
-
-# The claim ------------------------------------------------------------------------------------------------------------
 
 
 def measure(budget: Budget) -> Data:

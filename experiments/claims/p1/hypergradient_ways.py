@@ -107,9 +107,6 @@ def ways(sizes: Sizes) -> dict[str, Way]:
     }
 
 
-# One lane -------------------------------------------------------------------------------------------------------------
-
-
 class Lane(NamedTuple):
     """Which instance, w, and σ of the way at hand."""
 
@@ -200,9 +197,6 @@ def exact_ascent(sizes: Sizes, lane: Lane) -> Array:
     of = instance(lane)
     best = maximise(of.phi.value, optax.sgd(of.hyper.reward_step_size), jnp.zeros(SHAPE), sizes.outer_steps)
     return of.phi.value(best)
-
-
-# All lanes ------------------------------------------------------------------------------------------------------------
 
 
 @cache

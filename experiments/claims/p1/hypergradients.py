@@ -66,9 +66,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
     return Data(sizes, found)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def averages(values: np.ndarray) -> Interval:
     """Of the interquartile mean over the last axis, I."""
     return interquartile_mean(values, axis=-1)
@@ -100,9 +97,6 @@ def judge(data: Data) -> Measurement:
         "less that of an ascent along ∇Φ, in nats",
     )
     return Measurement(numbers, {}, notes, (Table("away from λ*, cost, and the range of the gaps", rows),))
-
-
-# Figure ---------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Data) -> Figure:

@@ -124,9 +124,6 @@ def config_of(rung: str, sizes: Sizes) -> BilevelConfig:
     return BilevelConfig(sizes.num_policy_steps, reward_optimizer=optax.sgd if rung == EXACT else falling)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def every_curve():
     """(rung, place of a σ in its arrays, that σ)."""
     return ((rung, i, sigma) for rung, sigmas in RUNGS.items() for i, sigma in enumerate(sigmas))

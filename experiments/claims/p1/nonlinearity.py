@@ -141,9 +141,6 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
         return Policies(for_each_seed(fit, sizes.num_restarts, jax.random.key(0)))
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def of_rewards(data: Data) -> dict[str, dict[str, Interval]]:
     """class -> what -> its interval over instances, [truth]: means of losses and interquartile means of the return, whose
     tails are heavy; medians of μ̂₁; shares of instances."""
@@ -183,9 +180,6 @@ def judge(data: Data) -> Measurement:
         tables["policies"].append({"class": name} | best_to_worst)
     notes = ("direct fits of critics and restarts of policies are starts on one instance, and have no interval",)
     return Measurement(numbers, {}, notes, tuple(Table(title, rows) for title, rows in tables.items()))
-
-
-# Figure ---------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Data) -> Figure:

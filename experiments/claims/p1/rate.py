@@ -135,9 +135,6 @@ def limits(epsilons: tuple[float, ...], kl_weight: float) -> np.ndarray:
     return for_each_seed(single, 16, jax.random.key(0))
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
-
 def number_of(arm: str, name: str = ONE_MAXIMUM) -> str:
     """What an exponent in samples is called."""
     return f"exponent, {arm} line 7, {name}"
@@ -221,9 +218,6 @@ def rows_of(name: str, epsilons: np.ndarray, ladder: Ladder) -> list[dict[str, f
         | {f"gap by {part}": float(x[i, 0]) for part, x in parts(ladder).items()}
         for i, epsilon in enumerate(epsilons)
     ]
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Rate) -> Figure:

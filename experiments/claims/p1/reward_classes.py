@@ -145,9 +145,6 @@ def explore(key: Array, interaction: Array, end: Array, name: str, sizes: Sizes)
     return best, ascents, meters.domination(at_points.value, at_points.gradient_norm, best), found.value[-1]
 
 
-# What is lost, and whether the meter tells ----------------------------------------------------------------------------
-
-
 def losses(rewards: dict[str, Rewards]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What the best of a class lacks and what Algorithm 1 leaves in it, [interaction, instance] each.
 

@@ -130,9 +130,6 @@ def line(best: float, counts, base: Numbers, seeds: np.ndarray, chunk: int) -> L
     return Line(np.array(samples), jax.tree.map(lambda *x: np.concatenate(x), *ends))
 
 
-# Numbers --------------------------------------------------------------------------------------------------------------
-
-
 def interactions(data: Sensitivity) -> dict[tuple[str, str], Interaction]:
     """Of every pair of axes, by falling share; those with nothing to share last."""
     _, index = grids(base_point(data.sizes.epsilon)[1], data.sizes.factors)
@@ -192,9 +189,6 @@ def points_of(data: Sensitivity, base: Numbers) -> list[dict[str, float]]:
         | {"gap": float(center), "low": float(low), "high": float(high), "diverged": int(num)}
         for point, center, low, high, num in ends
     ]
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Sensitivity) -> Figure:

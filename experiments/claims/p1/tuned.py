@@ -141,9 +141,6 @@ def under_schedule(estimator: str, best: float, sizes: Sizes, budget: Budget) ->
     return transitions, two_states.gaps(best, params, KL_WEIGHT)
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
-
 def choose(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of gaps [counts, lane, budget, seed]: chosen [budget, 2], indices of counts and lane, by half of the seeds; and
     judged [budget, seed/2], the gaps of the chosen on the others."""
@@ -243,9 +240,6 @@ def _shown(least: float, most: float) -> str:
     if least == most:
         return f"{least:.2g}"
     return f"at most {most:.2g}" if least == 0 else f"more than {least:.2g}"
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Tuned) -> Figure:

@@ -130,9 +130,6 @@ def schedule_within(samples: float) -> tuple[tuple[Counts, Numbers], float]:
     return max(itertools.takewhile(lambda pair: pair[1] <= samples, levels), key=lambda pair: pair[1])
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def agreement(score: np.ndarray, gap: np.ndarray) -> Interval:
     """Spearman's ρ of score and −gap over configurations [configuration]; NaN is the worst score."""
     return intervals.rank_correlation(np.nan_to_num(score, nan=-np.inf)[None], -gap[None])["pooled"]

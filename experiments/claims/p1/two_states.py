@@ -45,9 +45,6 @@ ESTIMATORS, EXACT = ("independent", "weighted"), "exact gradients"
 ROUNDING = 1e-9  # a gap below it is none
 
 
-# The instance ---------------------------------------------------------------------------------------------------------
-
-
 def instance() -> MDP:
     """The MDP with its true reward."""
     transition = jnp.array([[[0.9, 0.1], [0.1, 0.9]], [[1.0, 0.0], [0.7, 0.3]]])
@@ -151,9 +148,6 @@ def _looked_at(starts, square, kl_weight, num_steps):
     return ends, climbed, norms, jax.lax.map(lambda start: landscape.search(land, start, False, 200), square)
 
 
-# Algorithm 1 on it ----------------------------------------------------------------------------------------------------
-
-
 class Counts(NamedTuple):
     """The counts of Algorithm 1 and of its critic: the paper's T, K, B, n and L, and the chains that give the n
     transitions."""
@@ -250,9 +244,6 @@ def end_of(key: Array, arm: str, counts: Counts, numbers: Numbers, kl_weight) ->
     algorithm = algorithm_1(arm, counts, numbers, kl_weight)
     state, _ = run(algorithm, key, start(algorithm, key), counts.num_steps)
     return algorithm.params(state.algorithm).reward
-
-
-# Gaps along a ladder of budgets, [level, seed] ------------------------------------------------------------------------
 
 
 def law(budgets: np.ndarray, gap: np.ndarray) -> Fit:
