@@ -20,20 +20,16 @@ Data = TypeVar("Data", bound=tuple)
 
 
 class Number(NamedTuple):
-    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random.
+    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random."""
 
-    Attributes:
-        center, low, high: in the quantity's units.
-        undecided: why nothing may be concluded from it, in words; "" if it may.
-        over: the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none.
-        tail: of an exponent, the interval of the slope of its last levels, which must clear the margin too.
-    """
-
+    # center, low, high: in the quantity's units
     center: float
     low: float
     high: float
-    undecided: str = ""
+    undecided: str = ""  # why nothing may be concluded from it, in words; "" if it may
+    # the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none
     over: str = ""
+    # of an exponent, the interval of the slope of its last levels, which must clear the margin too
     tail: tuple[float, float] | None = None
 
 
@@ -52,17 +48,11 @@ class Margin(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How much a claim may compute, and where.
+    """How much a claim may compute, and where."""
 
-    Attributes:
-        quick: a run of a minute or two.
-        folder: of this claim, for what it keeps to resume from.
-        say: takes the lines that a person should see.
-    """
-
-    quick: bool
-    folder: Path
-    say: Callable[[str], None] = lambda line: None
+    quick: bool  # a run of a minute or two
+    folder: Path  # of this claim, for what it keeps to resume from
+    say: Callable[[str], None] = lambda line: None  # takes the lines that a person should see
 
     def keep(self, name: str, kind: type[Data], compute: Callable[[], Data]) -> Data:
         """Returns what `compute` returns, or what it returned in a measurement of the same code that was interrupted.
@@ -83,48 +73,30 @@ class Table(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was measured, as it is reported.
+    """What was measured, as it is reported."""
 
-    Attributes:
-        numbers: name -> number; those named in the claim's margins decide, the others are reported.
-        cost: what it took, such as transitions, labels, gradient evaluations.
-        notes: sentences on what was seen, such as why a claim fails.
-        tables: what does not fit into numbers.
-    """
-
-    numbers: dict[str, Number]
-    cost: dict[str, float]
-    notes: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
+    numbers: dict[str, Number]  # name -> number; those named in the claim's margins decide, the others are reported
+    cost: dict[str, float]  # what it took, such as transitions, labels, gradient evaluations
+    notes: tuple[str, ...] = ()  # sentences on what was seen, such as why a claim fails
+    tables: tuple[Table, ...] = ()  # what does not fit into numbers
 
 
 class Claim(NamedTuple):
-    """A claim of the list in `experiments.claims`.
+    """A claim of the list in `experiments.claims`."""
 
-    Attributes:
-        statement: what is said, in one sentence.
-        source: paper and place; *derived* where a paper does not say it.
-        prediction: what the theory predicts, in words.
-        exact: nothing is sampled; otherwise Monte Carlo over seeds.
-        margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
-        minutes: on two idle cores, quick and in full, said beforehand.
-        measure: budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep,
-            of the class with which the function is annotated.
-        judge: that -> numbers, cost, notes and tables.
-        draw: that -> what a reader looks at; None: there is no figure.
-        refuting: of an assumption, which no measurement can prove: how the names of those numbers begin that are shares
-            of instances on which it is refuted. They decide instead of margins. "": the claim is no assumption.
-    """
-
-    statement: str
-    source: str
-    prediction: str
-    exact: bool
-    margins: dict[str, Margin]
-    minutes: tuple[float, float]
+    statement: str  # what is said, in one sentence
+    source: str  # paper and place; *derived* where a paper does not say it
+    prediction: str  # what the theory predicts, in words
+    exact: bool  # nothing is sampled; otherwise Monte Carlo over seeds
+    margins: dict[str, Margin]  # name of a number -> where it must lie. Empty: the claim is reported without a verdict
+    minutes: tuple[float, float]  # on two idle cores, quick and in full, said beforehand
+    # budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep, of
+    # the class with which the function is annotated
     measure: Callable[[Budget], Any]
-    judge: Callable[[Any], Measurement]
-    draw: Callable[[Any], Figure] | None = None
+    judge: Callable[[Any], Measurement]  # that -> numbers, cost, notes and tables
+    draw: Callable[[Any], Figure] | None = None  # that -> what a reader looks at; None: there is no figure
+    # of an assumption, which no measurement can prove: how the names of those numbers begin that are shares of
+    # instances on which it is refuted. They decide instead of margins. "": the claim is no assumption
     refuting: str = ""
 
 

@@ -28,21 +28,13 @@ Place = tuple[str, str]  # a module, and a name in it; or a name and a keyword o
 
 @dataclasses.dataclass(frozen=True, eq=False)  # looked up by identity
 class Module:
-    """The statements of a module, without docstrings and annotations.
-
-    Attributes:
-        name: of the module.
-        named: name -> the statements that bind it.
-        imports: name -> the place that it is imported from, in a statement of its own.
-        effects: the statements that do something else than to bind names.
-        needs: modules that are imported when this one is.
-    """
+    """The statements of a module, without docstrings and annotations."""
 
     name: str
-    named: dict[str, list[ast.stmt]]
-    imports: dict[str, Place]
-    effects: list[ast.stmt]
-    needs: list[Place]
+    named: dict[str, list[ast.stmt]]  # name -> the statements that bind it
+    imports: dict[str, Place]  # name -> the place that it is imported from, in a statement of its own
+    effects: list[ast.stmt]  # the statements that do something else than to bind names
+    needs: list[Place]  # modules that are imported when this one is
 
 
 def digest(*places: Place) -> str:

@@ -86,6 +86,12 @@ def log_log(panel: Axes, x_label: str, y_label: str) -> None:
     panel.set(xscale="log", yscale="log" if finite else "linear", xlabel=x_label, ylabel=y_label)
 
 
+def ticks(panel: Axes, values: Sequence[float]) -> None:
+    """Puts the ticks of a logarithmic horizontal axis at those values alone."""
+    panel.set_xticks(values, [f"{x:g}" for x in values])
+    panel.xaxis.minorticks_off()
+
+
 def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> None:
     """Puts a legend under the panel, where it covers no data."""
     place = dict(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.0)

@@ -27,17 +27,12 @@ def base_point(epsilon: float) -> tuple[Counts, Numbers]:
 
 
 class Runs(NamedTuple):
-    """Ends of runs; leading axes [point, seed].
+    """Ends of runs; leading axes [point, seed]."""
 
-    Attributes:
-        gap: [] Φ* − Φ(φ_T), nats, exactly; of a run that diverged at its last finite reward; `ROUNDING` where Φ is above.
-        score: [] mean upper objective reported over the last half of the run, nats; NaN where it diverged.
-        diverged: [] bool.
-    """
-
+    # [] Φ* − Φ(φ_T), nats, exactly; of a run that diverged at its last finite reward; `ROUNDING` where Φ is above
     gap: np.ndarray
-    score: np.ndarray
-    diverged: np.ndarray
+    score: np.ndarray  # [] mean upper objective reported over the last half of the run, nats; NaN where it diverged
+    diverged: np.ndarray  # [] bool
 
 
 def stacked(points: Sequence[Numbers]) -> Numbers:

@@ -13,6 +13,7 @@ assumption. Both kinds are counted, apart.
 anything. Φ need not attain its supremum: ascents may run to infinity, and those that do so below the best are counted too.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -44,16 +45,9 @@ COLORS = panels.ORANGE, "#000000", panels.SKY, panels.BLUE, panels.GREEN, panels
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_instances: random MDPs, the same for every w, class and objective; the unit of the intervals.
-        kl_weights: w.
-        num_points: φ with independent standard normal entries; logits λ likewise for the lower level.
-        num_starts: of the ascents, and of the searches for stationary points of any kind; the first of the points.
-        max_steps: of each search.
-        classes: of `CLASSES`.
-    """
+    """How much is computed: on random MDPs, the unit of the intervals, the same for every w, class and objective, points φ
+    with independent standard normal entries (logits λ likewise for the lower level); the first of them are starts of ascents
+    and of searches for stationary points of any kind, of so many steps at most."""
 
     num_instances: int = 20
     kl_weights: tuple[float, ...] = (0.25, 0.5, 1.5, 4.0)
@@ -68,23 +62,14 @@ QUICK = Sizes(num_instances=6, kl_weights=(0.5, 4.0), num_points=8, num_starts=2
 
 
 class Searched(NamedTuple):
-    """One class of rewards with one objective; leading axes [w, instance], M starts.
+    """One class of rewards with one objective; leading axes [w, instance], then [start] where searches ended."""
 
-    Attributes:
-        best: [] the largest Φ seen, which stands for Φ*.
-        domination: [] μ̂₁ over the random φ, in 1/(unit of φ)².
-        ascents: [M] where the ascents ended.
-        roots: [M] where the searches for ∇Φ = 0 ended.
-        lower_pl: [] smallest ‖∇_λ J‖²/(2 (J* − J)) over the points, units of reward.
-        concentrability: [] largest d*(s)π*(a|s)/(d_ref(s)π_ref(a|s)) over the points.
-    """
-
-    best: np.ndarray
-    domination: np.ndarray
+    best: np.ndarray  # the largest Φ seen, which stands for Φ*
+    domination: np.ndarray  # μ̂₁ over the random φ, in 1/(unit of φ)²
     ascents: Stationary
-    roots: Stationary
-    lower_pl: np.ndarray
-    concentrability: np.ndarray
+    roots: Stationary  # of ∇Φ
+    lower_pl: np.ndarray  # smallest ‖∇_λ J‖²/(2 (J* − J)) over the points, units of reward
+    concentrability: np.ndarray  # largest d*(s)π*(a|s)/(d_ref(s)π_ref(a|s)) over the points
 
 
 class Domination(NamedTuple):
@@ -203,22 +188,16 @@ def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
         return {}
     place = at, instance, start
     where = {"lower maximum on": int(instance), "at φ": ", ".join(f"{x:.10g}" for x in of.params[place])}
-    numbers = {"gap": gaps[instance, start], "‖∇Φ‖": of.gradient_norm[place], "margin": of.margin[place]}
-    return where | {name: float(x) for name, x in numbers.items()}
+    return where | {"gap": gaps[instance, start], "‖∇Φ‖": of.gradient_norm[place], "margin": of.margin[place]}
 
 
 def judge(data: Domination) -> Measurement:
     """Shares of instances on which the assumption is refuted, and the meters, over instances."""
     sizes, each = data.sizes, {pair: numbers_of(found) for pair, found in data.found.items()}
-    numbers = {
-        f"{label}, {objective}, {name}, w = {w:g}": Number(
-            *(float(end[at]) for end in each[name, objective][label]), over=f"{sizes.num_instances} MDPs"
-        )
-        for label in (REFUTING, LOWER_MAXIMUM, MEDIAN)
-        for objective in OBJECTIVES
-        for name in sizes.classes
-        for at, w in enumerate(sizes.kl_weights)
-    }
+    numbers, over = {}, f"{sizes.num_instances} MDPs"
+    for label, objective, name in itertools.product((REFUTING, LOWER_MAXIMUM, MEDIAN), OBJECTIVES, sizes.classes):
+        ends = zip(sizes.kl_weights, *each[name, objective][label], strict=True)
+        numbers |= {f"{label}, {objective}, {name}, w = {w:g}": Number(*of, over=over) for w, *of in ends}
     arrived = [np.mean([finished(data.found[name, of]) for of in OBJECTIVES]) for name in sizes.classes]
     notes = (
         *(found_below(objective, [each[name, objective] for name in sizes.classes]) for objective in OBJECTIVES),
@@ -230,9 +209,9 @@ def judge(data: Domination) -> Measurement:
     searches = sum(x.ascents.value.size + x.roots.value.size for x in data.found.values())
     rows = [
         {"class": name, "objective": objective, "w": w}
-        | {label: float(of.center[at]) for label, of in each[name, objective].items()}
-        | {"ascents to the best": float(np.mean(~below(found.best, found.ascents)[at]))}
-        | {"ascents unfinished": 1 - float(finished(found)[at].mean()), **certificate(found, at)}
+        | {label: of.center[at] for label, of in each[name, objective].items()}
+        | {"ascents to the best": np.mean(~below(found.best, found.ascents)[at])}
+        | {"ascents unfinished": 1 - finished(found)[at].mean(), **certificate(found, at)}
         for (name, objective), found in data.found.items()
         for at, w in enumerate(sizes.kl_weights)
     ]
@@ -259,20 +238,17 @@ def draw(data: Domination) -> Figure:
         beside = weights * 1.035**aside  # so that bars do not hide each other
         for panel, label in zip(column, (MEDIAN, LOWER_MAXIMUM, REFUTING), strict=True):
             panels.curve(panel, beside, numbers[label], COLORS[list(CLASSES).index(name)], name)
-    for panel, objective in zip(axes[0], OBJECTIVES, strict=True):
-        panel.set(title=objective, xscale="log", yscale="log")
-    for panel in axes[2]:
-        panel.set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        panel.set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
-        panel.minorticks_off()
+    for top, bottom, objective in zip(axes[0], axes[2], OBJECTIVES, strict=True):
+        top.set(title=objective, xscale="log", yscale="log")
+        bottom.set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
+        panels.ticks(bottom, sizes.kl_weights)
     axes[0, 0].set_ylabel("median μ̂₁ ≥ μ₁ over random φ,\n1/(unit of φ)²")
-    axes[1, 0].set_ylabel("share where gradient ascent ends\nin a maximum below the best")
-    axes[2, 0].set_ylabel("share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0")
-    for panel in axes[1:, 0]:
-        panel.set_ylim(-0.05, 1.05)
-    legend = "class of rewards (tanh: hidden widths)"
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(CLASSES), title=legend)
+    axes[1, 0].set(ylabel="share where gradient ascent ends\nin a maximum below the best", ylim=(-0.05, 1.05))
+    axes[2, 0].set(
+        ylabel="share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0", ylim=(-0.05, 1.05)
+    )
+    handles, title = axes[0, 0].get_legend_handles_labels(), "class of rewards (tanh: hidden widths)"
+    figure.legend(*handles, loc="outside lower center", ncols=len(CLASSES), title=title)
     return figure
 
 

@@ -54,16 +54,11 @@ class Mean(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What was sampled.
+    """What was sampled."""
 
-    Attributes:
-        num_batches: independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many.
-        means: derivative -> its mean at one σ.
-        squares: estimator -> [σ, estimate] squared distance from the mean, of line 7's difference by one trajectory.
-    """
-
-    num_batches: int
-    means: dict[str, Mean]
+    num_batches: int  # independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many
+    means: dict[str, Mean]  # derivative -> its mean at one σ
+    # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference by one trajectory
     squares: dict[str, np.ndarray]
 
 

@@ -53,19 +53,12 @@ class Parts(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """∇Φ on random instances.
+    """∇Φ on random instances."""
 
-    Attributes:
-        kl_weight: [instance] w.
-        length: [instance] H.
-        expected: [instance, parameter] by central differences of the exact Φ.
-        ways: way -> the estimate.
-    """
-
-    kl_weight: np.ndarray
-    length: np.ndarray
-    expected: np.ndarray
-    ways: dict[str, Parts]
+    kl_weight: np.ndarray  # [instance] w
+    length: np.ndarray  # [instance] H
+    expected: np.ndarray  # [instance, parameter] by central differences of the exact Φ
+    ways: dict[str, Parts]  # way -> the estimate
 
 
 class Data(NamedTuple):

@@ -34,28 +34,23 @@ TARGET = 0.1  # standard error, relative to ‖∇Φ‖, whose price in transiti
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        num_instances, num_ascents: random MDPs, each with a reward of its own, and those on which Φ is ascended.
-        policy_steps: K′, increasing: steps that λ and λ′ took before the hypergradient; ∞ is added.
-        unrolled_steps: K of the unrolled ones.
-        num_batches, batch_size, rollout_length: independent samples of each estimator, which the variance is over, each of B
-            trajectories of T steps and half as many pairs.
-        outer_steps, inner_steps: of each ascent, and of λ and λ′ in each of these.
-        repeats: calls that are timed; the fastest counts.
-    """
-
+    # num_instances, num_ascents: random MDPs, each with a reward of its own, and those on which Φ is ascended
     num_instances: int = 16
     num_ascents: int = 8
+    # K′, increasing: steps that λ and λ′ took before the hypergradient; ∞ is added
     policy_steps: tuple[int, ...] = (10, 100, 1000)
-    unrolled_steps: tuple[int, ...] = (10, 100, 1000)
+    unrolled_steps: tuple[int, ...] = (10, 100, 1000)  # K of the unrolled ones
+    # num_batches, batch_size, rollout_length: independent samples of each estimator, which the variance is over,
+    # each of B trajectories of T steps and half as many pairs
     num_batches: int = 200
     batch_size: int = 32
     rollout_length: int = 60
+    # outer_steps, inner_steps: of each ascent, and of λ and λ′ in each of these
     outer_steps: int = 200
     inner_steps: int = 10
-    repeats: int = 5
+    repeats: int = 5  # calls that are timed; the fastest counts
 
 
 class Way(NamedTuple):
@@ -70,21 +65,15 @@ class Way(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of one way; W weights w, I instances. None: it was not.
+    """What was measured of one way; W weights w, I instances. None: it was not."""
 
-    Attributes:
-        error: [W, K′, I] ‖estimate − ∇Φ‖/‖∇Φ‖; the last K′ is ∞.
-        residual: [W, K′, I] relative residual of its linear solve, 0 where nothing is solved.
-        evaluations, seconds: gradient evaluations of an estimate, and of one jitted call for all W · I.
-        transitions: [W, I] that a standard error of `TARGET` takes, at λ* and λ*_σ.
-        gap: [W, I] Φ at the end of its ascent less Φ at the end of the exact one; NaN if it diverged.
-    """
-
-    error: np.ndarray | None = None
-    residual: np.ndarray | None = None
+    error: np.ndarray | None = None  # [W, K′, I] ‖estimate − ∇Φ‖/‖∇Φ‖; the last K′ is ∞
+    residual: np.ndarray | None = None  # [W, K′, I] relative residual of its linear solve, 0 where nothing is solved
+    # evaluations, seconds: gradient evaluations of an estimate, and of one jitted call for all W · I
     evaluations: int | None = None
     seconds: float | None = None
-    transitions: np.ndarray | None = None
+    transitions: np.ndarray | None = None  # [W, I] that a standard error of `TARGET` takes, at λ* and λ*_σ
+    # [W, I] Φ at the end of its ascent less Φ at the end of the exact one; NaN if it diverged
     gap: np.ndarray | None = None
 
 

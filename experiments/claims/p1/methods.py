@@ -46,57 +46,37 @@ FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        num_seeds: random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals.
-        kl_weights: w.
-        num_steps: T, outer steps.
-        num_policy_steps: K, inner steps.
-        num_reward_steps: of the two-stage methods' fit.
-        num_sampled_steps: T with sampled gradients.
-        sampled_kl_weights: w with sampled gradients.
-        kinds, methods: of `CLASSES` and of `METHODS`.
-    """
-
+    # random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals
     num_seeds: int = 64
-    kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)
-    num_steps: int = 1000
-    num_policy_steps: int = 4
-    num_reward_steps: int = 4000
-    num_sampled_steps: int = 600
-    sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)
+    kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)  # w
+    num_steps: int = 1000  # T, outer steps
+    num_policy_steps: int = 4  # K, inner steps
+    num_reward_steps: int = 4000  # of the two-stage methods' fit
+    num_sampled_steps: int = 600  # T with sampled gradients
+    sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)  # w with sampled gradients
+    # kinds, methods: of `CLASSES` and of `METHODS`
     kinds: tuple[str, ...] = CLASSES
     methods: tuple[str, ...] = METHODS
 
 
 class Ends(NamedTuple):
-    """Where runs ended; leading axes [w, seed]. Returns are in units of the true reward.
+    """Where runs ended; leading axes [w, seed]. Returns are in units of the true reward."""
 
-    Attributes:
-        regularised: [] J of the learned policy under r*, with its KL term.
-        plain: [] the same without.
-        reference: [] J of the reference policy, which has no KL term.
-        best: [2] J of the KL-optimal policy of r*, regularised and plain.
-        upper: [] Φ(φ) with the paper's objective at the learned φ, in nats; and
-        upper_truth: [] Φ(r*).
-        upper_gradient: [] norm of what the reward follows, nats a unit of φ; and
-        lower_gradient: [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, where they are sampled.
-        labels, transitions: [] that the run took.
-        diverged: [] bool.
-    """
-
-    regularised: np.ndarray
-    plain: np.ndarray
-    reference: np.ndarray
-    best: np.ndarray
-    upper: np.ndarray
-    upper_truth: np.ndarray
-    upper_gradient: np.ndarray
+    regularised: np.ndarray  # [] J of the learned policy under r*, with its KL term
+    plain: np.ndarray  # [] the same without
+    reference: np.ndarray  # [] J of the reference policy, which has no KL term
+    best: np.ndarray  # [2] J of the KL-optimal policy of r*, regularised and plain
+    upper: np.ndarray  # [] Φ(φ) with the paper's objective at the learned φ, in nats
+    upper_truth: np.ndarray  # [] Φ(r*), in nats
+    upper_gradient: np.ndarray  # [] norm of what the reward follows, nats a unit of φ
+    # [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, where they are sampled
     lower_gradient: np.ndarray
+    # labels, transitions: [] that the run took
     labels: np.ndarray
     transitions: np.ndarray
-    diverged: np.ndarray
+    diverged: np.ndarray  # [] bool
 
 
 def relative(ends: Ends, plain: bool = False) -> np.ndarray:

@@ -25,15 +25,10 @@ ONE_AT_A_TIME = threading.Lock()  # P1.bias and P1.value ask for the same errors
 
 
 class Errors(NamedTuple):
-    """Of the proxy on random instances.
+    """Of the proxy on random instances."""
 
-    Attributes:
-        value: [σ, instance] Φ_σ − Φ, nats.
-        gradient: [σ, instance] ‖∇Φ_σ − ∇Φ‖, nats a unit of reward.
-    """
-
-    value: np.ndarray
-    gradient: np.ndarray
+    value: np.ndarray  # [σ, instance] Φ_σ − Φ, nats
+    gradient: np.ndarray  # [σ, instance] ‖∇Φ_σ − ∇Φ‖, nats a unit of reward
 
 
 def errors(quick: bool) -> Errors:

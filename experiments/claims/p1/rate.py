@@ -46,23 +46,16 @@ COLORS = {"independent": panels.VERMILION, "weighted": panels.BLUE}
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        epsilons: targets, falling.
-        num_seeds: at each.
-        num_starts: random φ from which the exact Φ is climbed.
-        ascent_steps: of that.
-        arms: of line 7, and the one without noise, with which the bias is measured.
-        weights: of `WEIGHTS`.
-    """
-
+    # targets, falling
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
-    num_seeds: int = 64
-    num_starts: int = 64
-    ascent_steps: int = 1500
+    num_seeds: int = 64  # at each
+    num_starts: int = 64  # random φ from which the exact Φ is climbed
+    ascent_steps: int = 1500  # of that
+    # of line 7, and the one without noise, with which the bias is measured
     arms: tuple[str, ...] = (*ESTIMATORS, EXACT)
-    weights: tuple[str, ...] = tuple(WEIGHTS)
+    weights: tuple[str, ...] = tuple(WEIGHTS)  # of `WEIGHTS`
 
 
 FULL = Sizes()
@@ -71,20 +64,15 @@ QUICK = Sizes(FULL.epsilons[:5], 16, 16, 600, ESTIMATORS, (ONE_MAXIMUM,))
 
 
 class Ladder(NamedTuple):
-    """The ladder at one w.
+    """The ladder at one w."""
 
-    Attributes:
-        assumed: what is known of the theorem's assumption; its `best` is Φ*.
-        samples: arm -> [ε] transitions a seed.
-        gap: arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise.
-        bias: [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's; NaN: not asked.
-        inside: arm -> [ε] share of the seeds whose φ_T lies in the square where the assumption was looked at.
-    """
-
-    assumed: Assumption
-    samples: dict[str, np.ndarray]
+    assumed: Assumption  # what is known of the theorem's assumption; its `best` is Φ*
+    samples: dict[str, np.ndarray]  # arm -> [ε] transitions a seed
+    # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise
     gap: dict[str, np.ndarray]
+    # [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's; NaN: not asked
     bias: np.ndarray
+    # arm -> [ε] share of the seeds whose φ_T lies in the square where the assumption was looked at
     inside: dict[str, np.ndarray]
 
 

@@ -39,40 +39,26 @@ NUM_POLICY_STEPS, NUM_PARTS = 4, 5  # K of Algorithm 1; fifths of the instances
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        num_instances: random MDPs, the same for every class and truth; the unit of the intervals.
-        num_points: φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured.
-        num_starts: of the ascents on Φ, the first of the points; Algorithm 1 starts at the first.
-        max_steps, num_steps: of each ascent; T of Algorithm 1.
-    """
-
-    num_instances: int = 32
-    num_points: int = 16
-    num_starts: int = 6
+    num_instances: int = 32  # random MDPs, the same for every class and truth; the unit of the intervals
+    num_points: int = 16  # φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured
+    num_starts: int = 6  # of the ascents on Φ, the first of the points; Algorithm 1 starts at the first
+    # max_steps, num_steps: of each ascent; T of Algorithm 1
     max_steps: int = 50
     num_steps: int = 1000
 
 
 class Rewards(NamedTuple):
-    """One class of rewards; leading axes [interaction, instance], M starts.
+    """One class of rewards; leading axes [interaction, instance], M starts."""
 
-    Attributes:
-        best: [] the largest Φ found in the class, in nats.
-        ascents: [M] where second-order ascents on Φ ended.
-        domination: [] μ̂₁ over the points, with the best of the class for Φ*, in 1/(unit of φ)².
-        reached: [] Φ at the end of Algorithm 1.
-        returned: [] J of Algorithm 1's policy under the true reward, with its KL term: 0 the reference's, 1 the optimum.
-        converged: [] bool, whether both gradients were below `TOLERANCE` at its end.
-    """
-
-    best: np.ndarray
-    ascents: Stationary
-    domination: np.ndarray
-    reached: np.ndarray
+    best: np.ndarray  # [] the largest Φ found in the class, in nats
+    ascents: Stationary  # [M] where second-order ascents on Φ ended
+    domination: np.ndarray  # [] μ̂₁ over the points, with the best of the class for Φ*, in 1/(unit of φ)²
+    reached: np.ndarray  # [] Φ at the end of Algorithm 1
+    # [] J of Algorithm 1's policy under the true reward, with its KL term: 0 the reference's, 1 the optimum
     returned: np.ndarray
-    converged: np.ndarray
+    converged: np.ndarray  # [] bool, whether both gradients were below `TOLERANCE` at its end
 
 
 def reward_class(name: str, sizes: Sizes) -> Rewards:

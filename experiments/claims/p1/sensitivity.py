@@ -39,31 +39,24 @@ COUNTS = {"num_policy_steps": "K", "num_transitions": "n", "batch_size": "B", "n
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        epsilon: of the schedule that the base point follows.
-        factors: by which each real number is multiplied, rising, 1 in the middle.
-        counts: name -> values of K, n, B and L; each value that is not the base point's is a program of its own.
-        num_seeds: the same for all points.
-        chunk: outer steps a call of a program.
-        num_starts, ascent_steps: of the ascents by which Φ* is found.
-        tuning: of the searches.
-    """
-
-    epsilon: float = 0.4
+    epsilon: float = 0.4  # of the schedule that the base point follows
+    # by which each real number is multiplied, rising, 1 in the middle
     factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+    # name -> values of K, n, B and L; each value that is not the base point's is a program of its own
     counts: dict[str, tuple[int, ...]] = {  # noqa: RUF012
         "num_policy_steps": (1, 4, 16),
         "num_transitions": (144, 576, 2304),
         "batch_size": (10, 40, 160),
         "num_targets": (1, 2, 8),
     }
-    num_seeds: int = 24
-    chunk: int = 4
+    num_seeds: int = 24  # the same for all points
+    chunk: int = 4  # outer steps a call of a program
+    # num_starts, ascent_steps: of the ascents by which Φ* is found
     num_starts: int = 64
     ascent_steps: int = 1500
-    tuning: TuningSizes = TuningSizes()
+    tuning: TuningSizes = TuningSizes()  # of the searches
 
 
 FULL = Sizes()

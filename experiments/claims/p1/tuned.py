@@ -32,27 +32,19 @@ STYLES = {"independent": (panels.VERMILION, "o"), "weighted": (panels.BLUE, "s")
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        budgets: transitions a run, increasing, at which it is looked at.
-        counts: (K, n, B) tried.
-        sigmas, policy_steps, reward_steps: σ, τ and η tried.
-        num_seeds: half of them choose, half judge.
-        epsilons: of the theorem's schedule.
-        num_schedule_seeds: of it.
-        estimators: of line 7.
-    """
-
+    # transitions a run, increasing, at which it is looked at
     budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # to 1e6
-    counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))
+    counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))  # (K, n, B) tried
+    # sigmas, policy_steps, reward_steps: σ, τ and η tried
     sigmas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
     policy_steps: tuple[float, ...] = (0.2, 0.8)
     reward_steps: tuple[float, ...] = (0.12, 0.5, 2.0)
-    num_seeds: int = 64
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(4))
-    num_schedule_seeds: int = 32
-    estimators: tuple[str, ...] = ESTIMATORS
+    num_seeds: int = 64  # half of them choose, half judge
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(4))  # of the theorem's schedule
+    num_schedule_seeds: int = 32  # of it
+    estimators: tuple[str, ...] = ESTIMATORS  # of line 7
 
 
 FULL = Sizes()
@@ -67,17 +59,11 @@ class Gaps(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """One estimator of line 7.
+    """One estimator of line 7."""
 
-    Attributes:
-        gap: [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step.
-        samples: [ε] transitions a run under the theorem's schedule, and
-        scheduled: [ε, seed] gaps there.
-    """
-
-    gap: np.ndarray
-    samples: np.ndarray
-    scheduled: np.ndarray
+    gap: np.ndarray  # [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
+    samples: np.ndarray  # [ε] transitions a run under the theorem's schedule, and
+    scheduled: np.ndarray  # [ε, seed] gaps there
 
 
 class Tuned(NamedTuple):

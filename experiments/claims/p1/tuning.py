@@ -37,41 +37,24 @@ ARMS = TUNED, GIVEN, SCHEDULE, BEST, BASE, RANDOM
 
 
 class TuningSizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        repetitions: of every arm, with other keys and other candidates.
-        runs: samples of a search, in runs of the base point.
-        candidates: of a search.
-        pool: random configurations on which score and Φ are compared.
-        pool_seeds: of each.
-    """
-
-    repetitions: int = 24
-    runs: int = 20
-    candidates: int = 27
-    pool: int = 81
-    pool_seeds: int = 8
+    repetitions: int = 24  # of every arm, with other keys and other candidates
+    runs: int = 20  # samples of a search, in runs of the base point
+    candidates: int = 27  # of a search
+    pool: int = 81  # random configurations on which score and Φ are compared
+    pool_seeds: int = 8  # of each
 
 
 class Tuning(NamedTuple):
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        gap: arm -> [repetition] Φ* − Φ(φ_T), nats.
-        samples: arm -> transitions a repetition, without those of the grids.
-        chosen: arm -> what its searches chose, [repetition].
-        cell: the best cell's numbers.
-        pool: runs [configuration, seed] of the base point's length.
-        pool_sigma: [configuration] σ of each.
-    """
-
-    gap: dict[str, np.ndarray]
-    samples: dict[str, float]
-    chosen: dict[str, Numbers]
-    cell: Numbers
-    pool: Runs
-    pool_sigma: np.ndarray
+    gap: dict[str, np.ndarray]  # arm -> [repetition] Φ* − Φ(φ_T), nats
+    samples: dict[str, float]  # arm -> transitions a repetition, without those of the grids
+    chosen: dict[str, Numbers]  # arm -> what its searches chose, [repetition]
+    cell: Numbers  # the best cell's numbers
+    pool: Runs  # runs [configuration, seed] of the base point's length
+    pool_sigma: np.ndarray  # [configuration] σ of each
 
 
 def compare(best: float, epsilon: float, cell: Numbers, sizes: TuningSizes, chunk: int) -> Tuning:

@@ -86,22 +86,16 @@ def _values(params, kl_weight):
 
 
 class Assumption(NamedTuple):
-    """Weak gradient domination, as far as it was looked at.
+    """Weak gradient domination, as far as it was looked at."""
 
-    Attributes:
-        best: [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square.
-        reached: [] share of the random φ from which they get there.
-        domination: [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square.
-        below: [] the number of different such points.
-        beyond: [] the largest Φ that was seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats.
-        start: [3] the mean gap of the random φ, which are drawn as those of runs, with its 95 % interval, nats.
-    """
-
-    best: np.ndarray
-    reached: np.ndarray
+    best: np.ndarray  # [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square
+    reached: np.ndarray  # [] share of the random φ from which they get there
+    # [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square
     domination: np.ndarray
-    below: np.ndarray
+    below: np.ndarray  # [] the number of different such points
+    # [] the largest Φ that was seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats
     beyond: np.ndarray
+    # [3] the mean gap of the random φ, which are drawn as those of runs, with its 95 % interval, nats
     start: np.ndarray
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.claims import CLAIMS
-from experiments.claims.readme import BEGIN, END, FRONT, HOME, UNPUBLISHED, TREE, front_page, publish_results, readme
+from experiments.claims.readme import BEGIN, END, FRONT, HOME, TREE, UNPUBLISHED, front_page, publish_results, readme
 from experiments.claims.runner import load_each, verify
 from experiments.files import RunFolderError
 
