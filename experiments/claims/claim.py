@@ -73,8 +73,6 @@ class Table(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was measured, as it is reported."""
-
     numbers: dict[str, Number]  # name -> number; those named in the claim's margins decide, the others are reported
     cost: dict[str, float]  # what it took, such as transitions, labels, gradient evaluations
     notes: tuple[str, ...] = ()  # sentences on what was seen, such as why a claim fails

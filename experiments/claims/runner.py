@@ -49,7 +49,6 @@ class Loaded(NamedTuple):
 
     @property
     def is_judged(self) -> bool:
-        """Whether it gets a verdict."""
         return bool(self.claim.margins or self.claim.refuting)
 
     def minutes(self, quick: bool) -> float:
@@ -126,12 +125,10 @@ def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
 
 
 def named(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns a function that says lines about the claim of that name."""
     return lambda line: say(f"{name:18s}{line}")
 
 
 def folder_of(out: str | Path, quick: bool) -> Path:
-    """Returns the folder of the results, by budget."""
     return Path(out) / ("quick" if quick else "full")
 
 

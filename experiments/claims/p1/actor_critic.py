@@ -58,7 +58,6 @@ class ActorCritic(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at every ε; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     samples, gap = [], []
     for epsilon in sizes.epsilons:
@@ -84,7 +83,6 @@ def gradients_of(counts: Counts) -> Gradients:
 
 
 def improve(counts: Counts, num_seeds: int) -> Improved:
-    """Every seed with those counts."""
     reward, gradients = two_states.instance().reward, gradients_of(counts)
 
     def single(key):
@@ -118,7 +116,6 @@ def _suboptimality(logits):
 
 
 def judge(data: ActorCritic) -> Measurement:
-    """The exponent in samples, and the gaps at the start, at the first and at the last ε."""
     numbers = {NUMBER: exponent(law(data.samples, data.gap), "samples")}
     numbers["J* − J at the start"] = Number(data.start, data.start, data.start)
     for name, gap in (("first ε", data.gap[0]), ("last ε", data.gap[-1])):

@@ -48,8 +48,6 @@ QUICK = Sizes(16, (0.5, 1.5), 300, num_reward_steps=1000, kinds=(REALISABLE,), m
 
 
 class Alignment(NamedTuple):
-    """What was measured: by class and method, where the runs ended."""
-
     sizes: Sizes
     ends: dict[tuple[str, str], Ends]
 
@@ -72,7 +70,6 @@ MEAN, MIDDLE = "mean", "interquartile mean"
 
 
 def name(label: str, kind: str, method: str, kl_weight: float) -> str:
-    """What a number is called."""
     return f"{label}, {kind}, {method}, w = {kl_weight:g}"
 
 
@@ -157,7 +154,6 @@ def unseen(num: int) -> float:
 
 
 def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], num: int) -> str:
-    """The numbers of one class, method and w side by side."""
     return (
         f"{kind}, {method}, w = {kl_weight:g}: share of the gain {here[f'{MEAN} {GAIN}'].center:.3f} in the mean, "
         f"{here[f'{MIDDLE} {GAIN}'].center:.3f} in the interquartile mean; {round(here[BELOW].center * num)} of {num} runs "

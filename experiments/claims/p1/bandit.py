@@ -86,13 +86,10 @@ class Curves(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The curves of each rung."""
-
     rungs: dict[str, Curves]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None, names=tuple(RUNGS)) -> Data:
-    """Climbs by the named rungs, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         world, lower = linear_instance()
@@ -151,7 +148,6 @@ def climb(world: World, lower: exact.LowerLevel, rung: Rung, sizes: Sizes) -> Cu
 
 
 def gradients_of(problem: Problem, mdp: MDP, rung: Rung, sizes: Sizes) -> Gradients:
-    """Exact gradients, or sampled ones with the rung's critic."""
     match rung.critic:
         case "none":
             return exact_gradients(problem, mdp, 1, COEFFICIENTS)
@@ -184,7 +180,6 @@ def late_slope(values: np.ndarray) -> Interval:
 
 
 def judge(data: Data) -> Measurement:
-    """Each rung's last values with their intervals, and what it took to reach the target."""
     numbers, rows, transitions = {}, [], 0
     for name, of in data.rungs.items():
         numbers[f"total variation, {name}"] = Number(*mean(of.total_variation[:, -1]))

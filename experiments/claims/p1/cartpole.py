@@ -89,8 +89,6 @@ class Curve(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A curve for each run."""
-
     curves: tuple[Curve, ...]
 
 
@@ -121,7 +119,6 @@ def measure(budget: Budget, sizes: Sizes | None = None, varied=VARIED) -> Data:
 
 
 def read(folder: Path, method: str, model: str) -> Curve:
-    """The curve of a run, from its folder."""
     dataset = load_run(folder)
     so_far = [np.cumsum(counts(dataset, name)[0]) for name in ("labels", "transitions")]
     seconds = sum(read_json(folder, "timing.json", dict[str, float]).values())
@@ -129,7 +126,6 @@ def read(folder: Path, method: str, model: str) -> Curve:
 
 
 def judge(data: Data) -> Measurement:
-    """Each run's last score, an interquartile mean over seeds, and what it took."""
     numbers, rows = {}, []
     for curve in data.curves:
         name = f"{curve.method}, {curve.models}, {curve.labels[-1]} labels"

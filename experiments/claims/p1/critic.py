@@ -54,7 +54,6 @@ class Data(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every learner at every n, and the direct fits, with `sizes` in place of the budget's; learned in float32."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known, found = critic_errors.known_exactly(sizes.layout, sizes.num_targets), {}
     for name, learner in critic_errors.learners(known, sizes).items():
@@ -110,7 +109,6 @@ def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
 
 
 def judge(data: Data) -> Measurement:
-    """Exponents in n, floors, and factors a target update, of measured errors."""
     numbers, rows = {}, []
     for (name, found), (p, policy) in itertools.product(data.learners.items(), enumerate(POLICIES)):
         floor, errors = floor_of(found, p), found.errors[:, p, :, -1]

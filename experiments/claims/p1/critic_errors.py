@@ -35,8 +35,6 @@ MIN_UPDATES = 4  # that show a factor
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     layout: str = "open"  # of the GridWorld
     # num_seeds, num_targets: independent runs of Algorithm 2, and L
     num_seeds: int = 32

@@ -39,7 +39,6 @@ class Data(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Runs the table at the largest n of the budget's sizes, or of those given."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known = critic_errors.known_exactly(sizes.layout, sizes.num_targets)
     table = critic_errors.learners(known, sizes)[TABLE]
@@ -94,7 +93,6 @@ def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
 
 
 def judge(data: Data) -> Measurement:
-    """Factors over γ, as measured and as predicted, and the share of the error that a pass keeps at the rarest pair."""
     numbers, notes = {}, []
     for p, policy in enumerate(POLICIES):
         factor, by_formula, last, why = contraction(data, p)

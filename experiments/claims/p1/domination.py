@@ -73,8 +73,6 @@ class Searched(NamedTuple):
 
 
 class Domination(NamedTuple):
-    """What was measured, by class of rewards and objective."""
-
     sizes: Sizes
     found: dict[tuple[str, str], Searched]
 
@@ -192,7 +190,6 @@ def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
 
 
 def judge(data: Domination) -> Measurement:
-    """Shares of instances on which the assumption is refuted, and the meters, over instances."""
     sizes, each = data.sizes, {pair: numbers_of(found) for pair, found in data.found.items()}
     numbers, over = {}, f"{sizes.num_instances} MDPs"
     for label, objective, name in itertools.product((REFUTING, LOWER_MAXIMUM, MEDIAN), OBJECTIVES, sizes.classes):

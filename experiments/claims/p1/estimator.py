@@ -54,8 +54,6 @@ class Mean(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What was sampled."""
-
     num_batches: int  # independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many
     means: dict[str, Mean]  # derivative -> its mean at one σ
     # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference by one trajectory
@@ -172,7 +170,6 @@ def law(squares: np.ndarray) -> Fit:
 
 
 def slopes(squares: dict[str, np.ndarray]) -> dict[str, Number]:
-    """Of the variance in σ."""
     return {f"slope of variance in σ, {name}": exponent(law(x), "in σ") for name, x in squares.items()}
 
 
@@ -185,13 +182,11 @@ def variance(squares: np.ndarray) -> Interval:
 
 
 def measure(budget: Budget) -> Data:
-    """Means at one σ, and squares at many."""
     num_batches = QUICK if budget.quick else FULL
     return Data(num_batches, means(num_batches), squares(num_batches))
 
 
 def judge(found: Data) -> Measurement:
-    """How far the means are off, and the slopes."""
     # One rollout for J, one or two for each of line 7's estimators, and two batches of pairs.
     transitions = found.num_batches * (6 * SIZES.batch_size * SIZES.rollout_length + 4 * SIZES.num_pairs * LENGTH)
     of_slopes = found.num_batches * SMALL.batch_size * SMALL.rollout_length * len(SIGMAS)

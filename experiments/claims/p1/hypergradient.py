@@ -90,7 +90,6 @@ def setting(key: Array, scale: Array, shape: tuple[int, int, int]) -> tuple[Prob
 
 
 def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimates:
-    """On the instance of that key."""
     problem, mdp, coefficients, params = setting(key, scale, shape)
     known = exact_bilevel(problem, mdp, shape[2], coefficients)
     point, unravel = ravel_pytree(params)
@@ -128,7 +127,6 @@ def study(sizes: Sizes) -> Data:
 
 
 def measure(budget: Budget) -> Data:
-    """Every way on every instance."""
     return study(QUICK if budget.quick else FULL)
 
 
@@ -144,7 +142,6 @@ def misses(found: Data) -> dict[str, np.ndarray]:
 
 
 def judge(found: Data) -> Measurement:
-    """The largest difference of each way over all instances."""
     numbers = {name: Number(*[float(np.max(values))] * 3) for name, values in misses(found).items()}
     notes = (
         f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]; ρ and P are "

@@ -34,8 +34,6 @@ TARGET = 0.1  # standard error, relative to ‖∇Φ‖, whose price in transiti
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     # num_instances, num_ascents: random MDPs, each with a reward of its own, and those on which Φ is ascended
     num_instances: int = 16
     num_ascents: int = 8

@@ -77,7 +77,6 @@ def geometric(values: np.ndarray) -> Interval:
 
 
 def judge(data: Data) -> Measurement:
-    """Interquartile means over instances, of logarithms but for the ends of ascents, for each way and w."""
     numbers, rows = {}, []
     for (name, of), (i, weight) in itertools.product(data.ways.items(), enumerate(KL_WEIGHTS)):
         row = {"way": name, "w": weight}

@@ -130,7 +130,6 @@ def every_curve():
 
 
 def judge(data: Data) -> Measurement:
-    """Medians over seeds at the last step, by rung and σ, and the direct ascent's end."""
     distances = zip(SIGMAS, data.distance[EXACT][:, :, -1], strict=True)
     numbers = {f"distance over σ, {EXACT}, σ = {sigma}": number(*x / sigma) for sigma, x in distances}
     for rung, i, sigma in every_curve():

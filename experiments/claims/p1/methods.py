@@ -46,8 +46,6 @@ FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     # random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals
     num_seeds: int = 64
     kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)  # w
@@ -99,7 +97,6 @@ def converged(ends: Ends) -> np.ndarray:
 
 
 def weights_of(kind: str, sizes: Sizes) -> tuple[float, ...]:
-    """w of a class."""
     return sizes.sampled_kl_weights if kind == SAMPLED else sizes.kl_weights
 
 
@@ -185,7 +182,6 @@ def worse_policy(mdp: MDP) -> Array:
 
 
 def sampled(problem: Problem, coefficients: Coefficients, objective) -> Gradients:
-    """With Algorithm 2 as the critic."""
     critic = td_critic(problem, models.table(NUM_STATES, NUM_ACTIONS), CRITIC, coefficients, TDHyper(0.1, float("inf")))
     return sampled_gradients(problem, critic, SAMPLES, coefficients, objective)
 

@@ -93,7 +93,6 @@ class Data(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every class on every level, with `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     parts = {
         "reward": (Rewards, lambda name: reward_classes.reward_class(name, sizes.rewards)),
@@ -157,7 +156,6 @@ def of_rewards(data: Data) -> dict[str, dict[str, Interval]]:
 
 
 def judge(data: Data) -> Measurement:
-    """What is lost by each class of rewards, whether the meter tells, and what critics and policies reach."""
     numbers, tables = {}, {"rewards": [], "critics": [], "policies": []}
     for name, of in of_rewards(data).items():
         for i, truth in enumerate(TRUTHS):

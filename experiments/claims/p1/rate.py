@@ -46,8 +46,6 @@ COLORS = {"independent": panels.VERMILION, "weighted": panels.BLUE}
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     # targets, falling
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
     num_seeds: int = 64  # at each
@@ -64,8 +62,6 @@ QUICK = Sizes(FULL.epsilons[:5], 16, 16, 600, ESTIMATORS, (ONE_MAXIMUM,))
 
 
 class Ladder(NamedTuple):
-    """The ladder at one w."""
-
     assumed: Assumption  # what is known of the theorem's assumption; its `best` is Φ*
     samples: dict[str, np.ndarray]  # arm -> [ε] transitions a seed
     # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise
@@ -84,13 +80,11 @@ class Rate(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Rate:
-    """Every arm at every ε and w; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     return Rate(np.array(sizes.epsilons), {name: climb(name, sizes, budget) for name in sizes.weights})
 
 
 def climb(name: str, sizes: Sizes, budget: Budget) -> Ladder:
-    """The ladder at the w of that name."""
     kl_weight = WEIGHTS[name]
     assumed = assumption(kl_weight, sizes.num_starts, sizes.ascent_steps)
     best, ends = float(assumed.best), {arm: [] for arm in sizes.arms}
@@ -124,12 +118,10 @@ def limits(epsilons: tuple[float, ...], kl_weight: float) -> np.ndarray:
 
 
 def number_of(arm: str, name: str = ONE_MAXIMUM) -> str:
-    """What an exponent in samples is called."""
     return f"exponent, {arm} line 7, {name}"
 
 
 def judge(data: Rate) -> Measurement:
-    """Exponents in samples and in ε, and the gap's parts at the first and last ε."""
     numbers, notes, rows, transitions = {}, [], [], 0.0
     for name, ladder in data.ladders.items():
         arms = [arm for arm in ESTIMATORS if arm in ladder.gap]
@@ -197,7 +189,6 @@ def in_words(name: str, ladder: Ladder) -> str:
 
 
 def rows_of(name: str, epsilons: np.ndarray, ladder: Ladder) -> list[dict[str, float | str]]:
-    """A row for each ε."""
     return [
         {"w": WEIGHTS[name], "ε": float(epsilon)}
         | {f"samples, {arm}": float(x[i]) for arm, x in ladder.samples.items()}

@@ -39,8 +39,6 @@ COUNTS = {"num_policy_steps": "K", "num_transitions": "n", "batch_size": "B", "n
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     epsilon: float = 0.4  # of the schedule that the base point follows
     # by which each real number is multiplied, rising, 1 in the middle
     factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
@@ -134,7 +132,6 @@ def interactions(data: Sensitivity) -> dict[tuple[str, str], Interaction]:
 
 
 def judge(data: Sensitivity) -> Measurement:
-    """Interaction shares, gaps along the lines, and what the searches found."""
     sizes, shares, numbers = data.sizes, interactions(data), {}
     for pair, of in shares.items():
         why = "" if np.isfinite(of.share) else "the gap hardly varies"
@@ -160,12 +157,10 @@ def judge(data: Sensitivity) -> Measurement:
 
 
 def named(pair: tuple[str, str]) -> str:
-    """Both symbols of a pair of axes."""
     return " and ".join(AXES[name] for name in pair)
 
 
 def rows_of(shares: dict[tuple[str, str], Interaction]) -> list[dict[str, float | str]]:
-    """What an interaction is beside its share."""
     return [
         {"pair": named(pair), "share with noise": of.with_noise, "factor": of.factor, "cells": of.cells}
         for pair, of in shares.items()
@@ -232,7 +227,6 @@ def _heat_map(panel, pair, index: np.ndarray, points, mean: Interval, diverged: 
 
 
 def _draw_shares(panel, shares: dict[tuple[str, str], Interaction]) -> None:
-    """The interaction share of every pair with its interval."""
     of = Interval(*np.array([(x.share, *x.interval) for x in shares.values()]).T)
     rows = range(len(shares))
     panel.errorbar(

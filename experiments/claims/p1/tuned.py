@@ -32,8 +32,6 @@ STYLES = {"independent": (panels.VERMILION, "o"), "weighted": (panels.BLUE, "s")
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
-
     # transitions a run, increasing, at which it is looked at
     budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # to 1e6
     counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))  # (K, n, B) tried
@@ -62,19 +60,16 @@ class Runs(NamedTuple):
     """One estimator of line 7."""
 
     gap: np.ndarray  # [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
-    samples: np.ndarray  # [ε] transitions a run under the theorem's schedule, and
-    scheduled: np.ndarray  # [ε, seed] gaps there
+    samples: np.ndarray  # [ε] transitions a run under the theorem's schedule
+    scheduled: np.ndarray  # [ε, seed] gaps under the theorem's schedule
 
 
 class Tuned(NamedTuple):
-    """What was measured, by estimator."""
-
     sizes: Sizes
     runs: dict[str, Runs]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Tuned:
-    """Every combination, and the schedule, with every estimator of line 7; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     best = float(two_states.assumption(KL_WEIGHT, 16, 600).best)
     runs = {}
@@ -194,7 +189,6 @@ def rows_of(name: str, sizes: Sizes, chosen: np.ndarray, judged: np.ndarray) -> 
 
 
 def judge(data: Tuned) -> Measurement:
-    """Exponents of the tuned runs, how many times their samples the schedule takes, and what was chosen."""
     sizes, numbers, notes, rows = data.sizes, {}, [], []
     for name, runs in data.runs.items():
         chosen, judged = choose(runs.gap)
@@ -256,7 +250,6 @@ def draw(data: Tuned) -> Figure:
 
 
 def _factor(ratio: Number) -> str:
-    """In words."""
     if not np.isfinite(ratio.center):
         return f"gap {GAP:g} outside of a range"
     shown = f"{ratio.center:.1f} times the samples for a gap of {GAP:g} [{ratio.low:.1f}, {ratio.high:.1f}]"

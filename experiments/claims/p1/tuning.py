@@ -37,8 +37,6 @@ ARMS = TUNED, GIVEN, SCHEDULE, BEST, BASE, RANDOM
 
 
 class TuningSizes(NamedTuple):
-    """How much is computed."""
-
     repetitions: int = 24  # of every arm, with other keys and other candidates
     runs: int = 20  # samples of a search, in runs of the base point
     candidates: int = 27  # of a search
@@ -47,8 +45,6 @@ class TuningSizes(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What was measured."""
-
     gap: dict[str, np.ndarray]  # arm -> [repetition] Φ* − Φ(φ_T), nats
     samples: dict[str, float]  # arm -> transitions a repetition, without those of the grids
     chosen: dict[str, Numbers]  # arm -> what its searches chose, [repetition]
@@ -142,7 +138,6 @@ def numbers_of(tuning: Tuning) -> dict[str, Number]:
 
 
 def tables_of(tuning: Tuning) -> tuple[Table, ...]:
-    """The arms, and what was chosen."""
     arms = [
         {"arm": arm, "samples": tuning.samples[arm], "median gap": float(np.median(gap))}
         | {f"gaps above {FAILURE}": int(np.sum(gap > FAILURE)), "runs above Φ*": int(np.sum(gap <= ROUNDING))}
@@ -157,7 +152,6 @@ def tables_of(tuning: Tuning) -> tuple[Table, ...]:
 
 
 def note_of(tuning: Tuning) -> str:
-    """The best cell of the grids, and how many of the random configurations diverged."""
     cell = ", ".join(f"{name} = {x:.3g}" for name, x in tuning.cell._asdict().items())
     return f"best cell of the grids: {cell}; of the runs of random configurations {tuning.pool.diverged.mean():.0%} diverged"
 

@@ -46,13 +46,11 @@ ROUNDING = 1e-9  # a gap below it is none
 
 
 def instance() -> MDP:
-    """The MDP with its true reward."""
     transition = jnp.array([[[0.9, 0.1], [0.1, 0.9]], [[1.0, 0.0], [0.7, 0.3]]])
     return MDP(jnp.array([0.8, 0.2]), transition, jnp.array([[-0.8, 0.1], [1.7, 0.9]]))
 
 
 def coefficients(kl_weight: Array | float) -> Coefficients:
-    """γ, w and κ of the problem."""
     return Coefficients(DISCOUNT, kl_weight, 1.0)
 
 
@@ -209,7 +207,6 @@ def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: i
 
 
 def step_transitions(arm: str, counts: Counts) -> int:
-    """Transitions of one outer step."""
     kl_weight, task = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
     gradients = gradients_of(arm, counts, task, kl_weight)
     hypergradient = line_7(task, gradients, BilevelHyper())
@@ -224,8 +221,6 @@ class Learned(NamedTuple):
 
 
 def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seeds: int) -> Learned:
-    """The ends of that many runs."""
-
     def single(key):
         return end_of(key, arm, counts, numbers, kl_weight)
 
