@@ -11,6 +11,7 @@ from experiments.statistics.rates import Fit, Slope
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+SAMPLES = "samples (transitions a seed); bars: 95 % intervals of the mean"
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", share_x=False, share_y=False):

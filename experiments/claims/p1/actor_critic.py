@@ -117,13 +117,13 @@ def _suboptimality(logits):
 
 def judge(data: ActorCritic) -> Measurement:
     numbers = {NUMBER: exponent(law(data.samples, data.gap), "samples")}
-    numbers["J* − J at the start"] = Number(data.start, data.start, data.start)
+    numbers["J* − J at the start"] = Number(*[data.start] * 3)
     for name, gap in (("first ε", data.gap[0]), ("last ε", data.gap[-1])):
         why = "" if np.isfinite(gap).all() else "runs without a gap are left out"
-        numbers[f"J* − J at the {name}"] = Number(*map(float, intervals.mean(gap)), why)
-    cost = {"transitions": data.gap.shape[1] * float(np.sum(data.samples))}
+        numbers[f"J* − J at the {name}"] = Number(*intervals.mean(gap), why)
+    cost = {"transitions": data.gap.shape[1] * np.sum(data.samples)}
     columns = zip(data.epsilons, data.samples, data.gap.mean(axis=1), strict=True)
-    rows = [{"ε": float(x), "samples": float(n), "J* − J": float(gap)} for x, n, gap in columns]
+    rows = [dict(zip(("ε", "samples", "J* − J"), cells, strict=True)) for cells in columns]
     return Measurement(numbers, cost, tables=(Table("Means over seeds at each ε, in units of reward", rows),))
 
 
@@ -134,10 +134,9 @@ def draw(data: ActorCritic) -> Figure:
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)
     panels.levels(panel, data.samples, data.epsilons, data.start)
     panels.guide(panel, data.samples, data.gap[0].mean(), -EXPONENT, "p = 1/3, the theorem's")
-    panels.log_log(
-        panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward"
-    )
+    panels.log_log(panel, panels.SAMPLES, "J* − J(λ), units of reward")
     panels.legend_below(panel, "gap ∝ samples^(−p)")
+
     panel.set_title("The policy alone, at the true reward", fontsize=10)
     return figure
 

@@ -90,11 +90,9 @@ def numbers_of(ends: Ends) -> dict[str, Interval]:
     """What is reported of the runs, each [w]; a run without a return counts as one below the reference's."""
     gain, above = (statistics(x) for x in (relative(ends), ends.upper - ends.upper_truth))
     shares = {BELOW: ~(relative(ends) >= 0), CONVERGED: converged(ends)}
-    return (
-        {f"{key} {GAIN}": x for key, x in gain.items()}
-        | {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
-        | {f"{key} {ABOVE}": x for key, x in above.items()}
-    )
+    found = {f"{key} {GAIN}": x for key, x in gain.items()}
+    found |= {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
+    return found | {f"{key} {ABOVE}": x for key, x in above.items()}
 
 
 def judge(data: Alignment) -> Measurement:
@@ -104,25 +102,24 @@ def judge(data: Alignment) -> Measurement:
         found = numbers_of(ends)
         for i, kl_weight in enumerate(weights_of(kind, data.sizes)):
             why = undecided(ends, i, num)
-            here = {key: Number(*(float(end[i]) for end in x), why) for key, x in found.items()}
-            if f"{MEAN} {GAIN}, {kind}, {method}, w = {kl_weight:g}" in MARGINS:
+            here = {key: Number(*(end[i] for end in x), why) for key, x in found.items()}
+            if name(f"{MEAN} {GAIN}", kind, method, kl_weight) in MARGINS:
                 notes.append(in_words(kind, method, kl_weight, here, num))
             rows.append({"class": kind, "method": method, "w": kl_weight} | row_of(ends, i))
             if kind == SAMPLED:
                 del here[CONVERGED]  # the gradients' estimates do not tell
             numbers |= {name(key, kind, method, kl_weight): x for key, x in here.items()}
-    labels = {row["method"]: row["labels"] for row in rows if row["class"] == SAMPLED}
+    labels = [f"{row['method']} {row['labels']:,.0f}" for row in rows if row["class"] == SAMPLED]
     notes += [
         "the gain is the KL-optimal policy's over the reference policy's, under the true reward with the KL term; means are "
         "judged, over random MDPs, since a few failures move them: an interquartile mean leaves out a quarter on each side",
         f"no interval knows of failures that no run showed: {num} MDPs may all miss one that {unseen(num):.1%} of MDPs "
         "would show",
         f"converged: both exact gradients below {TOLERANCE:g}; Φ is in nats",
-        "labels a run with sampled gradients: "
-        + (", ".join(f"{method} {count:,.0f}" for method, count in labels.items()) or "none are run"),
+        f"labels a run with sampled gradients: {', '.join(dict.fromkeys(labels)) or 'none are run'}",
     ]
     cost = {"runs": sum(x.regularised.size for x in data.ends.values())}
-    cost["transitions"] = sum(float(x.transitions.sum()) for x in data.ends.values())
+    cost["transitions"] = sum(x.transitions.sum() for x in data.ends.values())
     return Measurement(numbers, cost, tuple(notes), (Table("Means over runs, and the largest gradient", rows),))
 
 
@@ -137,8 +134,8 @@ def row_of(ends: Ends, i: int) -> dict[str, float]:
         "labels": ends.labels,
         "transitions": ends.transitions,
     }
-    about = {name: float(np.nanmean(values[i])) for name, values in means.items()}
-    return about | {"largest gradient": float(worst_gradient(ends)[i].max())}
+    about = {name: np.nanmean(values[i]) for name, values in means.items()}
+    return about | {"largest gradient": worst_gradient(ends)[i].max()}
 
 
 def undecided(ends: Ends, i: int, num: int) -> str:
@@ -186,8 +183,7 @@ def draw(data: Alignment) -> Figure:
     sizes = data.sizes
     kinds = list(dict.fromkeys(kind for kind, _ in data.ends))
     methods = [method for method in METHODS if any(method == other for _, other in data.ends)]
-    title = "What each method is worth under the true reward, and under Φ\n"
-    title += f"{sizes.num_seeds} random MDPs, intervals over them"
+    title = f"What each method is worth under r*, and under Φ\n{sizes.num_seeds} random MDPs, intervals over them"
     figure, axes = panels.panels(1.5 + 5.2 * len(kinds), 13, 4, len(kinds), title, share_x=True, share_y="row")
     for (kind, method), ends in data.ends.items():
         aside = methods.index(method) - (len(methods) - 1) / 2
@@ -196,8 +192,7 @@ def draw(data: Alignment) -> Figure:
     for column, kind in zip(axes.T, kinds, strict=True):
         column[0].set(title=TITLES[kind], xscale="log")
         column[-1].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        column[-1].set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
-        column[-1].minorticks_off()
+        panels.ticks(column[-1], sizes.kl_weights)
         for panel, height in zip(column[[0, 0, 1]], (0, 1, 0), strict=True):
             panel.axhline(height, color="gray", linestyle="--", linewidth=1)
     for row, (label, text) in zip(axes, PANELS.items(), strict=True):
@@ -206,7 +201,11 @@ def draw(data: Alignment) -> Figure:
             _show_tails(row, LINEAR[label])
         else:
             row[0].set_ylim(-0.05, 1.05)
-    _legend(figure, methods, 1 if len(kinds) == 1 else 3)
+    # Methods by color, and what is drawn of each by mark.
+    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in methods]
+    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
+    shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
+    figure.legend(handles=shown, loc="outside lower center", ncols=1 if len(kinds) == 1 else 3, fontsize=9)
     return figure
 
 
@@ -217,12 +216,11 @@ def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) ->
         panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         for key, of in statistics(values).items():
             panel.errorbar(beside, of.center, intervals.bars(of), **style, **MARKS[key])
-    found = numbers_of(ends)
     for panel, label in zip(column[2:], (BELOW, CONVERGED), strict=True):
+        of = numbers_of(ends)[label]
         if label == CONVERGED and kind == SAMPLED:
             panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
         else:
-            of = found[label]
             panel.errorbar(beside, of.center, intervals.bars(of), **style, marker="o", markersize=4)
 
 
@@ -232,14 +230,6 @@ def _show_tails(row, linear: float) -> None:
     row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
     row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
     row[0].yaxis.set_major_formatter("{x:g}")
-
-
-def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
-    """Of the methods by color, and of what is drawn of each by mark; below the panels."""
-    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in methods]
-    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
-    shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
-    figure.legend(handles=shown, loc="outside lower center", ncols=num_columns, fontsize=9)
 
 
 CLAIM = Claim(

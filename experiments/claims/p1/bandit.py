@@ -33,7 +33,8 @@ from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.instances import true_lower_level
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, panels
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, log_log, panels
+
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
 
@@ -192,7 +193,7 @@ def judge(data: Data) -> Measurement:
         row |= {"transitions a step": per_step, "transitions to there": steps * per_step if steps else "–"}
         rows.append(row | {"largest total variation": np.max(of.total_variation[:, -1])})
         transitions += per_step * of.total_variation.size
-    return Measurement(numbers, {"transitions": float(transitions)}, (), (Table("what each rung took", rows),))
+    return Measurement(numbers, {"transitions": transitions}, (), (Table("what each rung took", rows),))
 
 
 def draw(data: Data) -> Figure:
@@ -202,11 +203,11 @@ def draw(data: Data) -> Figure:
     for name, of in data.rungs.items():
         for row, values in zip(axes, (of.total_variation, of.suboptimality), strict=True):
             draw_curve(row, name, values, of.transitions)
-    labels = "total variation from π*, mean over contexts", "J* − J(π), units of reward"
-    for row, label, bottom in zip(axes, labels, (1e-5, 1e-7), strict=True):
-        row[0].set(ylabel=label, ylim=(bottom, 1))
-        for panel, x_label in zip(row, ("policy gradient steps", "transitions"), strict=True):
-            panel.set(xscale="log", yscale="log", xlabel=x_label)
+    for steps, transitions in axes:
+        log_log(steps, "policy gradient steps", "")
+        log_log(transitions, "transitions", "")
+    axes[0, 0].set(ylabel="total variation from π*, mean over contexts", ylim=(1e-5, 1))
+    axes[1, 0].set(ylabel="J* − J(π), units of reward", ylim=(1e-7, 1))
     for panel in axes[0]:
         panel.axhline(TARGET, color="black", linestyle=":", linewidth=1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)

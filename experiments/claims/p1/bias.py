@@ -14,8 +14,8 @@ def measure(budget: Budget) -> Errors:
 
 
 def judge(found: Errors) -> Measurement:
-    unit = f"in σ, {found.gradient.shape[1]} MDPs"
-    return Measurement({SLOPE: exponent(slope(SIGMAS, found.gradient), unit)}, {})
+    of_slope = exponent(slope(SIGMAS, found.gradient), f"in σ, {found.gradient.shape[1]} MDPs")
+    return Measurement({SLOPE: of_slope}, {})
 
 
 def draw(found: Errors) -> Figure:

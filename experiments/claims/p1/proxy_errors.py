@@ -63,10 +63,11 @@ def instance(key: Array) -> tuple[Array, Array]:
 
 def draw_errors(sizes: np.ndarray, label: str, found: Slope) -> Figure:
     """Sizes of errors [σ, instance] against σ, a line an instance, with a guide of slope 1."""
-    low, high = found.interval
     over = f"{sizes.shape[1]} random MDPs, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
+    shown = "slope {:.3f}, 95 % interval [{:.3f}, {:.3f}]".format(found.exponent, *found.interval)
     figure, [[panel]] = panels(6, 4.2)
-    panel.set_title(f"{over}: slope {found.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}]", fontsize=10)
+    panel.set_title(f"{over}: {shown}", fontsize=10)
+
     panel.plot(SIGMAS, sizes, color=BLUE, alpha=0.35, linewidth=0.9)[0].set_label("an instance")
     middle = np.exp(np.mean(np.log(sizes), axis=1))
     panel.plot(SIGMAS, middle, "o-", color=VERMILION, markersize=4, label="geometric mean over instances")

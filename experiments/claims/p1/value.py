@@ -15,10 +15,10 @@ def measure(budget: Budget) -> Errors:
 
 
 def judge(found: Errors) -> Measurement:
-    least, instances = float(found.value.min()), f"{found.value.shape[1]} MDPs"
-    over = f"least of {instances}, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
+    instances = f"{found.value.shape[1]} MDPs"
     of_slope = exponent(slope(SIGMAS, np.abs(found.value)), f"in σ, {instances}")
-    return Measurement({SLOPE: of_slope, LEAST: Number(least, least, least, over=over)}, {})
+    over = f"least of {instances}, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
+    return Measurement({SLOPE: of_slope, LEAST: Number(*[found.value.min()] * 3, over=over)}, {})
 
 
 def draw(found: Errors) -> Figure:
