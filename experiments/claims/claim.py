@@ -57,10 +57,7 @@ class Budget(NamedTuple):
     def keep(self, name: str, kind: type[Data], compute: Callable[[], Data]) -> Data:
         """Returns what `compute` returns, or what it returned in a measurement of the same code that was interrupted.
 
-        Args:
-            name: of the part. Whatever it depends on beside the code and `quick` must show in its name.
-            kind: of what it returns, a NamedTuple that `experiments.claims.data` can keep.
-            compute: called at most once.
+        Whatever the part depends on beside the code and `quick` must show in its name.
         """
         return keep(self.folder, name, kind, compute, self.say)
 

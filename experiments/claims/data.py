@@ -24,14 +24,8 @@ Record = TypeVar("Record", bound=tuple)
 def keep(
     folder: Path, name: str, kind: type[Record], compute: Callable[[], Record], say: Callable[[str], None]
 ) -> Record:
-    """Returns the record in `<folder>/<name>.npz` if it is whole, and otherwise what `compute` returns, after writing it.
-
-    Args:
-        folder: created if need be.
-        name: of the part.
-        kind: of the record.
-        compute: called at most once.
-        say: hears why a file that is there is of no use.
+    """Returns the record in `<folder>/<name>.npz` if it is whole, and otherwise what `compute` returns, after writing it;
+    says why a file that is there is of no use.
     """
     path = folder / f"{name}.npz"
     if os.path.lexists(path):

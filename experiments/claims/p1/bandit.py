@@ -34,7 +34,6 @@ from envs.base import MDP, World
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.instances import true_lower_level
 from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, log_log, panels
-
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
 
