@@ -82,14 +82,14 @@ class Claim(NamedTuple):
     statement: str  # what is said, in one sentence
     source: str  # paper and place; *derived* where a paper does not say it
     prediction: str  # what the theory predicts, in words
-    exact: bool  # nothing is sampled; otherwise Monte Carlo over seeds
-    margins: dict[str, Margin]  # name of a number -> where it must lie. Empty: the claim is reported without a verdict
     minutes: tuple[float, float]  # on two idle cores, quick and in full, said beforehand
     # budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep, of
     # the class with which the function is annotated
     measure: Callable[[Budget], Any]
     judge: Callable[[Any], Measurement]  # that -> numbers, cost, notes and tables
     draw: Callable[[Any], Figure] | None = None  # that -> what a reader looks at; None: there is no figure
+    margins: dict[str, Margin] = {}  # noqa: RUF012  # number -> where it must lie. Empty: there is no verdict
+    exact: bool = False  # nothing is sampled; otherwise Monte Carlo over seeds
     # of an assumption, which no measurement can prove: how the names of those numbers begin that are shares of
     # instances on which it is refuted. They decide instead of margins. "": the claim is no assumption
     refuting: str = ""

@@ -145,7 +145,6 @@ CLAIM = Claim(
     statement="Actor–critic at a fixed reward reaches J* − J ≤ ε with ε^(−3) samples.",
     source="2410.15610, the remark on vanilla actor–critic",
     prediction="gap ∝ samples^(−1/3) or faster",
-    exact=False,
     margins={NUMBER: Margin(EXPONENT - MARGIN, INF)},
     minutes=(1, 5),
     measure=measure,

@@ -238,7 +238,6 @@ CLAIM = Claim(
     source="2410.15610, its objective; the comparison is this project's",
     prediction="in the mean over random MDPs, exact gradients, a table: alternating's share of the attainable gain at least "
     f"0.99 at every w; at w = {SMALL_WEIGHT:g} Algorithm 1's below 0.5, and its Φ above Φ(r*)",
-    exact=False,
     margins=MARGINS,
     minutes=(0.6, 8),
     measure=measure,

@@ -228,8 +228,6 @@ CLAIM = Claim(
     source="derived; the lower level of 2410.15610 at γ = 0",
     prediction="total variation from π* falls geometrically with constant steps where the noise vanishes with the advantage "
     "(exact gradients, an exact critic, Algorithm 2); with Monte Carlo returns as t^(−1/2), and with falling steps alone",
-    exact=False,
-    margins={},
     minutes=(0.5, 3),
     measure=measure,
     judge=judge,

@@ -168,8 +168,6 @@ CLAIM = Claim(
     source="measured here; the goal is Gymnasium's for CartPole-v1",
     prediction="475 by two-stage and alternating RLHF and by Algorithm 1, with tables and with networks; less by Algorithm "
     "1 at a small σ, where line 7's importance weights swamp the labels",
-    exact=False,
-    margins={},
     minutes=(1.5, 10),
     measure=measure,
     judge=judge,

@@ -186,7 +186,6 @@ CLAIM = Claim(
     source="2410.15610, the critic's lemma",
     prediction="error ∝ n^(−1/2) with a table or an affine model, above its floor (averaged SGD at a noise that C ∝ √n "
     "chains keep unbiased); in L the factor of exact target updates in L²(dπ), where they contract by √γ or better",
-    exact=False,
     margins=dict.fromkeys(LINEAR, Margin(0.45, 0.55)) | {RATIO + policy: Margin(0.98, 1.02) for policy in POLICIES},
     minutes=(1, 6),
     measure=measure,

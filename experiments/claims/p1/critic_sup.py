@@ -158,7 +158,6 @@ CLAIM = Claim(
     statement="A target update of Algorithm 2 contracts the error by γ in the sup norm.",
     source="2410.15610, the critic's lemma, which takes one for a Bellman update",
     prediction="factor at most γ, over all pairs, while the error is above the noise",
-    exact=False,
     margins={SUP + policy: Margin(0.0, 1.0 + ROUNDING) for policy in POLICIES},
     minutes=(0.5, 2),
     measure=measure,

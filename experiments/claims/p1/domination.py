@@ -255,7 +255,6 @@ CLAIM = Claim(
     source="2410.15610, an assumption of its convergence theorem; with the excess objectives, this project's",
     prediction="assumed; a stationary point below the maximum refutes it on an instance, for every μ₁",
     exact=True,
-    margins={},
     minutes=(0.6, 8),
     measure=measure,
     judge=judge,

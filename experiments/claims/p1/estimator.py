@@ -215,7 +215,6 @@ CLAIM = Claim(
     prediction="means within 4 standard errors of the exact gradients in every entry, a test that gives a point and no "
     "interval (standard errors at most 2 % of the norm); variance ∝ σ⁻² with independent, σ⁻¹ with coupled, σ⁰ with "
     "weighted rollouts",
-    exact=False,
     margins={name + OFF_BY: Margin(0, OFF) for name in DERIVATIVES}
     | {f"slope of variance in σ, {n}": Margin(x - 0.15, x + 0.15) for n, x in EXPECTED.items()},
     minutes=(0.8, 6),

@@ -189,8 +189,6 @@ CLAIM = Claim(
     source="derived, after 2410.15610, HPGD (2406.01575) and PARL (2308.02585)",
     prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents "
     "one that falls with K, and what leaves out λ's response (naive) one that stays",
-    exact=False,
-    margins={},
     minutes=(1.5, 8),
     measure=measure,
     judge=judge,

@@ -165,8 +165,6 @@ CLAIM = Claim(
     source="derived from 2410.15610, the lemma on the proxy's bias",
     prediction="with exact gradients the distance to the maximiser over σ is the same at every σ; sampled gradients and a "
     "learned critic add noise, which steps ∝ 1/t average away",
-    exact=False,
-    margins={},
     minutes=(0.5, 2),
     measure=measure,
     judge=judge,

@@ -227,7 +227,6 @@ CLAIM = Claim(
     statement="Algorithm 1 reaches Φ* − Φ ≤ ε with ε^(−7/2) samples under weak gradient domination.",
     source="2410.15610, the main theorem; the split over T, K, n is this project's",
     prediction="gap ∝ samples^(−2/7) or faster, where the assumption is not refuted; where it is, reported",
-    exact=False,
     margins={number_of(arm): Margin(EXPONENT - MARGIN, INF) for arm in ESTIMATORS},
     minutes=(2.5, 40),
     measure=measure,
