@@ -129,14 +129,11 @@ def judge(data: Data) -> Measurement:
     numbers, rows = {}, []
     for curve in data.curves:
         name = f"{curve.method}, {curve.models}, {curve.labels[-1]} labels"
-        numbers[f"score, {name}"] = score = Number(*map(float, interquartile_mean(curve.score[:, -1])))
+        numbers[f"score, {name}"] = score = Number(*interquartile_mean(curve.score[:, -1]))
         row = {"run": name, "transitions": int(curve.transitions[-1]), "seconds": curve.seconds}
         seeds = ", ".join(f"{x:.1f}" for x in np.sort(curve.score[:, -1]))
         rows.append(row | {f"reaches {GOAL:g}": "yes" if score.center >= GOAL else "no", "scores of the seeds": seeds})
-    cost = {
-        "labels": float(sum(len(x.score) * x.labels[-1] for x in data.curves)),
-        "transitions": float(sum(len(x.score) * x.transitions[-1] for x in data.curves)),
-    }
+    cost = {x: sum(len(y.score) * getattr(y, x)[-1] for y in data.curves) for x in ("labels", "transitions")}
     return Measurement(numbers, cost, (), (Table("What each run took, a seed", rows),))
 
 
@@ -156,8 +153,7 @@ def draw(data: Data) -> Figure:
         band(right, of[-1].transitions, whole, *style)
     for panel in (left, right):
         panel.axhline(GOAL, color="black", linestyle="--", linewidth=0.8)
-        panel.set(ylim=(0, 510))
-    left.set(xlabel="labels a seed", ylabel="true score: steps survived of 500", title="Against labels")
+    left.set(xlabel="labels a seed", ylabel="true score: steps survived of 500", title="Against labels", ylim=(0, 510))
     right.set(xscale="log", xlabel="environment steps a seed", title="Against environment steps, at the most labels")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure

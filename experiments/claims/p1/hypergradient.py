@@ -142,12 +142,9 @@ def misses(found: Data) -> dict[str, np.ndarray]:
 
 
 def judge(found: Data) -> Measurement:
-    numbers = {name: Number(*[float(np.max(values))] * 3) for name, values in misses(found).items()}
-    notes = (
-        f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]; ρ and P are "
-        "mixed with a tenth of the uniform law",
-    )
-    return Measurement(numbers, {}, notes)
+    numbers = {name: Number(*[np.max(values)] * 3) for name, values in misses(found).items()}
+    weights = f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]"
+    return Measurement(numbers, {}, (f"{weights}; ρ and P are mixed with a tenth of the uniform law",))
 
 
 def draw(found: Data) -> Figure:

@@ -19,7 +19,7 @@ from matplotlib.ticker import SymmetricalLogLocator
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.p1 import hypergradient_ways
 from experiments.claims.p1.hypergradient_ways import KL_WEIGHTS, TARGET, Measured, Sizes
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, panels
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, log_log, panels
 from experiments.statistics.intervals import Interval, bars, interquartile_mean
 
 FULL = Sizes()
@@ -66,13 +66,11 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
     return Data(sizes, found)
 
 
-def averages(values: np.ndarray) -> Interval:
-    """Of the interquartile mean over the last axis, I."""
-    return interquartile_mean(values, axis=-1)
+averages = partial(interquartile_mean, axis=-1)  # over instances
 
 
 def geometric(values: np.ndarray) -> Interval:
-    """The same of the logarithms, taken back; what is below rounding counts as rounding."""
+    """`averages` of the logarithms, taken back; what is below rounding counts as rounding."""
     return Interval(*np.exp(averages(np.log(np.maximum(values, np.finfo(float).eps)))))
 
 
@@ -92,8 +90,8 @@ def judge(data: Data) -> Measurement:
             row |= {"gaps": [np.nanmin(of.gap[i]), np.nanmax(of.gap[i])], "diverged": int(np.sum(np.isnan(of.gap[i])))}
         rows.append(row)
     notes = (
-        f"transitions are those for a standard error of {TARGET:g} ‖∇Φ‖, at λ* and λ*_σ; the gap of an ascent is its last Φ "
-        "less that of an ascent along ∇Φ, in nats",
+        f"transitions are those for a standard error of {TARGET:g} ‖∇Φ‖, at λ* and λ*_σ",
+        "the gap of an ascent is its last Φ less that of an ascent along ∇Φ, in nats",
     )
     return Measurement(numbers, {}, notes, (Table("away from λ*, cost, and the range of the gaps", rows),))
 
@@ -131,10 +129,10 @@ def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, c
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
         line = dict(marker="o", markersize=3, linewidth=1.2, color=colors[name], linestyle=style)
         panel.errorbar(places, of.center, bars(of), label=name, **line)
-    panel.set(xscale="log", yscale="log", ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
+    log_log(panel, "K′, ascent steps of λ and λ′ before the estimate", "‖estimate − ∇Φ‖ / ‖∇Φ‖")
+    panel.set(ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
     panel.set_xticks(places, [*map(str, policy_steps), "∞ (λ*)"])
     panel.minorticks_off()
-    panel.set(xlabel="K′, ascent steps of λ and λ′ before the estimate", ylabel="‖estimate − ∇Φ‖ / ‖∇Φ‖")
 
 
 def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
@@ -163,9 +161,8 @@ def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
 
 def draw_sampled(panel: Axes, data: Data) -> None:
     """Transitions that a given standard error takes."""
-    draw_intervals(
-        panel, {name: geometric(x.transitions) for name, x in data.ways.items() if x.transitions is not None}
-    )
+    taken = {name: of.transitions for name, of in data.ways.items() if of.transitions is not None}
+    draw_intervals(panel, {name: geometric(x) for name, x in taken.items()})
     panel.set(xscale="log", title="Variance of the sampled forms, at λ* and λ*_σ")
     panel.set_xlabel(f"transitions for a standard error of {TARGET:g} ‖∇Φ‖")
 

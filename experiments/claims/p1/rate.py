@@ -129,17 +129,16 @@ def judge(data: Rate) -> Measurement:
             why, fit = premise(ladder, arm), law(ladder.samples[arm], ladder.gap[arm])
             numbers[number_of(arm, name)] = exponent(fit, "samples")._replace(undecided=fit.undecided or why)
             growth = -np.polyfit(np.log(data.epsilons), np.log(ladder.samples[arm]), 1)[0]
-            numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Number(growth, growth, growth)
+            numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Number(*[growth] * 3)
             numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(law(1 / data.epsilons, ladder.gap[arm]), "1/ε")
             transitions += ladder.gap[arm].shape[1] * float(np.sum(ladder.samples[arm]))
-        beyond = float(ladder.assumed.beyond)
-        numbers[f"Φ outside the square less Φ*, at least, {name}"] = Number(beyond, beyond, beyond)
-        numbers[f"gap at the start, {name}"] = Number(*map(float, ladder.assumed.start))
+        numbers[f"Φ outside the square less Φ*, at least, {name}"] = Number(*[ladder.assumed.beyond] * 3)
+        numbers[f"gap at the start, {name}"] = Number(*ladder.assumed.start)
         for i in (0, -1):
             lost = any(not np.isfinite(gap[i]).all() for gap in ladder.gap.values())
             for part, ends in parts(ladder).items():
                 key = f"gap by {part}, ε = {data.epsilons[i]:.2g}, {name}"
-                numbers[key] = Number(*map(float, ends[i]), "runs without a gap are left out" if lost else "")
+                numbers[key] = Number(*ends[i], "runs without a gap are left out" if lost else "")
         notes.append(in_words(name, ladder))
         rows += rows_of(name, data.epsilons, ladder)
     notes.append(
@@ -189,14 +188,12 @@ def in_words(name: str, ladder: Ladder) -> str:
 
 
 def rows_of(name: str, epsilons: np.ndarray, ladder: Ladder) -> list[dict[str, float | str]]:
-    return [
-        {"w": WEIGHTS[name], "ε": float(epsilon)}
-        | {f"samples, {arm}": float(x[i]) for arm, x in ladder.samples.items()}
-        | {f"gap, {arm}": float(x[i].mean()) for arm, x in ladder.gap.items()}
-        | {f"share inside, {arm}": float(x[i]) for arm, x in ladder.inside.items()}
-        | {f"gap by {part}": float(x[i, 0]) for part, x in parts(ladder).items()}
-        for i, epsilon in enumerate(epsilons)
-    ]
+    columns = {f"samples, {arm}": x for arm, x in ladder.samples.items()}
+    columns |= {f"gap, {arm}": x.mean(axis=1) for arm, x in ladder.gap.items()}
+    columns |= {f"share inside, {arm}": x for arm, x in ladder.inside.items()}
+    columns |= {f"gap by {part}": x[:, 0] for part, x in parts(ladder).items()}
+    each = zip(epsilons, *columns.values(), strict=True)
+    return [{"w": WEIGHTS[name], "ε": epsilon, **dict(zip(columns, x, strict=True))} for epsilon, *x in each]
 
 
 def draw(data: Rate) -> Figure:
@@ -216,10 +213,9 @@ def draw(data: Rate) -> Figure:
                 panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
         panels.levels(panel, budgets, data.epsilons, float(ladder.assumed.start[0]))
         panels.guide(panel, budgets, ladder.gap["independent"][0].mean(), -EXPONENT, "p = 2/7, the theorem's")
-        panels.log_log(panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "Φ* − Φ(φ_T), nats")
+        panels.log_log(panel, panels.SAMPLES, "Φ* − Φ(φ_T), nats")
         panels.legend_below(panel, "gap ∝ samples^(−p)")
-        title = f"w = {WEIGHTS[name]:g}: {name} nearby ({100 * reached:.0f} % of ascents reach Φ*)"
-        panel.set_title(title, fontsize=10)
+        panel.set_title(f"w = {WEIGHTS[name]:g}: {name} nearby ({reached:.0%} of ascents reach Φ*)", fontsize=10)
     return figure
 
 

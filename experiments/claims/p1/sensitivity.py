@@ -124,10 +124,8 @@ def line(best: float, counts, base: Numbers, seeds: np.ndarray, chunk: int) -> L
 def interactions(data: Sensitivity) -> dict[tuple[str, str], Interaction]:
     """Of every pair of axes, by falling share; those with nothing to share last."""
     _, index = grids(base_point(data.sizes.epsilon)[1], data.sizes.factors)
-    found = {
-        pair: interaction(data.runs.gap[table], ~data.runs.diverged[table].any(axis=-1))
-        for pair, table in index.items()
-    }
+    gap, alive = data.runs.gap, ~data.runs.diverged.any(axis=-1)
+    found = {pair: interaction(gap[table], alive[table]) for pair, table in index.items()}
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1].share, nan=-1)))
 
 
@@ -137,45 +135,40 @@ def judge(data: Sensitivity) -> Measurement:
         why = "" if np.isfinite(of.share) else "the gap hardly varies"
         numbers[f"interaction share, {named(pair)}"] = Number(of.share, *of.interval, why)
     for name, along in data.lines.items():
-        mean = intervals.mean(along.runs.gap, axis=1)
-        for i, value in enumerate(sizes.counts[name]):
-            numbers[f"gap, {COUNTS[name]} = {value}"] = Number(*(float(x[i]) for x in mean))
+        for value, *of in zip(sizes.counts[name], *intervals.mean(along.runs.gap, axis=1), strict=True):
+            numbers[f"gap, {COUNTS[name]} = {value}"] = Number(*of)
     counts, base = base_point(sizes.epsilon)
     one = counts.num_steps * two_states.step_transitions("weighted", counts)
-    each = [one * (data.runs.gap.size + data.tuning.pool.gap.size)]
-    each += [float(np.sum(along.samples)) * sizes.num_seeds for along in data.lines.values()]
-    each += [samples * sizes.tuning.repetitions for samples in data.tuning.samples.values()]
+    cost = one * (data.runs.gap.size + data.tuning.pool.gap.size)
+    cost += sizes.num_seeds * sum(float(np.sum(along.samples)) for along in data.lines.values())
+    cost += sizes.tuning.repetitions * sum(data.tuning.samples.values())
     notes = (
         f"{int(np.sum(data.runs.gap <= ROUNDING))} of {data.runs.gap.size} runs on the grids ended above Φ*, and "
         f"{int(data.runs.diverged.sum())} diverged, whose gap is at their last finite reward; cells with such runs are left "
         "out of the interactions",
         tuning.note_of(data.tuning),
     )
-    tables = Table("Interactions", rows_of(shares)), Table("Every point of the grids", points_of(data, base))
+    rows = [
+        {"pair": named(pair), "share with noise": of.with_noise, "factor": of.factor, "cells": of.cells}
+        for pair, of in shares.items()
+    ]
+    tables = Table("Interactions", rows), Table("Every point of the grids", points_of(data, base))
     numbers |= tuning.numbers_of(data.tuning)
-    return Measurement(numbers, {"transitions": sum(each)}, notes, (*tables, *tuning.tables_of(data.tuning)))
+    return Measurement(numbers, {"transitions": cost}, notes, (*tables, *tuning.tables_of(data.tuning)))
 
 
 def named(pair: tuple[str, str]) -> str:
     return " and ".join(AXES[name] for name in pair)
 
 
-def rows_of(shares: dict[tuple[str, str], Interaction]) -> list[dict[str, float | str]]:
-    return [
-        {"pair": named(pair), "share with noise": of.with_noise, "factor": of.factor, "cells": of.cells}
-        for pair, of in shares.items()
-    ]
-
-
 def points_of(data: Sensitivity, base: Numbers) -> list[dict[str, float]]:
     """The numbers of every point of the grids, its mean gap with the 95 % interval, nats, and the seeds that diverged."""
     points, _ = grids(base, data.sizes.factors)
-    mean, died = intervals.mean(data.runs.gap, axis=1), data.runs.diverged.sum(axis=1)
-    ends = zip(points, *mean, died, strict=True)
+    ends = zip(*intervals.mean(data.runs.gap, axis=1), data.runs.diverged.sum(axis=1), strict=True)
     return [
-        {AXES[name]: float(getattr(point, name)) for name in AXES}
-        | {"gap": float(center), "low": float(low), "high": float(high), "diverged": int(num)}
-        for point, center, low, high, num in ends
+        {AXES[name]: getattr(point, name) for name in AXES}
+        | dict(zip(("gap", "low", "high", "diverged"), of, strict=True))
+        for point, of in zip(points, ends, strict=True)
     ]
 
 
@@ -229,14 +222,13 @@ def _heat_map(panel, pair, index: np.ndarray, points, mean: Interval, diverged: 
 def _draw_shares(panel, shares: dict[tuple[str, str], Interaction]) -> None:
     of = Interval(*np.array([(x.share, *x.interval) for x in shares.values()]).T)
     rows = range(len(shares))
-    panel.errorbar(
-        of.center, rows, xerr=intervals.bars(of), fmt="o", color=panels.BLUE, label="without the seeds' noise"
-    )
+    style = dict(fmt="o", color=panels.BLUE, label="without the seeds' noise")
+    panel.errorbar(of.center, rows, xerr=intervals.bars(of), **style)
     panel.plot([x.with_noise for x in shares.values()], rows, "x", color="0.4", label="with it")
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(rows, [named(pair) for pair in shares])
     panel.invert_yaxis()
-    panel.set_xlabel("interaction share of the variance of mean log gap")
+    panel.set(xlabel="interaction share of the variance of mean log gap")
     panel.set_title("What row + column leaves, 95 % intervals", fontsize=11)
     panel.legend(fontsize=8, loc="lower right")
     panel.grid(alpha=0.3)
@@ -254,8 +246,7 @@ def _draw_line(panel, symbol: str, counts: tuple[int, ...], along: Line, base: n
         panel.annotate(f"{samples / 1e6:.2f} M{beside}", (count, mean.high[i]), **place)
     panels.log_log(panel, symbol, "mean Φ* − Φ(φ_T), nats")
     panel.set_title(f"{symbol} alone: samples a run; × the base point's gap\n(geometric mean over seeds)", fontsize=10)
-    panel.set_xticks(counts, [str(x) for x in counts])
-    panel.xaxis.minorticks_off()
+    panels.ticks(panel, counts)
     panel.set_xlim(min(counts) / 1.7, max(counts) * 1.7)
     panel.grid(alpha=0.3)
 

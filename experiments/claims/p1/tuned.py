@@ -179,13 +179,11 @@ def saved(epsilon: float, budgets, judged: np.ndarray, runs: Runs) -> Number:
 
 def rows_of(name: str, sizes: Sizes, chosen: np.ndarray, judged: np.ndarray) -> list[dict[str, float | str]]:
     """What was chosen at each budget, and the mean gap on the seeds that did not choose."""
-    keys, lanes, gap = ("K", "n", "B", "sigma", "policy_step", "reward_step"), lanes_of(sizes), means(judged)
-    return [
-        {"line 7": name, "transitions": sizes.budgets[at], "gap": float(gap.center[at])}
-        | {"low": float(gap.low[at]), "high": float(gap.high[at])}
-        | dict(zip(keys, (*sizes.counts[i], *map(float, lanes[j])), strict=True))
-        for at, (i, j) in enumerate(chosen)
-    ]
+    keys = ("line 7", "transitions", "gap", "low", "high", "K", "n", "B", "sigma", "policy_step", "reward_step")
+    rows, lanes = [], lanes_of(sizes)
+    for (i, j), *gap in zip(chosen, sizes.budgets, *means(judged), strict=True):
+        rows.append(dict(zip(keys, (name, *gap, *sizes.counts[i], *lanes[j]), strict=True)))
+    return rows
 
 
 def judge(data: Tuned) -> Measurement:
@@ -196,8 +194,8 @@ def judge(data: Tuned) -> Measurement:
         numbers[RATIO.format(name)] = saved(GAP, sizes.budgets, judged, runs)
         rows += rows_of(name, sizes, chosen, judged)
         last = rows[-1]
-        key = f"gap at {last['transitions']:.2g} transitions, {name}"
-        numbers[key] = Number(last["gap"], last["low"], last["high"])
+        of_last = Number(last["gap"], last["low"], last["high"])
+        numbers[f"gap at {last['transitions']:.2g} transitions, {name}"] = of_last
         takes = (
             f"{epsilon:g} takes {_shown(*samples_for(epsilon, sizes.budgets, judged.mean(axis=1)))} "
             f"(schedule {_shown(*samples_for(epsilon, runs.samples, runs.scheduled.mean(axis=1)))})"
@@ -211,7 +209,7 @@ def judge(data: Tuned) -> Measurement:
         "the interval is over seeds, given the choice"
     )
     num = sizes.num_seeds * tried * len(data.runs)
-    schedules = sum(sizes.num_schedule_seeds * float(runs.samples.sum()) for runs in data.runs.values())
+    schedules = sizes.num_schedule_seeds * sum(float(runs.samples.sum()) for runs in data.runs.values())
     cost = {"transitions": num * sizes.budgets[-1] + schedules, "runs": num}
     return Measurement(numbers, cost, tuple(notes), (Table("Chosen at each budget; gaps in nats", rows),))
 
@@ -240,12 +238,12 @@ def draw(data: Tuned) -> Figure:
         if name == next(iter(data.runs)):
             panels.guide(left, budgets, judged[0].mean(), -2 / 7, "p = 2/7, the theorem's")
     left.axhline(GAP, color="0.6", linewidth=0.8)
-    panels.log_log(left, "samples (transitions a seed); bars: 95 % intervals of the mean", "Φ* − Φ(φ_T), nats")
-    panels.legend_below(left, "gap ∝ samples^(−p)")
-    left.set_title("Gap on seeds that did not choose")
+    left.set(title="Gap on seeds that did not choose")
+    right.set(title="What was chosen at each budget")
+    panels.log_log(left, panels.SAMPLES, "Φ* − Φ(φ_T), nats")
     panels.log_log(right, "samples (transitions a seed)", "chosen value")
+    panels.legend_below(left, "gap ∝ samples^(−p)")
     panels.legend_below(right, columns=len(data.runs))
-    right.set_title("What was chosen at each budget")
     return figure
 
 

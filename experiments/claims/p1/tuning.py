@@ -24,11 +24,8 @@ from experiments.runs.halving import RANGES, draw_candidates, plan_rungs, spent,
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
-SEARCH, FINAL, POOL = (
-    10_000,
-    20_000,
-    30_000,
-)  # first seeds of the searches, of the runs that are judged, and of the pool
+# First seeds of the searches, of the runs that are judged, and of the pool.
+SEARCH, FINAL, POOL = 10_000, 20_000, 30_000
 GIVEN_SIGMA = 0.1
 FAILURE = 0.01  # nats: what the base point reaches in a twentieth of the final run
 TUNED, GIVEN = "tune", f"tune, σ = {GIVEN_SIGMA} given"
@@ -128,25 +125,23 @@ def correlations(tuning: Tuning) -> dict[str, Interval]:
 
 def numbers_of(tuning: Tuning) -> dict[str, Number]:
     """Mean gaps, their logs less the schedule's, and correlations, with intervals over repetitions and configurations."""
+    ratios = {arm: np.log(tuning.gap[arm] / tuning.gap[SCHEDULE]) for arm in ARMS}
     numbers = {f"gap, {arm}": intervals.mean(tuning.gap[arm]) for arm in ARMS}
-    scheduled = np.log(tuning.gap[SCHEDULE])
-    numbers |= {
-        f"log gap less the schedule's, {arm}": intervals.mean(np.log(tuning.gap[arm]) - scheduled) for arm in ARMS
-    }
+    numbers |= {f"log gap less the schedule's, {arm}": intervals.mean(x) for arm, x in ratios.items()}
     numbers |= {f"rank correlation of score and Φ, {name}": x for name, x in correlations(tuning).items()}
-    return {name: Number(*map(float, x)) for name, x in numbers.items()}
+    return {name: Number(*x) for name, x in numbers.items()}
 
 
 def tables_of(tuning: Tuning) -> tuple[Table, ...]:
     arms = [
-        {"arm": arm, "samples": tuning.samples[arm], "median gap": float(np.median(gap))}
-        | {f"gaps above {FAILURE}": int(np.sum(gap > FAILURE)), "runs above Φ*": int(np.sum(gap <= ROUNDING))}
+        {"arm": arm, "samples": tuning.samples[arm], "median gap": np.median(gap)}
+        | {f"gaps above {FAILURE}": np.sum(gap > FAILURE), "runs above Φ*": np.sum(gap <= ROUNDING)}
         for arm, gap in ((arm, tuning.gap[arm]) for arm in ARMS)
     ]
     chosen = [
-        {"by": arm, **{name: float(getattr(points, name)[i]) for name in RANGES}, "gap": float(tuning.gap[arm][i])}
+        {"by": arm, **{name: getattr(points, name)[i] for name in RANGES}, "gap": gap}
         for arm, points in tuning.chosen.items()
-        for i in range(len(points.sigma))
+        for i, gap in enumerate(tuning.gap[arm])
     ]
     return Table("Tuning: each arm, gaps in nats", arms), Table("What the searches chose", chosen)
 
@@ -158,24 +153,20 @@ def note_of(tuning: Tuning) -> str:
 
 def draw(axes, tuning: Tuning) -> None:
     """Into three panels: gaps of the arms; what was chosen; score against gap over the pool."""
-    for panel in axes:
+    for panel, draw_panel in zip(axes, (_draw_arms, _draw_chosen, _draw_pool), strict=True):
         panel.grid(alpha=0.3)
-    _draw_arms(axes[0], tuning)
-    _draw_chosen(axes[1], tuning)
-    _draw_pool(axes[2], tuning)
+        draw_panel(panel, tuning)
 
 
 def _draw_arms(panel, tuning: Tuning) -> None:
     labels = []
     for i, arm in enumerate(ARMS):
-        gap = tuning.gap[arm]
+        gap, legend = tuning.gap[arm], (None, None) if i else ("repetitions", "mean")
         beside = i + 0.15 + 0.15 * np.linspace(0, 1, len(gap))
-        panel.plot(gap, beside, ".", color="0.6", markersize=4, label=None if i else "repetitions")
-        mean = Interval(*(x[None] for x in intervals.mean(gap)))
-        panel.errorbar(
-            mean.center, [i], xerr=intervals.bars(mean), fmt="o", color=panels.BLUE, label=None if i else "mean"
-        )
-        above = int(np.sum(gap <= ROUNDING))
+        panel.plot(gap, beside, ".", color="0.6", markersize=4, label=legend[0])
+        mean = intervals.mean(gap[None], axis=1)
+        panel.errorbar(mean.center, [i], xerr=intervals.bars(mean), fmt="o", color=panels.BLUE, label=legend[1])
+        above = np.sum(gap <= ROUNDING)
         note = f"\n{above} ended above Φ*, not shown" if above else ""
         labels.append(f"{arm}\n{tuning.samples[arm] / 1e6:.1f} M samples{note}")
     panel.set_yticks(range(len(ARMS)), labels)
