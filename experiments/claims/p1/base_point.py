@@ -29,8 +29,7 @@ def base_point(epsilon: float) -> tuple[Counts, Numbers]:
 class Runs(NamedTuple):
     """Ends of runs; leading axes [point, seed]."""
 
-    # [] Φ* − Φ(φ_T), nats, exactly; of a run that diverged at its last finite reward; `ROUNDING` where Φ is above
-    gap: np.ndarray
+    gap: np.ndarray  # [] Φ* − Φ(φ_T), nats, exactly; of a diverged run at its last finite reward; at least `ROUNDING`
     score: np.ndarray  # [] mean upper objective reported over the last half of the run, nats; NaN where it diverged
     diverged: np.ndarray  # [] bool
 

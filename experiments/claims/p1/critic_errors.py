@@ -36,28 +36,23 @@ MIN_UPDATES = 4  # that show a factor
 
 class Sizes(NamedTuple):
     layout: str = "open"  # of the GridWorld
-    # num_seeds, num_targets: independent runs of Algorithm 2, and L
-    num_seeds: int = 32
-    num_targets: int = 40
-    # transitions, num_chains: n of the table's runs, each four times the one before, and C at the first
-    transitions: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144)
-    num_chains: int = 8
-    # network_transitions, network_chains: the same for networks, of `hidden_sizes`; () is affine
-    network_transitions: tuple[int, ...] = (1024, 4096, 16384, 65536)
-    network_chains: int = 2
-    hidden_sizes: tuple[tuple[int, ...], ...] = ((), (2,), (2, 2), (8,), (8, 8))
-    # fit_steps, num_restarts: of the direct fits
-    fit_steps: int = 10_000
-    num_restarts: int = 8
+    num_seeds: int = 32  # independent runs of Algorithm 2
+    num_targets: int = 40  # L
+    transitions: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144)  # n of the table's runs, each four times the last
+    num_chains: int = 8  # C at the first n
+    network_transitions: tuple[int, ...] = (1024, 4096, 16384, 65536)  # the same for networks
+    network_chains: int = 2  # the same for networks
+    hidden_sizes: tuple[tuple[int, ...], ...] = ((), (2,), (2, 2), (8,), (8, 8))  # of networks; () is affine
+    fit_steps: int = 10_000  # of the direct fits
+    num_restarts: int = 8  # of the direct fits
 
 
 class Known(NamedTuple):
     """What is known exactly, in float64 but for what is learned from; first axes [policy]."""
 
     mdp: MDP  # of the GridWorld, in float32
-    # logits, values: [2, S, A] of each policy, and its exact Q, in float32
-    logits: np.ndarray
-    values: np.ndarray
+    logits: np.ndarray  # [2, S, A] of each policy, in float32
+    values: np.ndarray  # [2, S, A] its exact Q, in float32
     weights: np.ndarray  # [2, S, A] discounted occupancy d(s) π(a|s), which errors are weighted by, in float32
     bias: np.ndarray  # [2, L] RMS error after l target updates without noise, from Q = 0
     limit: np.ndarray  # [2] RMS error · √n of sample means at every pair, from the central limit theorem

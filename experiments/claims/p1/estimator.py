@@ -56,8 +56,7 @@ class Mean(NamedTuple):
 class Data(NamedTuple):
     num_batches: int  # independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many
     means: dict[str, Mean]  # derivative -> its mean at one σ
-    # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference by one trajectory
-    squares: dict[str, np.ndarray]
+    squares: dict[str, np.ndarray]  # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference
 
 
 def means(num_batches: int, discount: float = COEFFICIENTS.discount) -> dict[str, Mean]:

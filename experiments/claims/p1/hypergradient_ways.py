@@ -34,20 +34,19 @@ TARGET = 0.1  # standard error, relative to ‖∇Φ‖, whose price in transiti
 
 
 class Sizes(NamedTuple):
-    # num_instances, num_ascents: random MDPs, each with a reward of its own, and those on which Φ is ascended
-    num_instances: int = 16
-    num_ascents: int = 8
-    # K′, increasing: steps that λ and λ′ took before the hypergradient; ∞ is added
-    policy_steps: tuple[int, ...] = (10, 100, 1000)
+    num_instances: int = 16  # random MDPs, each with a reward of its own
+    num_ascents: int = 8  # those of them on which Φ is ascended
+    policy_steps: tuple[int, ...] = (
+        10,
+        100,
+        1000,
+    )  # K′, rising: steps of λ and λ′ before the estimate; ∞ is added
     unrolled_steps: tuple[int, ...] = (10, 100, 1000)  # K of the unrolled ones
-    # num_batches, batch_size, rollout_length: independent samples of each estimator, which the variance is over,
-    # each of B trajectories of T steps and half as many pairs
-    num_batches: int = 200
-    batch_size: int = 32
-    rollout_length: int = 60
-    # outer_steps, inner_steps: of each ascent, and of λ and λ′ in each of these
-    outer_steps: int = 200
-    inner_steps: int = 10
+    num_batches: int = 200  # independent samples of each estimator, which the variance is over
+    batch_size: int = 32  # B trajectories of each, and half as many pairs
+    rollout_length: int = 60  # T of each
+    outer_steps: int = 200  # of each ascent
+    inner_steps: int = 10  # of λ and λ′ in each of these
     repeats: int = 5  # calls that are timed; the fastest counts
 
 
@@ -67,12 +66,10 @@ class Measured(NamedTuple):
 
     error: np.ndarray | None = None  # [W, K′, I] ‖estimate − ∇Φ‖/‖∇Φ‖; the last K′ is ∞
     residual: np.ndarray | None = None  # [W, K′, I] relative residual of its linear solve, 0 where nothing is solved
-    # evaluations, seconds: gradient evaluations of an estimate, and of one jitted call for all W · I
-    evaluations: int | None = None
-    seconds: float | None = None
+    evaluations: int | None = None  # of gradients, by an estimate
+    seconds: float | None = None  # of one jitted call for all W · I
     transitions: np.ndarray | None = None  # [W, I] that a standard error of `TARGET` takes, at λ* and λ*_σ
-    # [W, I] Φ at the end of its ascent less Φ at the end of the exact one; NaN if it diverged
-    gap: np.ndarray | None = None
+    gap: np.ndarray | None = None  # [W, I] Φ at the end of its ascent less the exact one's; NaN if it diverged
 
 
 def ways(sizes: Sizes) -> dict[str, Way]:

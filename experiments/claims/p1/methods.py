@@ -46,17 +46,15 @@ FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
-    # random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals
-    num_seeds: int = 64
+    num_seeds: int = 64  # MDPs, each with a first reward, the same for every method and w; the unit of the intervals
     kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)  # w
     num_steps: int = 1000  # T, outer steps
     num_policy_steps: int = 4  # K, inner steps
     num_reward_steps: int = 4000  # of the two-stage methods' fit
     num_sampled_steps: int = 600  # T with sampled gradients
     sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)  # w with sampled gradients
-    # kinds, methods: of `CLASSES` and of `METHODS`
-    kinds: tuple[str, ...] = CLASSES
-    methods: tuple[str, ...] = METHODS
+    kinds: tuple[str, ...] = CLASSES  # of `CLASSES`
+    methods: tuple[str, ...] = METHODS  # of `METHODS`
 
 
 class Ends(NamedTuple):
@@ -69,11 +67,9 @@ class Ends(NamedTuple):
     upper: np.ndarray  # [] Φ(φ) with the paper's objective at the learned φ, in nats
     upper_truth: np.ndarray  # [] Φ(r*), in nats
     upper_gradient: np.ndarray  # [] norm of what the reward follows, nats a unit of φ
-    # [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, where they are sampled
-    lower_gradient: np.ndarray
-    # labels, transitions: [] that the run took
-    labels: np.ndarray
-    transitions: np.ndarray
+    lower_gradient: np.ndarray  # [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, if sampled
+    labels: np.ndarray  # [] that the run took
+    transitions: np.ndarray  # [] that the run took
     diverged: np.ndarray  # [] bool
 
 

@@ -46,13 +46,14 @@ COLORS = {"independent": panels.VERMILION, "weighted": panels.BLUE}
 
 
 class Sizes(NamedTuple):
-    # targets, falling
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # targets, falling, to 0.063
     num_seeds: int = 64  # at each
     num_starts: int = 64  # random φ from which the exact Φ is climbed
     ascent_steps: int = 1500  # of that
-    # of line 7, and the one without noise, with which the bias is measured
-    arms: tuple[str, ...] = (*ESTIMATORS, EXACT)
+    arms: tuple[str, ...] = (
+        *ESTIMATORS,
+        EXACT,
+    )  # of line 7, and without noise, where the bias is measured
     weights: tuple[str, ...] = tuple(WEIGHTS)  # of `WEIGHTS`
 
 
@@ -64,12 +65,9 @@ QUICK = Sizes(FULL.epsilons[:5], 16, 16, 600, ESTIMATORS, (ONE_MAXIMUM,))
 class Ladder(NamedTuple):
     assumed: Assumption  # what is known of the theorem's assumption; its `best` is Φ*
     samples: dict[str, np.ndarray]  # arm -> [ε] transitions a seed
-    # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise
-    gap: dict[str, np.ndarray]
-    # [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's; NaN: not asked
-    bias: np.ndarray
-    # arm -> [ε] share of the seeds whose φ_T lies in the square where the assumption was looked at
-    inside: dict[str, np.ndarray]
+    gap: dict[str, np.ndarray]  # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, no other noise
+    bias: np.ndarray  # [ε] Φ* − Φ where exact gradients with large T and K end from the best start; NaN: not asked
+    inside: dict[str, np.ndarray]  # arm -> [ε] share of the seeds whose φ_T lies in the square
 
 
 class Rate(NamedTuple):

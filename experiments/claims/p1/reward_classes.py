@@ -42,9 +42,8 @@ class Sizes(NamedTuple):
     num_instances: int = 32  # random MDPs, the same for every class and truth; the unit of the intervals
     num_points: int = 16  # φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured
     num_starts: int = 6  # of the ascents on Φ, the first of the points; Algorithm 1 starts at the first
-    # max_steps, num_steps: of each ascent; T of Algorithm 1
-    max_steps: int = 50
-    num_steps: int = 1000
+    max_steps: int = 50  # of each ascent
+    num_steps: int = 1000  # T of Algorithm 1
 
 
 class Rewards(NamedTuple):
@@ -54,8 +53,7 @@ class Rewards(NamedTuple):
     ascents: Stationary  # [M] where second-order ascents on Φ ended
     domination: np.ndarray  # [] μ̂₁ over the points, with the best of the class for Φ*, in 1/(unit of φ)²
     reached: np.ndarray  # [] Φ at the end of Algorithm 1
-    # [] J of Algorithm 1's policy under the true reward, with its KL term: 0 the reference's, 1 the optimum
-    returned: np.ndarray
+    returned: np.ndarray  # [] J of Algorithm 1's policy under the true reward: 0 the reference's, 1 the optimum
     converged: np.ndarray  # [] bool, whether both gradients were below `TOLERANCE` at its end
 
 

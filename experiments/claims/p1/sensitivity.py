@@ -40,8 +40,7 @@ COUNTS = {"num_policy_steps": "K", "num_transitions": "n", "batch_size": "B", "n
 
 class Sizes(NamedTuple):
     epsilon: float = 0.4  # of the schedule that the base point follows
-    # by which each real number is multiplied, rising, 1 in the middle
-    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)  # of each real number, rising, 1 in the middle
     # name -> values of K, n, B and L; each value that is not the base point's is a program of its own
     counts: dict[str, tuple[int, ...]] = {  # noqa: RUF012
         "num_policy_steps": (1, 4, 16),
@@ -51,9 +50,8 @@ class Sizes(NamedTuple):
     }
     num_seeds: int = 24  # the same for all points
     chunk: int = 4  # outer steps a call of a program
-    # num_starts, ascent_steps: of the ascents by which Φ* is found
-    num_starts: int = 64
-    ascent_steps: int = 1500
+    num_starts: int = 64  # of the ascents by which Φ* is found
+    ascent_steps: int = 1500  # of each
     tuning: TuningSizes = TuningSizes()  # of the searches
 
 

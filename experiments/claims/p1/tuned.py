@@ -32,13 +32,11 @@ STYLES = {"independent": (panels.VERMILION, "o"), "weighted": (panels.BLUE, "s")
 
 
 class Sizes(NamedTuple):
-    # transitions a run, increasing, at which it is looked at
-    budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # to 1e6
+    budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # transitions when runs are looked at
     counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))  # (K, n, B) tried
-    # sigmas, policy_steps, reward_steps: σ, τ and η tried
-    sigmas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    policy_steps: tuple[float, ...] = (0.2, 0.8)
-    reward_steps: tuple[float, ...] = (0.12, 0.5, 2.0)
+    sigmas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)  # σ tried
+    policy_steps: tuple[float, ...] = (0.2, 0.8)  # τ tried
+    reward_steps: tuple[float, ...] = (0.12, 0.5, 2.0)  # η tried
     num_seeds: int = 64  # half of them choose, half judge
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(4))  # of the theorem's schedule
     num_schedule_seeds: int = 32  # of it

@@ -88,13 +88,10 @@ class Assumption(NamedTuple):
 
     best: np.ndarray  # [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square
     reached: np.ndarray  # [] share of the random φ from which they get there
-    # [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square
-    domination: np.ndarray
-    below: np.ndarray  # [] the number of different such points
-    # [] the largest Φ that was seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats
-    beyond: np.ndarray
-    # [3] the mean gap of the random φ, which are drawn as those of runs, with its 95 % interval, nats
-    start: np.ndarray
+    domination: np.ndarray  # [] μ̂₁ over these ascents, in 1/(unit of φ)²; 0 with a stationary point below Φ*
+    below: np.ndarray  # [] the number of such points in the square
+    beyond: np.ndarray  # [] the largest Φ seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats
+    start: np.ndarray  # [3] the mean gap of the random φ, drawn as those of runs, with its 95 % interval, nats
 
 
 def assumption(kl_weight: float, num_starts: int = 64, num_steps: int = 1500) -> Assumption:
