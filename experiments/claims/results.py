@@ -19,18 +19,11 @@ def describe(claim: Claim, found: Measurement) -> dict[str, Any]:
     """Returns claim, numbers and verdicts as JSON values, where a text stands for an infinity."""
     numbers = dict.fromkeys(claim.margins, Number(*[math.nan] * 3, "not measured")) | found.numbers
     verdicts = judge(claim, numbers)
-    judged = {
-        name: {
-            "center": x.center,
-            "interval": [x.low, x.high],
-            "margin": claim.margins.get(name),
-            "verdict": verdicts.get(name, "reported"),
-            "undecided": x.undecided,
-            "over": x.over,
-            "tail": x.tail,
-        }
-        for name, x in numbers.items()
-    }
+    judged = {}
+    for name, (center, low, high, undecided, over, tail) in numbers.items():
+        verdict, margin = verdicts.get(name, "reported"), claim.margins.get(name)
+        judged[name] = {"center": center, "interval": [low, high], "margin": margin, "verdict": verdict}
+        judged[name] |= {"undecided": undecided, "over": over, "tail": tail}
     about = {"statement": claim.statement, "source": claim.source, "prediction": claim.prediction}
     about |= {"kind": "exact" if claim.exact else "Monte Carlo", "verdict": together(verdicts), "numbers": judged}
     about |= {"cost": found.cost, "notes": found.notes, "tables": [table._asdict() for table in found.tables]}

@@ -1,8 +1,7 @@
 """P1.actor_critic: how the gap of the policy alone falls with samples, by actor–critic at a fixed reward.
 
-The ladder of targets ε on the two-state MDP, at the true reward, from the uniform policy, with
-
-    B = c/ε,  K = c/ε,  n = c/ε²                            of which samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3)
+A ladder of targets ε on the two-state MDP, at the true reward, from the uniform policy, with B = c/ε, K = c/ε and n = c/ε²:
+samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3).
 """
 
 import math

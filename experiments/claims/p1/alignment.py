@@ -1,9 +1,7 @@
 """P1.alignment: what each method is worth under the true reward, beside the objective Φ that the paper maximises.
 
-Two-stage (on pairs of the reference policy, and on those of a worse one), alternating, and Algorithm 1 with the paper's
-objective and with the excess log-likelihood, over w; with a table of rewards, which holds the true one, and with a reward
-that is a function of the state alone, which does not. With exact gradients what is lost is lost by the objective. The table
-once more with sampled pairs and rollouts and Algorithm 2 as the critic shows what sampling adds.
+With a table of rewards, which holds the true one, and with a function of the state alone, which does not. With exact
+gradients what is lost is lost by the objective; the table once more with sampled gradients shows what sampling adds.
 
 Φ of the paper pays for policies whose pairs are easy to tell apart: its maximiser is not the true reward, even where that is
 in the class. Maximum likelihood on the policy's own pairs, which is what alternating follows, is consistent there.

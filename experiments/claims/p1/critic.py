@@ -1,9 +1,8 @@
 """Algorithm 2 on GridWorld: its error to the exact Q against n and L, for a table and for networks, at two policies.
 
-Three sources of error are told apart: too few target updates, γ^L; the noise of n transitions, n^{−1/2}; what the model
-cannot represent (its floor). The bias of constant steps, a fourth, vanishes like the noise with chains C ∝ √n
-(`critic_errors`); with C fixed it stays, which is drawn beside. Networks with hidden layers end above the floor of their
-class: from random starts gradient descent finds local minima, with exact targets and full gradients too.
+Too few target updates leave γ^L, n transitions a noise n^{−1/2}, the model what it cannot represent (its floor). The bias of
+constant steps vanishes like the noise with chains C ∝ √n (`critic_errors`); with C fixed it stays, which is drawn beside.
+Networks with hidden layers end above the floor of their class: gradient descent finds local minima, with exact targets too.
 
 Exact target updates contract by γ in the sup norm over all pairs, and by √γ in L²(dπ), d the discounted occupancy. In a pass
 of SGD pairs which are rarely visited hardly move; they weigh little in L²(dπ), and all in the sup norm (`critic_sup`).
@@ -122,16 +121,16 @@ def judge(data: Data) -> Measurement:
             rows.append(row | {"median fit": np.median(found.floors[p]) if found.floors.size else 0.0})
     for p, policy in enumerate(POLICIES):
         factor, without_noise, last, why = contraction(data, p)
-        ratio = [x / without_noise for x in factor]
-        numbers[RATIO + policy] = Number(*ratio, why, f"over the first {last} target updates")
+        over = f"over the first {last} target updates"
+        numbers[RATIO + policy] = Number(*(x / without_noise for x in factor), why, over)
     transitions = sum(x.transitions.sum() * x.errors[0].size for x in data.learners.values())
     notes = (
-        "exponents of networks are above the best direct fit of their class; those with hidden layers are reported only, "
-        "since gradient descent finds local minima of them",
+        "exponents of networks are above the best direct fit of their class; gradient descent finds local minima of those "
+        "with hidden layers",
         "with C fixed a bias of order β′/C stays, which averaging does not remove",
     )
     table = Table("errors after the last target update", rows)
-    return Measurement(numbers, {"transitions": float(transitions)}, notes, (table,))
+    return Measurement(numbers, {"transitions": transitions}, notes, (table,))
 
 
 def draw(data: Data) -> Figure:

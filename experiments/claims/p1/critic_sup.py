@@ -98,8 +98,8 @@ def judge(data: Data) -> Measurement:
         factor, by_formula, last, why = contraction(data, p)
         rarest = np.argmin(data.renewals[p])
         times, kept = data.renewals[p, rarest], mean(measured_share(data, p)[:, rarest])
-        ratio = [x / DISCOUNT for x in factor]
-        numbers[SUP + policy] = Number(*ratio, why, f"over the first {last} target updates")
+        over = f"over the first {last} target updates"
+        numbers[SUP + policy] = Number(*(x / DISCOUNT for x in factor), why, over)
         numbers[f"that factor from what passes keep, {policy}"] = Number(*[by_formula / DISCOUNT] * 3)
         numbers[f"share kept at the rarest pair, {policy}"] = Number(*kept)
         numbers[f"that share as predicted, {policy}"] = Number(*[share(times)] * 3)

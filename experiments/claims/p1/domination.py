@@ -1,13 +1,10 @@
 """P1.domination: where the assumption of the convergence theorem, weak gradient domination, is refuted.
 
-√μ₁ (Φ* − Φ(φ)) ≤ ‖∇Φ(φ)‖ is charted over w, the class of rewards and the upper objective, on random MDPs of three states
-and two actions where everything is enumerated.
-
-A stationary point below the maximum refutes the assumption for every μ₁ > 0. By hand, every tanh network has one: where all
-weights and biases are zero, its hidden layers are zero, so ∂r_φ/∂φ is zero but for the output's bias, a constant in the
-reward that Φ does not see. (A table or an affine function has no such point.) That one is known, and repels: it is left out
-of the counts. A local maximum below the best attracts gradient ascent, and the theorem's conclusion fails with its
-assumption. Both kinds are counted, apart.
+On random MDPs of three states and two actions everything is enumerated. A stationary point below the maximum refutes the
+assumption for every μ₁ > 0. By hand, every tanh network has one: where all weights and biases are zero, its hidden layers
+are zero, so ∂r_φ/∂φ is zero but for the output's bias, a constant in the reward that Φ does not see. That one is known, and
+repels: it is left out of the counts. A local maximum below the best attracts gradient ascent, and the theorem's conclusion
+fails with its assumption. Both kinds are counted, apart.
 
 Φ* is the best value found, so it is at most the true one: the gaps of stationary points are real, and μ̂₁ is too large if
 anything. Φ need not attain its supremum: ascents may run to infinity, and those that do so below the best are counted too.

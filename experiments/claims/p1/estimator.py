@@ -1,6 +1,5 @@
 """P1.estimator: sampled gradients are unbiased, and how the variance of line 7 grows as σ → 0.
 
-Expected slopes of log variance against log σ: −2 with independent rollouts, −1 with coupled ones, 0 with weighted ones.
 Estimates at different σ have keys of their own: with the same ones their noise would cancel in the slope, and any power of
 higher order in σ would be seen as none. Coupled rollouts part seldom, and the more so the smaller σ is, so that their
 variance is that of rare events: it is measured from many more of them.

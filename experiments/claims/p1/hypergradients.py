@@ -1,9 +1,8 @@
 """∇Φ in five ways on small random MDPs: bias, variance at equal samples, cost, and where an ascent along each ends.
 
-The bias is exact: against the derivative of Φ(φ) = G(φ, π*(φ)), at λ*(φ) and at policies that K′ steps of gradient ascent
-from π_ref reach, which is where Algorithm 1 evaluates its line 7. The ascent is Algorithm 1 with exact gradients and another
-line 7, from φ = 0, against an ascent along the exact ∇Φ with the same steps. Step sizes come from the curvature of J at λ*,
-which is at most w/(2 (1 − γ)): τ = (1 − γ)/w.
+The bias is exact, at λ*(φ) and at policies that K′ steps of gradient ascent from π_ref reach, which is where Algorithm 1
+evaluates its line 7. The ascent is Algorithm 1 with exact gradients and another line 7, from φ = 0, against one along ∇Φ
+with the same steps. The step τ = (1 − γ)/w comes from the curvature of J at λ*, which is at most w/(2 (1 − γ)).
 """
 
 import itertools

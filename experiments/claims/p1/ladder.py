@@ -1,7 +1,6 @@
 """The oracle ladder: Algorithm 1 on a small MDP with exact gradients, an exact critic, then a learned one.
 
-Each rung adds one error. With exact gradients the distance to the maximum of Φ is the proxy's bias, which is proportional to
-σ; sampling adds noise; a learned critic adds its own error. On an instance with w = 1.5, where ascent on the exact Φ
+Each rung adds one error: the proxy's bias, noise, the critic's. On an instance with w = 1.5, where ascent on the exact Φ
 reaches one maximum from every start.
 """
 

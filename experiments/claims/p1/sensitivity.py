@@ -1,9 +1,9 @@
 """P1.sensitivity: which of Algorithm 1's numbers matter, which must be chosen together, and what `bilevel tune` finds.
 
-Around the theorem's schedule at one ε, on the two-state MDP at w = 3 (one maximum of Φ): σ, the step sizes of the critic, of
-λ, of λ′ relative to λ, and of φ, each pair on a grid; then K, n, B and L, each alone. What is measured is Φ* − Φ(φ_T), in
-nats, with the exact Φ. Φ* is the largest that ascents from a square find; farther away Φ can be larger, and a run that ends
-above Φ* is counted. Then searches that know none of the constants (`p1.tuning`).
+Around the theorem's schedule at one ε, on the two-state MDP at w = 3 (one maximum of Φ), σ and each of the step sizes vary
+in pairs on a grid, then K, n, B and L alone. What is measured is Φ* − Φ(φ_T) with the exact Φ. Φ* is the largest that
+ascents from a square find; farther away Φ can be larger, and a run that ends above Φ* is counted. Then searches that know
+none of the constants (`p1.tuning`).
 
 If two numbers could be tuned one after the other, the mean log gap would be additive in them: log gap = row + column. The
 *interaction share* of `experiments.statistics.interaction` is the part of its variance over the grid that this leaves.

@@ -1,9 +1,8 @@
 """P1.tuned: the samples that a gap takes when everything is tuned at each budget, beside the theorem's schedule.
 
-What the theorem leaves open: σ, K, n, B and the step sizes. On the two-state MDP where ascent on Φ has one maximum,
-Algorithm 1 runs with every combination of counts (K, n, B), one program each, and of σ and step sizes. Every run is looked
-at when it has used each budget. There the combination with the smallest mean gap over half of the seeds is chosen, and the
-other half judges it, so that the choice does not flatter.
+On the two-state MDP where ascent on Φ has one maximum, Algorithm 1 runs with every combination of counts (K, n, B), one
+program each, and of σ and step sizes. When the runs have used a budget, the combination with the smallest mean gap over
+half of the seeds is chosen, and the other half judges it, so that the choice does not flatter.
 """
 
 import itertools
