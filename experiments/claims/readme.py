@@ -63,7 +63,8 @@ def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
 
 def readme(results: dict[str, dict[str, Any]]) -> str:
     """Returns the text of `README.md` for published results: a table of verdicts, then a section for each claim."""
-    rows = [(f"[{name}](#{_anchor(name)})", r["statement"], *_decided(r)) for name, r in results.items()]
+    anchors = {name: re.sub(r"[^\w-]", "", name.lower()) for name in results}  # that readers of Markdown make
+    rows = [(f"[{name}](#{anchors[name]})", r["statement"], *_decided(r)) for name, r in results.items()]
     parts = [
         "# Claims",
         "This text is written by `bilevel verify --publish` from `results.json`; it is not edited by hand. A claim is a "
@@ -117,8 +118,3 @@ def _escaped(text: str) -> str:
     if re.fullmatch(r"\[[\w.]+\]\(#.*\)|\*\*.*\*\*", text):
         return text
     return re.sub(r"([\\*_|<`\[\]])", r"\\\1", text)
-
-
-def _anchor(name: str) -> str:
-    """Returns the anchor that a reader of Markdown makes of a section's heading."""
-    return re.sub(r"[^\w-]", "", name.lower())

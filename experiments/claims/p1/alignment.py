@@ -18,23 +18,8 @@ from matplotlib.lines import Line2D
 
 from experiments.claims import panels
 from experiments.claims.claim import INF, Budget, Claim, Margin, Measurement, Number, Table
-from experiments.claims.p1.methods import (
-    ALTERNATING,
-    EXCESS,
-    METHODS,
-    MISSPECIFIED,
-    PAPER,
-    REALISABLE,
-    SAMPLED,
-    TOLERANCE,
-    Ends,
-    Sizes,
-    climb_all,
-    converged,
-    relative,
-    weights_of,
-    worst_gradient,
-)
+from experiments.claims.p1 import methods
+from experiments.claims.p1.methods import ALTERNATING, EXCESS, PAPER, REALISABLE, Ends, Sizes, climb_all
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
@@ -86,8 +71,8 @@ def statistics(values: np.ndarray) -> dict[str, Interval]:
 
 def numbers_of(ends: Ends) -> dict[str, Interval]:
     """What is reported of the runs, each [w]; a run without a return counts as one below the reference's."""
-    gain, above = (statistics(x) for x in (relative(ends), ends.upper - ends.upper_truth))
-    shares = {BELOW: ~(relative(ends) >= 0), CONVERGED: converged(ends)}
+    gain, above = (statistics(x) for x in (methods.relative(ends), ends.upper - ends.upper_truth))
+    shares = {BELOW: ~(methods.relative(ends) >= 0), CONVERGED: methods.converged(ends)}
     found = {f"{key} {GAIN}": x for key, x in gain.items()}
     found |= {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
     return found | {f"{key} {ABOVE}": x for key, x in above.items()}
@@ -98,22 +83,22 @@ def judge(data: Alignment) -> Measurement:
     numbers, notes, rows, num = {}, [], [], data.sizes.num_seeds
     for (kind, method), ends in data.ends.items():
         found = numbers_of(ends)
-        for i, kl_weight in enumerate(weights_of(kind, data.sizes)):
+        for i, kl_weight in enumerate(methods.weights_of(kind, data.sizes)):
             why = undecided(ends, i, num)
             here = {key: Number(*(end[i] for end in x), why) for key, x in found.items()}
             if name(f"{MEAN} {GAIN}", kind, method, kl_weight) in MARGINS:
                 notes.append(in_words(kind, method, kl_weight, here, num))
             rows.append({"class": kind, "method": method, "w": kl_weight} | row_of(ends, i))
-            if kind == SAMPLED:
+            if kind == methods.SAMPLED:
                 del here[CONVERGED]  # the gradients' estimates do not tell
             numbers |= {name(key, kind, method, kl_weight): x for key, x in here.items()}
-    labels = [f"{row['method']} {row['labels']:,.0f}" for row in rows if row["class"] == SAMPLED]
+    labels = [f"{row['method']} {row['labels']:,.0f}" for row in rows if row["class"] == methods.SAMPLED]
     notes += [
         "the gain is the KL-optimal policy's over the reference policy's, under the true reward with the KL term; means are "
         "judged, over random MDPs, since a few failures move them: an interquartile mean leaves out a quarter on each side",
         f"no interval knows of failures that no run showed: {num} MDPs may all miss one that {unseen(num):.1%} of MDPs "
         "would show",
-        f"converged: both exact gradients below {TOLERANCE:g}; Φ is in nats",
+        f"converged: both exact gradients below {methods.TOLERANCE:g}; Φ is in nats",
         f"labels a run with sampled gradients: {', '.join(dict.fromkeys(labels)) or 'none are run'}",
     ]
     cost = {"runs": sum(x.regularised.size for x in data.ends.values())}
@@ -124,7 +109,7 @@ def judge(data: Alignment) -> Measurement:
 def row_of(ends: Ends, i: int) -> dict[str, float]:
     """Of the runs at the i-th w, means of what is not judged, and the largest gradient in which one ended."""
     means = {
-        "share of the gain without KL": relative(ends, plain=True),
+        "share of the gain without KL": methods.relative(ends, plain=True),
         "return with KL": ends.regularised,
         "return": ends.plain,
         "Φ, nats": ends.upper,
@@ -133,7 +118,7 @@ def row_of(ends: Ends, i: int) -> dict[str, float]:
         "transitions": ends.transitions,
     }
     about = {name: np.nanmean(values[i]) for name, values in means.items()}
-    return about | {"largest gradient": worst_gradient(ends)[i].max()}
+    return about | {"largest gradient": methods.worst_gradient(ends)[i].max()}
 
 
 def undecided(ends: Ends, i: int, num: int) -> str:
@@ -157,11 +142,11 @@ def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], 
     )
 
 
-COLORS = dict(zip(METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
+COLORS = dict(zip(methods.METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
 TITLES = {
     REALISABLE: "realisable: a table",
-    MISSPECIFIED: "misspecified: a function of the state alone",
-    SAMPLED: "realisable, with sampled gradients",
+    methods.MISSPECIFIED: "misspecified: a function of the state alone",
+    methods.SAMPLED: "realisable, with sampled gradients",
 }
 PANELS = {
     GAIN: "return under the true reward with its\nKL term (0: reference, 1: KL-optimal)",
@@ -180,12 +165,12 @@ def draw(data: Alignment) -> Figure:
     """A column for each class: return under the true reward, the objective that the paper maximises, and shares of runs."""
     sizes = data.sizes
     kinds = list(dict.fromkeys(kind for kind, _ in data.ends))
-    methods = [method for method in METHODS if any(method == other for _, other in data.ends)]
+    compared = [method for method in methods.METHODS if any(method == other for _, other in data.ends)]
     title = f"What each method is worth under r*, and under Φ\n{sizes.num_seeds} random MDPs, intervals over them"
     figure, axes = panels.panels(1.5 + 5.2 * len(kinds), 13, 4, len(kinds), title, share_x=True, share_y="row")
     for (kind, method), ends in data.ends.items():
-        aside = methods.index(method) - (len(methods) - 1) / 2
-        beside = np.array(weights_of(kind, sizes)) * 1.07**aside  # so that bars do not hide each other
+        aside = compared.index(method) - (len(compared) - 1) / 2
+        beside = np.array(methods.weights_of(kind, sizes)) * 1.07**aside  # so that bars do not hide each other
         _draw_runs(axes[:, kinds.index(kind)], beside, ends, COLORS[method], kind)
     for column, kind in zip(axes.T, kinds, strict=True):
         column[0].set(title=TITLES[kind], xscale="log")
@@ -200,7 +185,7 @@ def draw(data: Alignment) -> Figure:
         else:
             row[0].set_ylim(-0.05, 1.05)
     # Methods by color, and what is drawn of each by mark.
-    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in methods]
+    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in compared]
     shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
     shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
     figure.legend(handles=shown, loc="outside lower center", ncols=1 if len(kinds) == 1 else 3, fontsize=9)
@@ -210,13 +195,13 @@ def draw(data: Alignment) -> Figure:
 def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) -> None:
     """One method's runs in the column of a class."""
     style = dict(color=color, linewidth=1.2, elinewidth=1)
-    for panel, values in zip(column, (relative(ends), ends.upper - ends.upper_truth), strict=False):
+    for panel, values in zip(column, (methods.relative(ends), ends.upper - ends.upper_truth), strict=False):
         panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         for key, of in statistics(values).items():
             panel.errorbar(beside, of.center, intervals.bars(of), **style, **MARKS[key])
     for panel, label in zip(column[2:], (BELOW, CONVERGED), strict=True):
         of = numbers_of(ends)[label]
-        if label == CONVERGED and kind == SAMPLED:
+        if label == CONVERGED and kind == methods.SAMPLED:
             panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
         else:
             panel.errorbar(beside, of.center, intervals.bars(of), **style, marker="o", markersize=4)

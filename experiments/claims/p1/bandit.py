@@ -10,6 +10,7 @@ geometrically, sampled or not. Monte Carlo returns less the mean over the batch 
 get below; with τ/(1 + t τ μ), μ the smallest curvature at π*, the slowest error too falls like t^{−1/2}.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import NamedTuple
@@ -199,9 +200,15 @@ def draw(data: Data) -> Figure:
     """Total variation and suboptimality, a row each, against steps and against transitions."""
     title = "Policy gradient to the Gibbs policy: mean over seeds, 95 % bootstrap intervals"
     figure, axes = panels(11, 8, 2, 2, title, share_y="row")
-    for name, of in data.rungs.items():
-        for row, values in zip(axes, (of.total_variation, of.suboptimality), strict=True):
-            draw_curve(row, name, values, of.transitions)
+    for (name, of), (row, every) in itertools.product(data.rungs.items(), enumerate(axes)):
+        values = of.suboptimality if row else of.total_variation
+        steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
+        curve = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
+        style = COLORS[name], name, "--" if RUNGS[name].policy == "network" else "-"
+        # Exact gradients take no transitions; they lie below the others.
+        for panel, scale in zip(every, (1, of.transitions), strict=True):
+            if scale:
+                band(panel, scale * steps, curve, *style, width=1.3 if of.transitions else 3.5)
     for steps, transitions in axes:
         log_log(steps, "policy gradient steps", "")
         log_log(transitions, "transitions", "")
@@ -211,16 +218,6 @@ def draw(data: Data) -> Figure:
         panel.axhline(TARGET, color="black", linestyle=":", linewidth=1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
-
-
-def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
-    """Values [seed, step] of one rung against steps, and against transitions if it takes any; exact gradients lie below."""
-    steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
-    of = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
-    style, width = "--" if RUNGS[name].policy == "network" else "-", 1.3 if transitions else 3.5
-    for panel, scale in zip(row, (1, transitions), strict=True):
-        if scale:
-            band(panel, scale * steps, of, COLORS[name], name, style, width=width)
 
 
 CLAIM = Claim(

@@ -158,20 +158,15 @@ def stationary_below(found: Searched) -> np.ndarray:
     return landscape.is_stationary(found.roots) & away & below(found.best, found.roots)
 
 
-def runaways(found: Searched) -> np.ndarray:
-    """Ascents below the best that are on their way to infinity with ∇Φ → 0, [..., start] bool."""
-    return landscape.runs_away(found.ascents) & below(found.best, found.ascents)
-
-
 def numbers_of(found: Searched) -> dict[str, Interval]:
     """What is reported, over instances, each [w]: the first three as numbers of the claim, the others in its table."""
-    trapped, leaving = (x.any(axis=-1) for x in (lower_maxima(found), runaways(found)))
+    runaways = landscape.runs_away(found.ascents) & below(found.best, found.ascents)  # on their way to infinity
+    trapped, leaving = lower_maxima(found).any(axis=-1), runaways.any(axis=-1)
     stuck = stationary_below(found).any(axis=-1) | trapped
     shares = {REFUTING: stuck, LOWER_MAXIMUM: trapped, "runaway": leaving, "refuted": stuck | leaving}
     medians = {MEDIAN: found.domination, "lower PL": found.lower_pl, "concentrability": found.concentrability}
-    return {name: intervals.proportion(x, axis=-1) for name, x in shares.items()} | {
-        name: median(x) for name, x in medians.items()
-    }
+    numbers = {name: intervals.proportion(x, axis=-1) for name, x in shares.items()}
+    return numbers | {name: median(x) for name, x in medians.items()}
 
 
 def certificate(found: Searched, at: int) -> dict[str, float | int | str]:

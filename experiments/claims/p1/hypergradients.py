@@ -105,7 +105,10 @@ def draw(data: Data) -> Figure:
     for i, panel in enumerate(top[:2]):
         draw_bias(panel, exactly, data.sizes.policy_steps, i, colors)
     draw_cost(top[2], exactly, colors)
-    draw_sampled(bottom[0], data)
+    taken = {name: of.transitions for name, of in data.ways.items() if of.transitions is not None}
+    draw_intervals(bottom[0], {name: geometric(x) for name, x in taken.items()})
+    bottom[0].set(xscale="log", title="Variance of the sampled forms, at λ* and λ*_σ")
+    bottom[0].set(xlabel=f"transitions for a standard error of {TARGET:g} ‖∇Φ‖")
     draw_ascents(bottom[1], data)
     bottom[2].axis("off")
     bottom[2].legend(*top[0].get_legend_handles_labels(), loc="center", title="top row", fontsize=10)
@@ -156,14 +159,6 @@ def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
     panel.set_yticks(range(len(values)), list(values))
     panel.invert_yaxis()
     panel.legend(fontsize=9)
-
-
-def draw_sampled(panel: Axes, data: Data) -> None:
-    """Transitions that a given standard error takes."""
-    taken = {name: of.transitions for name, of in data.ways.items() if of.transitions is not None}
-    draw_intervals(panel, {name: geometric(x) for name, x in taken.items()})
-    panel.set(xscale="log", title="Variance of the sampled forms, at λ* and λ*_σ")
-    panel.set_xlabel(f"transitions for a standard error of {TARGET:g} ‖∇Φ‖")
 
 
 def draw_ascents(panel: Axes, data: Data) -> None:

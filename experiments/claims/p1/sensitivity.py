@@ -180,7 +180,9 @@ def draw(data: Sensitivity) -> Figure:
     scale = LogNorm(mean.center.min(), mean.center.max())
     for panel, (pair, of) in zip(axes[:2].ravel(), shares.items(), strict=True):
         image = _heat_map(panel, pair, index[pair], points, mean, data.runs.diverged, scale)
-        panel.set_title(f"{named(pair)}: interaction {_share(of)}", fontsize=11)
+        shown = "{:.2f} [{:.2f}, {:.2f}]".format(of.share, *of.interval)
+        shown = shown if np.isfinite(of.share) else "undefined, hardly varies"
+        panel.set_title(f"{named(pair)}: interaction {shown}", fontsize=11)
     top.colorbar(image, ax=axes[:2], label="mean Φ* − Φ(φ_T), nats", shrink=0.6)
     _draw_shares(axes[2, 0], shares)
     base = data.runs.gap[index["sigma", "critic_step_size"][2 * (len(data.sizes.factors) // 2,)]]
@@ -195,12 +197,6 @@ def draw(data: Sensitivity) -> Figure:
     )
     tuning.draw(bottom.subplots(1, 3), data.tuning)
     return figure
-
-
-def _share(of: Interaction) -> str:
-    """The share with its interval, in words where there is none."""
-    low, high = of.interval
-    return f"{of.share:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(of.share) else "undefined, hardly varies"
 
 
 def _heat_map(panel, pair, index: np.ndarray, points, mean: Interval, diverged: np.ndarray, scale):
