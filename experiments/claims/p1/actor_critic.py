@@ -29,10 +29,8 @@ NUMBER = "exponent of J* − J in samples"
 
 
 class Sizes(NamedTuple):
-    """Targets ε, falling, and seeds at each."""
-
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # to 0.04
-    num_seeds: int = 64
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # targets, falling, to 0.04
+    num_seeds: int = 64  # at each
 
 
 FULL = Sizes()
@@ -40,20 +38,15 @@ QUICK = Sizes(FULL.epsilons[:5], 16)
 
 
 class Improved(NamedTuple):
-    """logits [seed, S, A] of every seed's last policy, transitions [] a seed."""
-
-    logits: np.ndarray
-    transitions: np.ndarray
+    logits: np.ndarray  # [seed, S, A] of every seed's last policy
+    transitions: np.ndarray  # [] a seed
 
 
 class ActorCritic(NamedTuple):
-    """epsilons [ε]; samples [ε] transitions a seed; gap [ε, seed] J* − J in units of reward; start: that of the uniform
-    policy."""
-
-    epsilons: np.ndarray
-    samples: np.ndarray
-    gap: np.ndarray
-    start: float
+    epsilons: np.ndarray  # [ε]
+    samples: np.ndarray  # [ε] transitions a seed
+    gap: np.ndarray  # [ε, seed] J* − J, units of reward
+    start: float  # the uniform policy's J* − J
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:

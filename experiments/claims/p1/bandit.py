@@ -64,13 +64,10 @@ COLORS = dict(zip(RUNGS, ("#000000", BLUE, GREEN, VERMILION, ORANGE, "#888888", 
 
 
 class Sizes(NamedTuple):
-    """Seeds and policy gradient steps of each rung, B contexts with one action each a gradient, and n of Algorithm 2, with
-    one target update: at γ = 0 the target does not depend on Q."""
-
     num_seeds: int = 32
-    num_steps: int = 4000
-    batch_size: int = 256
-    num_transitions: int = 256
+    num_steps: int = 4000  # of policy gradient
+    batch_size: int = 256  # contexts with one action each a gradient
+    num_transitions: int = 256  # of Algorithm 2's one target update: at γ = 0 the target does not depend on Q
 
 
 FULL = Sizes()
@@ -78,12 +75,11 @@ QUICK = Sizes(num_seeds=8, num_steps=600, batch_size=64, num_transitions=64)
 
 
 class Curves(NamedTuple):
-    """One rung after each step, [seed, step]: the total variation E_x ½ Σ_a |π(a|x) − π*(a|x)|, J* − J(π) in units of
-    reward; and the transitions of one step, exactly."""
+    """One rung after each step, [seed, step]."""
 
-    total_variation: np.ndarray
-    suboptimality: np.ndarray
-    transitions: int
+    total_variation: np.ndarray  # E_x ½ Σ_a |π(a|x) − π*(a|x)|
+    suboptimality: np.ndarray  # J* − J(π), units of reward
+    transitions: int  # of one step, exactly
 
 
 class Data(NamedTuple):

@@ -65,10 +65,8 @@ VARIED = {
 
 
 class Sizes(NamedTuple):
-    """Seeds of each run, batches of labels of two-stage RLHF, one run each, and which models."""
-
-    seeds: int = 16
-    batches: tuple[int, ...] = (1, 5, 20, 50)
+    seeds: int = 16  # of each run
+    batches: tuple[int, ...] = (1, 5, 20, 50)  # of labels of two-stage RLHF, one run each
     models: tuple[str, ...] = (TABLES, NETWORKS)
 
 
@@ -77,15 +75,14 @@ QUICK = Sizes(seeds=4, batches=(1,), models=(TABLES,))
 
 
 class Curve(NamedTuple):
-    """One run of `VARIED` along its outer steps: steps survived of 500 [seed, step], labels and environment steps a seed so
-    far [step], without those of the evaluation; and seconds to run all seeds, compilation included."""
+    """One run of `VARIED` along its outer steps."""
 
     method: str
     models: str
-    score: np.ndarray
-    labels: np.ndarray
-    transitions: np.ndarray
-    seconds: float
+    score: np.ndarray  # [seed, step] steps survived of 500
+    labels: np.ndarray  # [step] a seed so far
+    transitions: np.ndarray  # [step] of the environment, a seed so far, without those of the evaluation
+    seconds: float  # to run all seeds, compilation included
 
 
 class Data(NamedTuple):

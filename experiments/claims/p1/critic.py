@@ -37,18 +37,15 @@ COLORS = (BLUE, VERMILION, ORANGE, SKY, GREEN, PINK)
 
 
 class Errors(NamedTuple):
-    """One learner's RMS errors over pairs, weighted by occupancy, in units of reward: n [n]; after each target update
-    [n, policy, seed, L]; and of direct fits to the exact Q [policy, restart], of which a table has none."""
+    """One learner's RMS errors over pairs, weighted by occupancy, in units of reward."""
 
-    transitions: np.ndarray
-    errors: np.ndarray
-    floors: np.ndarray
+    transitions: np.ndarray  # [n]
+    errors: np.ndarray  # [n, policy, seed, L] after each target update
+    floors: np.ndarray  # [policy, restart] of direct fits to the exact Q, of which a table has none
 
 
 class Data(NamedTuple):
-    """What was to be learned, and each learner's errors by its name."""
-
-    known: Known
+    known: Known  # what was to be learned
     learners: dict[str, Errors]
 
 

@@ -29,13 +29,10 @@ QUICK = Sizes(num_seeds=16, num_targets=16, transitions=(1024, 4096, 16384))
 
 
 class Data(NamedTuple):
-    """What was to be learned by a table at its largest n, how often a pass renews each pair, x [policy, S·A], and Q_l − Q
-    [policy, seed, L, S, A]."""
-
-    known: Known
-    transitions: int
-    renewals: np.ndarray
-    errors: np.ndarray
+    known: Known  # what was to be learned by a table
+    transitions: int  # its largest n
+    renewals: np.ndarray  # x [policy, S·A], how often a pass renews each pair
+    errors: np.ndarray  # Q_l − Q [policy, seed, L, S, A]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:

@@ -42,15 +42,11 @@ COLORS = panels.ORANGE, "#000000", panels.SKY, panels.BLUE, panels.GREEN, panels
 
 
 class Sizes(NamedTuple):
-    """How much is computed: on random MDPs, the unit of the intervals, the same for every w, class and objective, points φ
-    with independent standard normal entries (logits λ likewise for the lower level); the first of them are starts of ascents
-    and of searches for stationary points of any kind, of so many steps at most."""
-
-    num_instances: int = 20
+    num_instances: int = 20  # random MDPs, the same for every w, class and objective; the unit of the intervals
     kl_weights: tuple[float, ...] = (0.25, 0.5, 1.5, 4.0)
-    num_points: int = 24
-    num_starts: int = 3
-    max_steps: int = 50
+    num_points: int = 24  # φ with independent standard normal entries; logits λ likewise for the lower level
+    num_starts: int = 3  # of ascents, and of searches for stationary points of any kind; the first of the points
+    max_steps: int = 50  # of each search
     classes: tuple[str, ...] = tuple(CLASSES)
 
 

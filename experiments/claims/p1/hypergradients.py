@@ -45,8 +45,6 @@ FAMILIES = {
 
 
 class Data(NamedTuple):
-    """What was measured of each way, and how much."""
-
     sizes: Sizes
     ways: dict[str, Measured]
 

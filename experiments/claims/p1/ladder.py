@@ -40,14 +40,11 @@ MIDDLE = 0.49  # cut off on each side: the median is left
 
 
 class Sizes(NamedTuple):
-    """Seeds of each sampled rung (with exact gradients one says it all), T and K of Algorithm 1, B trajectories a gradient,
-    and steps of the direct ascent on Φ."""
-
-    num_seeds: int = 16
-    num_steps: int = 400
-    num_policy_steps: int = 10
-    batch_size: int = 64
-    ascent_steps: int = 1500
+    num_seeds: int = 16  # of each sampled rung; with exact gradients one says it all
+    num_steps: int = 400  # T
+    num_policy_steps: int = 10  # K
+    batch_size: int = 64  # trajectories a gradient
+    ascent_steps: int = 1500  # of the direct ascent on Φ
 
 
 FULL = Sizes()
@@ -55,13 +52,10 @@ QUICK = Sizes(num_seeds=6, num_steps=100, batch_size=32)
 
 
 class Data(NamedTuple):
-    """Φ* and ‖∇Φ‖ where direct ascent ends; by rung, [σ, seed, T] each, the gap Φ* − Φ(φ_t) in nats, and the distance
-    ‖φ_t − φ*‖ in units of reward, centred, since Φ does not see a constant."""
-
-    best_value: float
-    best_gradient: float
-    gap: dict[str, np.ndarray]
-    distance: dict[str, np.ndarray]
+    best_value: float  # Φ*, where direct ascent ends
+    best_gradient: float  # ‖∇Φ‖ there
+    gap: dict[str, np.ndarray]  # rung -> [σ, seed, T] Φ* − Φ(φ_t), nats
+    distance: dict[str, np.ndarray]  # rung -> [σ, seed, T] ‖φ_t − φ*‖ but for a constant, units of reward
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:

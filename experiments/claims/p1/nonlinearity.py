@@ -44,20 +44,12 @@ LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
-    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
-    each class of policies, and the names of the classes."""
-
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
-        num_seeds=8,
-        transitions=(16384,),
-        num_chains=32,
-        network_transitions=(16384,),
-        network_chains=8,
-        fit_steps=4000,
+        num_seeds=8, transitions=(16384,), num_chains=32, network_transitions=(16384,), network_chains=8, fit_steps=4000
     )
-    num_restarts: int = 8
-    num_steps: int = 2000
+    num_restarts: int = 8  # from random weights, for each class of policies
+    num_steps: int = 2000  # of Adam
     names: tuple[str, ...] = (*HIDDEN, TABLE)
 
 
@@ -72,10 +64,10 @@ QUICK = Sizes(
 
 
 class Critics(NamedTuple):
-    """Of one class, RMS errors of Q: after L target updates [policy, seed], and of direct fits [policy, restart]."""
+    """RMS errors of Q, of one class."""
 
-    errors: np.ndarray
-    floors: np.ndarray
+    errors: np.ndarray  # [policy, seed] after L target updates
+    floors: np.ndarray  # [policy, restart] of direct fits
 
 
 class Policies(NamedTuple):
@@ -85,8 +77,6 @@ class Policies(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What each class was measured to do as reward, as critic and as policy."""
-
     rewards: dict[str, Rewards]
     critics: dict[str, Critics]
     policies: dict[str, Policies]

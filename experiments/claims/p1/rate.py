@@ -71,10 +71,8 @@ class Ladder(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """What was measured: the ladder at each w, by what ascent on Φ finds there."""
-
     epsilons: np.ndarray
-    ladders: dict[str, Ladder]
+    ladders: dict[str, Ladder]  # by what ascent on Φ finds at its w
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Rate:

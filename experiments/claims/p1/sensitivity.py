@@ -61,18 +61,16 @@ QUICK = Sizes(1.0, (1 / 3, 1.0, 3.0), FEW, 8, num_starts=16, ascent_steps=600, t
 
 
 class Line(NamedTuple):
-    """One count alone, at each of its values: samples [value] a run, runs [value, seed]."""
+    """One count alone, at each of its values."""
 
-    samples: np.ndarray
-    runs: Runs
+    samples: np.ndarray  # [value] a run
+    runs: Runs  # [value, seed]
 
 
 class Sensitivity(NamedTuple):
-    """What was measured: Φ*, the runs of the grids' points and of each line, and the searches."""
-
     sizes: Sizes
-    best: float
-    runs: Runs
+    best: float  # Φ*
+    runs: Runs  # of the grids' points
     lines: dict[str, Line]
     tuning: Tuning
 

@@ -47,10 +47,8 @@ QUICK = Sizes(FULL.budgets[:5], ((1, 16, 16),), (0.3, 1.0, 3.0), (0.2,), (0.5, 2
 
 
 class Gaps(NamedTuple):
-    """gap [lane, budget, seed] Φ* − Φ, nats, ∞ before the first step; taken [budget] whole steps."""
-
-    gap: np.ndarray
-    taken: np.ndarray
+    gap: np.ndarray  # [lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
+    taken: np.ndarray  # [budget] whole steps
 
 
 class Runs(NamedTuple):

@@ -138,15 +138,14 @@ def _looked_at(starts, square, kl_weight, num_steps):
 
 
 class Counts(NamedTuple):
-    """The counts of Algorithm 1 and of its critic: the paper's T, K, B, n and L, and the chains that give the n
-    transitions."""
+    """The counts of Algorithm 1 and of its critic, with the paper's letters."""
 
-    num_steps: int
-    num_policy_steps: int
-    batch_size: int
-    num_transitions: int
-    num_targets: int = 2
-    num_chains: int = 16
+    num_steps: int  # T
+    num_policy_steps: int  # K
+    batch_size: int  # B
+    num_transitions: int  # n
+    num_targets: int = 2  # L
+    num_chains: int = 16  # that give the n transitions
 
 
 class Numbers(NamedTuple):
@@ -211,10 +210,8 @@ def step_transitions(arm: str, counts: Counts) -> int:
 
 
 class Learned(NamedTuple):
-    """params [seed, 2] φ_T, transitions [] a seed."""
-
-    params: np.ndarray
-    transitions: np.ndarray
+    params: np.ndarray  # [seed, 2] φ_T
+    transitions: np.ndarray  # [] a seed
 
 
 def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seeds: int) -> Learned:
