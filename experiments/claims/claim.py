@@ -48,8 +48,6 @@ class Margin(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How much a claim may compute, and where."""
-
     quick: bool  # a run of a minute or two
     folder: Path  # of this claim, for what it keeps to resume from
     say: Callable[[str], None] = lambda line: None  # takes the lines that a person should see
@@ -63,10 +61,8 @@ class Budget(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows that a reader wants beside the numbers, each a dictionary from column to text or number."""
-
     title: str
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # that a reader wants beside the numbers: column -> text or number
 
 
 class Measurement(NamedTuple):
@@ -98,9 +94,8 @@ class Claim(NamedTuple):
 def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
     """Returns the verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
-    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). On each share of instances that
-    refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
-    being one of every instance; the share says how common such instances are.
+    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). A share of instances that refute an
+    assumption is *refuted* if it is above 0: one instance is enough, the assumption being one of every instance.
     """
     if claim.refuting:
         shares = {name: x for name, x in numbers.items() if name.startswith(claim.refuting)}
@@ -108,19 +103,12 @@ def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
     found = {}
     for name, margin in claim.margins.items():
         number = numbers[name]
-        sound = math.isfinite(number.center) and number.low <= number.high  # false for NaN
-        found[name] = "not decided"
-        if sound and not number.undecided:
-            found[name] = verdict((number.low, number.high), *margin, number.tail)
+        sound = math.isfinite(number.center) and number.low <= number.high and not number.undecided  # false for NaN
+        found[name] = verdict((number.low, number.high), *margin, number.tail) if sound else "not decided"
     return found
 
 
 def together(verdicts: dict[str, str]) -> str:
-    """Returns the claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
-
-    An assumption is refuted if it is by a number.
-    """
-    for one in ("fails", "not decided", "refuted", "not refuted", "holds"):
-        if one in verdicts.values():
-            return one
-    return "reported"
+    """Returns the claim's verdict: it fails, or is refuted, if a number is, and holds if all do; *reported* without any."""
+    by_rank = ("fails", "not decided", "refuted", "not refuted", "holds")
+    return next((one for one in by_rank if one in verdicts.values()), "reported")

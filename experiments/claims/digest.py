@@ -38,11 +38,7 @@ class Module:
 
 
 def digest(*places: Place) -> str:
-    """Returns twelve hexadecimal digits that change with what is reached from those places.
-
-    Raises:
-        LookupError: nothing is defined there.
-    """
+    """Returns twelve hexadecimal digits that change with what is `reached` from those places."""
     return hashlib.sha256(json.dumps(reached(*places), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -36,25 +36,20 @@ Say = Callable[[str], None]
 
 
 class Started(TypedDict):
-    """What `started.json` holds: the digest of the code that measures, and for how long it has."""
-
-    digest: str
-    seconds: float
+    digest: str  # of the code that measures
+    seconds: float  # for how long it has
 
 
 class Loaded(NamedTuple):
-    """A claim, and the digests of its code when it was imported: of what measures, and of what judges and draws too."""
-
     claim: Claim
-    measured: str
-    reported: str
+    measured: str  # digest of the code that measures, when it was imported
+    reported: str  # digest of what judges and draws too
 
     @property
     def is_judged(self) -> bool:
         return bool(self.claim.margins or self.claim.refuting)
 
     def minutes(self, quick: bool) -> float:
-        """How long it takes on its own, as it was said beforehand."""
         return self.claim.minutes[0 if quick else 1]
 
 
@@ -160,7 +155,6 @@ def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Except
 
 
 def load(name: str) -> Loaded:
-    """Returns the claim of that name in the list, with its digests."""
     module = f"experiments.claims.{name.lower()}"
     claim = importlib.import_module(module).CLAIM
     reported = digest((module, "CLAIM"), (describe.__module__, "describe"))
@@ -236,9 +230,7 @@ def publish(folder: Path, loaded: dict[str, Loaded], say: Say = silent) -> Path:
 
 
 def follow(futures: dict[str, Future], say: Say, publish: Callable[[], Any]) -> None:
-    """Waits for all, with a bar that names those that run, and publishes after each; one that stops with an error is named
-    at once, and the others go on.
-    """
+    """Waits for all, with a bar of those that run, publishes after each, and names at once one that stops with an error."""
     hidden = True if say is silent else None  # None: shown where somebody watches
     with tqdm(total=len(futures), unit="claim", disable=hidden, dynamic_ncols=True) as bar:
         waiting = futures

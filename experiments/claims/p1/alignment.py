@@ -36,7 +36,6 @@ class Alignment(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Alignment:
-    """Every method on every class, two at a time; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     pairs = list(itertools.product(sizes.kinds, sizes.methods))
 
@@ -80,30 +79,28 @@ def numbers_of(ends: Ends) -> dict[str, Interval]:
 
 def judge(data: Alignment) -> Measurement:
     """Means and shares over MDPs; the claim is judged by means."""
-    numbers, notes, rows, num = {}, [], [], data.sizes.num_seeds
+    numbers, rows, num = {}, [], data.sizes.num_seeds
     for (kind, method), ends in data.ends.items():
         found = numbers_of(ends)
         for i, kl_weight in enumerate(methods.weights_of(kind, data.sizes)):
             why = undecided(ends, i, num)
             here = {key: Number(*(end[i] for end in x), why) for key, x in found.items()}
-            if name(f"{MEAN} {GAIN}", kind, method, kl_weight) in MARGINS:
-                notes.append(in_words(kind, method, kl_weight, here, num))
             rows.append({"class": kind, "method": method, "w": kl_weight} | row_of(ends, i))
             if kind == methods.SAMPLED:
                 del here[CONVERGED]  # the gradients' estimates do not tell
             numbers |= {name(key, kind, method, kl_weight): x for key, x in here.items()}
     labels = [f"{row['method']} {row['labels']:,.0f}" for row in rows if row["class"] == methods.SAMPLED]
-    notes += [
+    notes = (
         "the gain is the KL-optimal policy's over the reference policy's, under the true reward with the KL term; means are "
         "judged, over random MDPs, since a few failures move them: an interquartile mean leaves out a quarter on each side",
         f"no interval knows of failures that no run showed: {num} MDPs may all miss one that {unseen(num):.1%} of MDPs "
         "would show",
         f"converged: both exact gradients below {methods.TOLERANCE:g}; Φ is in nats",
         f"labels a run with sampled gradients: {', '.join(dict.fromkeys(labels)) or 'none are run'}",
-    ]
+    )
     cost = {"runs": sum(x.regularised.size for x in data.ends.values())}
     cost["transitions"] = sum(x.transitions.sum() for x in data.ends.values())
-    return Measurement(numbers, cost, tuple(notes), (Table("Means over runs, and the largest gradient", rows),))
+    return Measurement(numbers, cost, notes, (Table("Means over runs, and the largest gradient", rows),))
 
 
 def row_of(ends: Ends, i: int) -> dict[str, float]:
@@ -131,15 +128,6 @@ def undecided(ends: Ends, i: int, num: int) -> str:
 def unseen(num: int) -> float:
     """The most, at 97.5 %, that a failure's share of all instances is which none of `num` shows."""
     return float(intervals.proportion(np.zeros(num, bool)).high)
-
-
-def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], num: int) -> str:
-    return (
-        f"{kind}, {method}, w = {kl_weight:g}: share of the gain {here[f'{MEAN} {GAIN}'].center:.3f} in the mean, "
-        f"{here[f'{MIDDLE} {GAIN}'].center:.3f} in the interquartile mean; {round(here[BELOW].center * num)} of {num} runs "
-        f"below the reference, {here[CONVERGED].center:.0%} converged; Φ(φ) − Φ(r*) {here[f'{MEAN} {ABOVE}'].center:.2g} in "
-        f"the mean, {here[f'{MIDDLE} {ABOVE}'].center:.2g} in the interquartile mean"
-    )
 
 
 COLORS = dict(zip(methods.METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
@@ -193,7 +181,6 @@ def draw(data: Alignment) -> Figure:
 
 
 def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) -> None:
-    """One method's runs in the column of a class."""
     style = dict(color=color, linewidth=1.2, elinewidth=1)
     for panel, values in zip(column, (methods.relative(ends), ends.upper - ends.upper_truth), strict=False):
         panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)

@@ -44,11 +44,9 @@ TARGET = 0.01  # of total variation
 
 
 class Rung(NamedTuple):
-    """One way to climb: the policy's model, the critic ("none": exact gradients), and whether its steps fall."""
-
-    policy: str
-    critic: str
-    falling: bool = False
+    policy: str  # its model
+    critic: str  # "none": exact gradients
+    falling: bool = False  # whether the steps are
 
 
 RUNGS = {

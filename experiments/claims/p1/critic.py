@@ -92,16 +92,11 @@ def floor_of(found: Errors, policy: int) -> float:
 
 
 def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
-    """What a target update multiplies the table's RMS error by at the largest n, while noise is small.
-
-    Returns:
-        The factor, what it is without noise, the target updates that it is over, and why it decides nothing ("": it may).
-    """
-    table = data.learners[TABLE]
-    errors = table.errors[-1, policy].T  # [L, seed]
-    last, why = critic_errors.visible(data.known, policy, table.transitions[-1], errors.shape[1])
-    without_noise = critic_errors.per_update(data.known.bias[policy, :last])
-    return critic_errors.factor(errors[:last]), float(without_noise), last, why
+    """`critic_errors.contraction` of the table's RMS error at the largest n, beside what it is without noise."""
+    table, known = data.learners[TABLE], data.known
+    return critic_errors.contraction(
+        known, policy, table.transitions[-1], table.errors[-1, policy].T, known.bias[policy]
+    )
 
 
 def judge(data: Data) -> Measurement:

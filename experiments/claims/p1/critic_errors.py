@@ -59,12 +59,10 @@ class Known(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """A critic's model and its schedule: n, C at each n, and β′."""
-
-    model: Model
-    transitions: tuple[int, ...]
-    chains: tuple[int, ...]
-    step_size: float
+    model: Model  # of the critic
+    transitions: tuple[int, ...]  # n
+    chains: tuple[int, ...]  # C at each n
+    step_size: float  # β′
 
 
 def known_exactly(layout: str, num_targets: int) -> Known:
@@ -186,13 +184,14 @@ def per_update(errors: np.ndarray) -> np.ndarray:
     return np.exp(np.polyfit(np.arange(len(errors)), np.log(errors), 1)[0])
 
 
-def factor(errors: np.ndarray) -> Interval:
-    """`per_update` of the RMS over seeds of errors [L, seed], with its interval."""
-    return bootstrap(lambda picks: per_update(np.sqrt(np.mean(errors[:, picks] ** 2, axis=-1))), errors.shape[1])
-
-
-def visible(known: Known, policy: int, n: int, num_seeds: int) -> tuple[int, str]:
-    """Target updates at which the error without noise is 10 × the noise, and why their factor decides nothing, if so."""
-    last = int(np.sum(known.bias[policy] > 10 * known.limit[policy] / np.sqrt(n)))
-    few = f"noise hides all but {last} target updates; {MIN_UPDATES} are needed" if last < MIN_UPDATES else ""
-    return max(2, last), few or undecided(num_seeds)
+def contraction(
+    known: Known, policy: int, n: int, errors: np.ndarray, expected: np.ndarray
+) -> tuple[Interval, float, int, str]:
+    """What a target update multiplies errors [L, seed] by while the error without noise is 10 × the noise of n transitions:
+    its interval, what it is for those expected [L], the target updates that it is over, and why it decides nothing, if so.
+    """
+    visible = int(np.sum(known.bias[policy] > 10 * known.limit[policy] / np.sqrt(n)))
+    few = f"noise hides all but {visible} target updates; {MIN_UPDATES} are needed" if visible < MIN_UPDATES else ""
+    last, num = max(2, visible), errors.shape[1]
+    factor = bootstrap(lambda picks: per_update(np.sqrt(np.mean(errors[:last, picks] ** 2, axis=-1))), num)
+    return factor, float(per_update(expected[:last])), last, few or undecided(num)

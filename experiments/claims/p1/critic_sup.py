@@ -18,7 +18,7 @@ from scipy.special import softmax
 from experiments.claims.claim import Budget, Claim, Margin, Measurement, Number
 from experiments.claims.p1 import critic_errors
 from experiments.claims.p1.critic_errors import POLICIES, TABLE, Known, Sizes, over_seeds
-from experiments.claims.panels import BLUE, VERMILION, band, panels
+from experiments.claims.panels import BLUE, VERMILION, band, log_log, panels
 from experiments.statistics.intervals import Interval, bars, mean
 
 ROUNDING = 1e-5  # of float32, in a factor
@@ -78,15 +78,9 @@ def sup_norm(data: Data, policy: int) -> np.ndarray:
 
 
 def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
-    """What a target update multiplies the sup norm by while noise is small.
-
-    Returns:
-        The factor, `expected`'s, the target updates that both are over, and why they decide nothing ("": they may).
-    """
-    norms = sup_norm(data, policy)
-    last, why = critic_errors.visible(data.known, policy, data.transitions, norms.shape[1])
-    by_formula = critic_errors.per_update(np.abs(expected(data, policy)).max(axis=1)[:last])
-    return critic_errors.factor(norms[:last]), float(by_formula), last, why
+    """`critic_errors.contraction` of the sup norm, beside `expected`'s."""
+    norms, by_formula = sup_norm(data, policy), np.abs(expected(data, policy)).max(axis=1)
+    return critic_errors.contraction(data.known, policy, data.transitions, norms, by_formula)
 
 
 def judge(data: Data) -> Measurement:
@@ -101,9 +95,8 @@ def judge(data: Data) -> Measurement:
         numbers[f"share kept at the rarest pair, {policy}"] = Number(*kept)
         numbers[f"that share as predicted, {policy}"] = Number(*[share(times)] * 3)
         notes.append(
-            f"one pass of SGD is no Bellman update: at the {policy} policy's rarest pair, which it renews {times:.2g} "
-            f"times, it keeps {kept.center:.2f} of the error, {share(times):.2f} as predicted; what all pairs keep gives a "
-            f"sup-norm factor of {by_formula / DISCOUNT:.3f} γ without noise"
+            f"one pass of SGD is no Bellman update: it renews the {policy} policy's rarest pair {times:.2g} times, and what "
+            f"all pairs keep gives a sup-norm factor of {by_formula / DISCOUNT:.3f} γ without noise"
         )
     transitions = float(np.prod(data.errors.shape[:3])) * data.transitions
     return Measurement(numbers, {"transitions": transitions}, tuple(notes))
@@ -126,8 +119,7 @@ def draw_targets(panel: Axes, data: Data, p: int) -> None:
     """The sup norm with its interval, what a contraction by γ would leave at most, and what is expected of passes."""
     norms, (factor, by_formula, last, _) = sup_norm(data, p), contraction(data, p)
     updates, passes = np.arange(1, len(norms) + 1), np.abs(expected(data, p)).max(axis=1)
-    shown = "measured: × {:.3f} [{:.3f}, {:.3f}] an update".format(*factor)
-    band(panel, updates, over_seeds(norms), VERMILION, shown)
+    band(panel, updates, over_seeds(norms), VERMILION, "measured: × {:.3f} [{:.3f}, {:.3f}] an update".format(*factor))
     panel.plot(updates, passes, "--", color=BLUE, label=f"κ e + (1 − κ) γ P e: × {by_formula:.3f}")
     bound = np.abs(data.known.values[p]).max() * DISCOUNT**updates
     panel.plot(updates, bound, "k:", label=f"the lemma's bound: × γ = {DISCOUNT}")
@@ -146,8 +138,8 @@ def draw_pairs(panel: Axes, data: Data, p: int) -> None:
     panel.errorbar(x[sure], kept.center[sure], bars(kept)[:, sure], label=label, **style)
     line = np.geomspace(x.min(), x.max(), 200)
     panel.plot(line, share(line), "--", color=BLUE, label="κ = (1 − e^(−x))/x")
-    panel.set(xscale="log", ylim=(share(x.max()) / 2, 1.5), ylabel="share κ of its error that a pass keeps")
-    panel.set(xlabel="x = β′ n d(s) π(a|s)/C, how often a pass renews the pair")
+    log_log(panel, "x = β′ n d(s) π(a|s)/C, how often a pass renews the pair", "share κ of its error that a pass keeps")
+    panel.set(ylim=(share(x.max()) / 2, 1.5))
     panel.set_title(f"{POLICIES[p]} policy: pairs that are rarely visited hardly move", fontsize=9)
 
 

@@ -100,7 +100,6 @@ def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Sea
 
 
 def searched(key: Array, kl_weight: Array, which: Array, name: str, sizes: Sizes) -> Searched:
-    """Everything on one instance, drawn by the key."""
     key_mdp, key_points, key_logits = jax.random.split(key, 3)
     land, dimension = instance(key_mdp, kl_weight, which, name)
     points = jax.random.normal(key_points, (sizes.num_points, dimension))

@@ -45,10 +45,8 @@ DRAWS = 500  # resamples of them, fewer than elsewhere since they are many
 
 
 class Mean(NamedTuple):
-    """Of one derivative, each of its shape: the mean of the estimates, its standard error, and the exact value."""
-
-    mean: np.ndarray
-    error: np.ndarray
+    mean: np.ndarray  # of the estimates of one derivative, of its shape
+    error: np.ndarray  # standard error of the mean
     exact: np.ndarray
 
 
@@ -115,16 +113,12 @@ def derivatives(key: Array, many: dict[str, Gradients], points, policy) -> dict[
 
 def deviations(found: dict[str, Mean]) -> dict[str, Number]:
     """By how many of its standard errors each mean is off, at most, over the derivative's entries: points, no intervals.
-
-    Undecided where it is within `OFF`, but the standard error, as a norm over the entries, is above `PRECISION` of the
-    exact derivative's: too vague to hold.
-    """
+    Undecided where it is within `OFF`, but the standard error is above `PRECISION` of the norm: too vague to hold."""
     numbers = {}
     for name, of in found.items():
-        off = float(np.max(np.abs(of.mean - of.exact) / of.error))
-        share = float(np.linalg.norm(of.error) / np.linalg.norm(of.exact))
+        off, share = np.max(np.abs(of.mean - of.exact) / of.error), np.linalg.norm(of.error) / np.linalg.norm(of.exact)
         vague = f"standard error {100 * share:.1f} % of the norm, at most {100 * PRECISION:g} needed"
-        numbers[name + OFF_BY] = Number(off, off, off, vague if share > PRECISION and off <= OFF else "")
+        numbers[name + OFF_BY] = Number(*[off] * 3, vague if share > PRECISION and off <= OFF else "")
     return numbers
 
 
@@ -210,9 +204,8 @@ def draw(found: Data) -> Figure:
 CLAIM = Claim(
     statement="The estimators of ∇J, ∇G and ∇Φ_σ are unbiased; line 7's variance depends on how its rollouts are drawn.",
     source="2410.15610, Algorithm 1; the weighted and coupled estimators are derived",
-    prediction="means within 4 standard errors of the exact gradients in every entry, a test that gives a point and no "
-    "interval (standard errors at most 2 % of the norm); variance ∝ σ⁻² with independent, σ⁻¹ with coupled, σ⁰ with "
-    "weighted rollouts",
+    prediction="means within 4 standard errors (at most 2 % of the norm) of the exact gradients in every entry, points "
+    "without intervals; variance ∝ σ⁻² with independent, σ⁻¹ with coupled, σ⁰ with weighted rollouts",
     margins={name + OFF_BY: Margin(0, OFF) for name in DERIVATIVES}
     | {f"slope of variance in σ, {n}": Margin(x - 0.15, x + 0.15) for n, x in EXPECTED.items()},
     minutes=(0.8, 6),

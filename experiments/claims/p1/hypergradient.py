@@ -34,10 +34,8 @@ STEP = 1e-5  # of the central differences
 
 
 class Sizes(NamedTuple):
-    """How many instances there are of each shape: states S, actions A and steps H of a segment."""
-
-    each: int
-    shapes: tuple[tuple[int, int, int], ...]
+    each: int  # instances of each shape
+    shapes: tuple[tuple[int, int, int], ...]  # states S, actions A and steps H of a segment
 
 
 # Each shape is a program of many ways.
@@ -46,15 +44,13 @@ FULL = Sizes(5, ((2, 2, 3), (4, 2, 2), (3, 4, 2), (6, 3, 1)))
 
 
 class Parts(NamedTuple):
-    """∇Φ by one way: what it is at a fixed policy, and what the policy's response adds, [instance, parameter] each."""
+    """∇Φ by one way, [instance, parameter] each."""
 
-    direct: np.ndarray
-    implicit: np.ndarray
+    direct: np.ndarray  # what it is at a fixed policy
+    implicit: np.ndarray  # what the policy's response adds
 
 
 class Estimates(NamedTuple):
-    """∇Φ on random instances."""
-
     kl_weight: np.ndarray  # [instance] w
     length: np.ndarray  # [instance] H
     expected: np.ndarray  # [instance, parameter] by central differences of the exact Φ
@@ -62,10 +58,8 @@ class Estimates(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Estimates at w in [1, 2], and at smaller w without the unrolled ascents."""
-
-    usual: Estimates
-    smaller: Estimates
+    usual: Estimates  # at w in [1, 2]
+    smaller: Estimates  # at smaller w, without the unrolled ascents
 
 
 def setting(key: Array, scale: Array, shape: tuple[int, int, int]) -> tuple[Problem, MDP, Coefficients, Params]:
@@ -114,7 +108,6 @@ def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimate
 
 
 def study(sizes: Sizes) -> Data:
-    """Estimates on instances of every shape, in float64."""
     usual, smaller = [], []
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), sizes.each)

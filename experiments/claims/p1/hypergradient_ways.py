@@ -51,14 +51,11 @@ class Sizes(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A hypergradient, σ of line 7 (1 where there is none), and what is measured of it: bias and cost; where an ascent along
-    it ends; its variance when sampled, with an estimator of line 7's difference ("": not)."""
-
     construct: Construct
-    sigma: float = 1.0
-    exactly: bool = True
-    ascended: bool = True
-    estimator: str = ""
+    sigma: float = 1.0  # of line 7
+    exactly: bool = True  # whether its bias and cost are measured
+    ascended: bool = True  # whether the end of an ascent along it is
+    estimator: str = ""  # of line 7's difference, with which its variance when sampled is measured; "": it is not
 
 
 class Measured(NamedTuple):
@@ -92,11 +89,9 @@ def ways(sizes: Sizes) -> dict[str, Way]:
 
 
 class Lane(NamedTuple):
-    """Which instance, w, and σ of the way at hand."""
-
-    number: Array
+    number: Array  # of the instance
     kl_weight: Array
-    sigma: Array
+    sigma: Array  # of the way at hand
 
 
 class Instance(NamedTuple):
@@ -190,7 +185,6 @@ def program(single, *static):
 
 
 def lanes_of(num_instances: int, sigma: float = 1.0) -> Lane:
-    """The first instances at every w."""
     num = num_instances * len(KL_WEIGHTS)
     weights = jnp.repeat(jnp.array(KL_WEIGHTS), num_instances)
     return Lane(jnp.arange(num) % num_instances, weights, jnp.full(num, sigma))
@@ -220,7 +214,6 @@ def measure_way(way: Way, sizes: Sizes, where: tuple[Array, Array], end: Array) 
 
 
 def seconds_of(function, inputs) -> float:
-    """How long one call takes."""
     begin = time.perf_counter()
     jax.block_until_ready(function(*inputs))
     return time.perf_counter() - begin

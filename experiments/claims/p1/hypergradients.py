@@ -50,7 +50,6 @@ class Data(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every way, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         lanes, fewer = map(hypergradient_ways.lanes_of, (sizes.num_instances, sizes.num_ascents))

@@ -97,7 +97,6 @@ def climb(mdp: MDP, problem: Problem, phi: Bilevel, rung: str, best: Array, size
 
 
 def gradients_of(mdp: MDP, problem: Problem, rung: str, sizes: Sizes) -> Gradients:
-    """The exact ones, or their samples with the rung's critic."""
     if rung == EXACT:
         return exact_gradients(problem, mdp, LENGTH, COEFFICIENTS)
     critic = exact_critic(problem, mdp, COEFFICIENTS)

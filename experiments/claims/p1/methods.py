@@ -112,7 +112,6 @@ def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
 
 
 def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) -> Ends:
-    """One run, on the MDP and from the reward that the key draws."""
     key_mdp, key_run = jax.random.split(key)
     mdp, coefficients = garnet(key_mdp, NUM_STATES, NUM_ACTIONS), Coefficients(DISCOUNT, kl_weight, 1.0)
     problem = tabular_problem(mdp, coefficients, reward_model(kind))

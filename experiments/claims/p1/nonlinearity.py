@@ -1,13 +1,10 @@
 """What a network in place of a table costs: for the reward (the upper level), the critic and the policy (the lower level).
 
-Reward: Φ on random MDPs of three states and two actions where everything is enumerated, with classes from affine to deep
-(`reward_classes`). What Algorithm 1 with exact gradients loses against the best Φ found in any class has two parts: what the
-best found in its own class lacks, and where it ends below that. Beside it the meters of weak gradient domination. Where the
-true reward is not additive, the affine class and the narrow networks are misspecified. A network of width 8 or 16 can
-represent every table: what its best lacks, the search from its starts has not found.
-
-Critic: Algorithm 2 on GridWorld against direct fits of the same class to the exact Q (`critic_errors`). Policy: gradient
-ascent on J with exact gradients on a map of four rooms, seen through the cell's coordinates.
+Reward: what Algorithm 1 with exact gradients loses against the best Φ found in any class has two parts: what the best found
+in its own class lacks, and where it ends below that (`reward_classes`). Where the true reward is not additive, the affine
+class and the narrow networks are misspecified. A network of width 8 or 16 can represent every table: what its best lacks,
+the search has not found. Critic: Algorithm 2 on GridWorld against direct fits of the same class to the exact Q
+(`critic_errors`). Policy: ascent on J with exact gradients on a map of four rooms, seen through the cell's coordinates.
 """
 
 from functools import partial
@@ -71,9 +68,7 @@ class Critics(NamedTuple):
 
 
 class Policies(NamedTuple):
-    """J that each restart of a class reaches by exact gradients, [restart]: 0 the reference's, 1 the table's optimum."""
-
-    returns: np.ndarray
+    returns: np.ndarray  # [restart] J that a class reaches by exact gradients: 0 the reference's, 1 the table's optimum
 
 
 class Data(NamedTuple):
@@ -173,17 +168,15 @@ def judge(data: Data) -> Measurement:
 def draw(data: Data) -> Figure:
     """Reward: what is lost, and whether the meter tells; critic and policy: what is reached, and what can be."""
     figure, axes = panels(13, 9, 2, 2, "Networks in place of tables, level by level, with 95 % intervals")
-    draw_losses(axes[0, 0], of_rewards(data))
-    draw_meters(axes[0, 1], data)
-    draw_critics(axes[1, 0], data)
-    draw_policies(axes[1, 1], data)
-    for panel in axes.ravel():
+    for panel, draw_panel in zip(axes.flat, (draw_losses, draw_meters, draw_critics, draw_policies), strict=True):
+        draw_panel(panel, data)
         panel.legend(fontsize=8)
     return figure
 
 
-def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
+def draw_losses(panel: Axes, data: Data) -> None:
     """For each class what its best lacks, what Algorithm 1 leaves on top, and on how many instances maxima trap."""
+    of = of_rewards(data)
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
         lacks, left, lost, trapped = (
             Interval(*np.transpose([np.take(x[key], i, -1) for x in of.values()])) for key in BARS
@@ -197,10 +190,8 @@ def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
             panel.text(x, top + 0.004, f"{share:.0%}", ha="center", va="bottom", fontsize=7, color=color)
     labels = [f"{name}\n{' | '.join(f'{x:.2f}' for x in of[name]['return'].center)}" for name in of]
     panel.set_xticks(range(len(of)), labels, fontsize=8)
-    panel.set_xlabel(
-        "class of rewards (hidden widths), and below it the return under the two truths,\n"
-        "0 reference, 1 KL-optimal policy; above the bars: instances with a lower maximum"
-    )
+    about = "class of rewards (hidden widths), and below it the return under the two truths,\n"
+    panel.set_xlabel(f"{about}0 reference, 1 KL-optimal policy; above the bars: instances with a lower maximum")
     panel.set_ylabel("lost of the Φ that the best of all classes\ngains over a constant reward, share")
     panel.set_title("Reward: Φ lost by Algorithm 1, exact gradients, w = 1", fontsize=10)
 

@@ -170,16 +170,13 @@ def parts(ladder: Ladder) -> dict[str, np.ndarray]:
 
 
 def in_words(name: str, ladder: Ladder) -> str:
-    """What is known of the assumption, and the first and last gaps."""
+    """What is known of the assumption."""
     assumed = ladder.assumed
     inside = min(x.min() for arm, x in ladder.inside.items() if arm != EXACT)
-    ends = ((arm, gap.mean(axis=1)) for arm, gap in ladder.gap.items())
     return (
-        f"{name} (w = {WEIGHTS[name]:g}, {100 * assumed.reached:.0f} % of exact ascents reach Φ*; on |φ_i| ≤ {RADIUS:g}, "
-        f"where {100 * inside:.0f} % of the runs end at every ε or more, μ̂₁ = {assumed.domination:.2g} and {assumed.below} "
-        f"stationary points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least): mean "
-        f"gap {assumed.start[0]:.2g} at the start, at the first and last ε: "
-        + ", ".join(f"{arm} {mean[0]:.2g} → {mean[-1]:.2g}" for arm, mean in ends)
+        f"{name} (w = {WEIGHTS[name]:g}): {assumed.reached:.0%} of exact ascents reach Φ*; on |φ_i| ≤ {RADIUS:g}, where "
+        f"{inside:.0%} of the runs end at every ε or more, μ̂₁ = {assumed.domination:.2g} and {assumed.below} stationary "
+        f"points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least"
     )
 
 

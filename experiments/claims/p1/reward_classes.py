@@ -144,14 +144,11 @@ def ends_below(found: Rewards) -> np.ndarray:
 
 
 def correlations(rewards: dict[str, Rewards], truth: int) -> dict[str, dict[str, Interval]]:
-    """ρ of μ̂₁ with what Algorithm 1 leaves in its class, and with what its policy lacks.
-
-    Losses below `GAP`, which σ and rounding leave, count as none.
-    """
+    """ρ of μ̂₁ with what Algorithm 1 leaves in its class, and with what its policy lacks."""
     domination = np.stack([found.domination[truth] for found in rewards.values()])
     left = np.stack([(found.best - found.reached)[truth] for found in rewards.values()])
     lacking = np.stack([1 - found.returned[truth] for found in rewards.values()])
-    left = np.where(left < GAP, 0.0, left)
+    left = np.where(left < GAP, 0.0, left)  # which σ and rounding leave
     return {"left": rank_correlation(domination, left), "lacking": rank_correlation(domination, lacking)}
 
 

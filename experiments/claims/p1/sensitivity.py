@@ -76,7 +76,6 @@ class Sensitivity(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Sensitivity:
-    """The grids, the lines, and the searches beside the best point of the grids; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     counts, base = base_point(sizes.epsilon)
     best = float(two_states.assumption(KL_WEIGHT, sizes.num_starts, sizes.ascent_steps).best)
@@ -111,7 +110,6 @@ def grids(base: Numbers, factors: tuple[float, ...]) -> tuple[list[Numbers], dic
 
 
 def line(best: float, counts, base: Numbers, seeds: np.ndarray, chunk: int) -> Line:
-    """The base point's numbers with each of the counts."""
     ends = [learn(best, each, stacked([base]), seeds, chunk) for each in counts]
     samples = [two_states.step_transitions("weighted", each) * each.num_steps for each in counts]
     return Line(np.array(samples), jax.tree.map(lambda *x: np.concatenate(x), *ends))

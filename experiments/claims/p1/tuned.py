@@ -52,8 +52,6 @@ class Gaps(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """One estimator of line 7."""
-
     gap: np.ndarray  # [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
     samples: np.ndarray  # [ε] transitions a run under the theorem's schedule
     scheduled: np.ndarray  # [ε, seed] gaps under the theorem's schedule
@@ -84,7 +82,6 @@ def lanes_of(sizes: Sizes) -> np.ndarray:
 
 
 def gaps(counts: tuple[int, int, int], estimator: str, best: float, sizes: Sizes) -> Gaps:
-    """Of every run with those counts when it has used each budget."""
     num_policy_steps, num_transitions, batch_size = counts
     about = Counts(0, num_policy_steps, batch_size, num_transitions)
     taken = np.asarray(sizes.budgets, int) // two_states.step_transitions(estimator, about)
@@ -128,11 +125,8 @@ def choose(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def samples_for(epsilon: float, budgets, mean: np.ndarray) -> tuple[float, float]:
-    """Between which samples a mean gap [budget] falls to ε, interpolated on logs.
-
-    Both are the same where it does within the range; (0, the first) where it is below ε all along, (the last, ∞) where it
-    never is.
-    """
+    """Between which samples a mean gap [budget] falls to ε: both the same, interpolated on logs, where it does within the
+    range; (0, the first) where it is below ε all along, (the last, ∞) where it never is."""
     mean = np.minimum.accumulate(mean)
     if not mean[-1] <= epsilon:
         return float(budgets[-1]), np.inf
@@ -145,19 +139,17 @@ def samples_for(epsilon: float, budgets, mean: np.ndarray) -> tuple[float, float
 
 
 def saved(epsilon: float, budgets, judged: np.ndarray, runs: Runs) -> Number:
-    """How many times the samples of the tuned runs the schedule takes for a mean gap of ε.
-
-    With its 95 % interval by bootstrap over seeds, given the choice; NaN, and why, where either is outside of its range.
-    Where resampled curves leave their range, the interval reaches as far as the ratio may.
-    """
+    """How many times the samples of the tuned runs the schedule takes for a mean gap of ε, with its 95 % interval by
+    bootstrap over seeds, given the choice; NaN, and why, where either is outside of its range. Where resampled curves leave
+    their range, the interval reaches as far as the ratio may."""
     ways = {"the tuned": (budgets, judged), "the schedule's": (runs.samples, runs.scheduled)}
     for name, (_, gap) in ways.items():
         if why := two_states.without_gap(gap):
-            return Number(np.nan, np.nan, np.nan, f"of {name} runs, {why}")
+            return Number(*[np.nan] * 3, f"of {name} runs, {why}")
     takes = {name: samples_for(epsilon, x, gap.mean(axis=1)) for name, (x, gap) in ways.items()}
     if outside := [name for name, (least, most) in takes.items() if least < most]:
-        why = f"a mean gap of {epsilon:g} lies outside of the range of {' and '.join(outside)} runs"
-        return Number(np.nan, np.nan, np.nan, why)
+        range_of = f"outside of the range of {' and '.join(outside)} runs"
+        return Number(*[np.nan] * 3, f"a mean gap of {epsilon:g} lies {range_of}")
     # Seeds of both are drawn apart from each other: the second has later draws.
     half, num = intervals.RESAMPLES, min(gap.shape[1] for _, gap in ways.values())
     picks = (intervals.resamples(gap.shape[1], 2 * half) for _, gap in ways.values())

@@ -1,13 +1,11 @@
 """The two-state MDP on which rates are measured: its Φ, the theorem's schedule, and Algorithm 1 at any counts and numbers.
 
-What the claims rate, actor_critic, tuned and sensitivity share; no claim itself.
-
-Two states, of which the second is rare and pays, and two actions; r_φ(s, a) = φ₁ s + φ₂ a from standard normal φ: few
-enough parameters to look at Φ all over a square. No instance satisfies the theorem's assumption everywhere: far away, where
-policies are nearly deterministic, Φ is flat in some directions, and may be higher there than at any maximum nearby, and in
-others it falls linearly, so that ‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally, on the square |φ_i| ≤ `RADIUS` where
-runs are. Φ* is the highest to which ascents lead: at w = 3 within the square, and how much higher Φ is farther away is
-told; at w = 0.5 outside, while runs end in a lower maximum.
+What several claims share; no claim itself. The second state is rare and pays; r_φ(s, a) = φ₁ s + φ₂ a from standard normal
+φ: few enough parameters to look at Φ all over a square. No instance satisfies the theorem's assumption everywhere: far away,
+where policies are nearly deterministic, Φ is flat in some directions, and may be higher there than at any maximum nearby,
+and in others it falls linearly, so that ‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally, on the square |φ_i| ≤ `RADIUS`
+where runs are. Φ* is the highest to which ascents lead: at w = 3 within the square; at w = 0.5 outside, while runs end in a
+lower maximum.
 """
 
 import math
@@ -159,9 +157,7 @@ class Numbers(NamedTuple):
 
 
 def schedule(epsilon: float) -> tuple[Counts, Numbers]:
-    """Of the theorem for a gap of ε, samples ∝ ε^(−7/2) as ε falls:
-
-        σ = c √ε,  B = c/ε,  T = c/ε,  K = c/√ε,  n = c/ε²            so that gap ∝ samples^(−2/7)
+    """Of the theorem for a gap of ε: σ = c √ε, B = c/ε, T = c/ε, K = c/√ε, n = c/ε², so that gap ∝ samples^(−2/7).
 
     The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one with the right total,
     with η_t ∝ 1/t, and with √n chains in Algorithm 2, since with a fixed number of them a bias stays (claim P1.critic).
@@ -223,30 +219,23 @@ def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seed
 
 
 def end_of(key: Array, arm: str, counts: Counts, numbers: Numbers, kl_weight) -> Array:
-    """φ_T [2] of one run."""
     algorithm = algorithm_1(arm, counts, numbers, kl_weight)
     state, _ = run(algorithm, key, start(algorithm, key), counts.num_steps)
     return algorithm.params(state.algorithm).reward
 
 
 def law(budgets: np.ndarray, gap: np.ndarray) -> Fit:
-    """The power law of gaps, without a floor: the claim is that the gap goes to zero.
-
-    Where runs ended with a gap that is no number it decides nothing.
-    """
+    """The power law of gaps, without a floor: the claim is that the gap goes to zero. It decides nothing with runs lost."""
     why = without_gap(gap)
     return unfitted(why) if why else power_law(budgets, gap, floor=False)
 
 
 def without_gap(gap: np.ndarray) -> str:
     """At which level, and in how many runs, gaps first are no numbers, in words; "" if all are."""
-    seeds = (~np.isfinite(gap)).sum(axis=1)
-    if not seeds.any():
-        return ""
-    level = np.argmax(seeds > 0)
-    return (
-        f"{seeds[level]} of {gap.shape[1]} runs at level {level + 1} of {len(gap)} ended with a gap that is no number"
-    )
+    for level, seeds in enumerate((~np.isfinite(gap)).sum(axis=1), 1):
+        if seeds:
+            return f"{seeds} of {gap.shape[1]} runs at level {level} of {len(gap)} ended with a gap that is no number"
+    return ""
 
 
 def means(gap: np.ndarray) -> Interval:
