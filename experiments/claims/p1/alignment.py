@@ -168,10 +168,12 @@ def draw(data: Alignment) -> Figure:
             panel.axhline(height, color="gray", linestyle="--", linewidth=1)
     for row, (label, text) in zip(axes, PANELS.items(), strict=True):
         row[0].set_ylabel(text)
-        if label in LINEAR:
-            _show_tails(row, LINEAR[label])
-        else:
-            row[0].set_ylim(-0.05, 1.05)
+        row[0].set_ylim(-0.05, 1.05)
+        if linear := LINEAR.get(label):
+            ends = np.array([panel.dataLim.intervaly for panel in row])
+            row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
+            row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
+            row[0].yaxis.set_major_formatter("{x:g}")
     # Methods by color, and what is drawn of each by mark.
     shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in compared]
     shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
@@ -192,14 +194,6 @@ def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) ->
             panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
         else:
             panel.errorbar(beside, of.center, intervals.bars(of), **style, marker="o", markersize=4)
-
-
-def _show_tails(row, linear: float) -> None:
-    """Makes the common axis of a row of panels linear up to there, and logarithmic beyond; nothing is cut."""
-    ends = np.array([panel.dataLim.intervaly for panel in row])
-    row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
-    row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
-    row[0].yaxis.set_major_formatter("{x:g}")
 
 
 CLAIM = Claim(

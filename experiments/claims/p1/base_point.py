@@ -1,7 +1,4 @@
-"""Algorithm 1 around one point of the theorem's schedule: any numbers and seeds as lanes of one program.
-
-What the two halves of the claim sensitivity share; no claim itself.
-"""
+"""Algorithm 1 around one point of the theorem's schedule, for claims: any numbers and seeds as lanes of one program."""
 
 import functools
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Five methods of RLHF on random MDPs, each run to its end, with exact gradients or with samples; in float64.
-
-The runs of the claim alignment; no claim itself.
-"""
+"""The runs of the claim alignment: five methods of RLHF on random MDPs, with exact gradients or with samples, in float64."""
 
 from functools import partial
 from typing import NamedTuple

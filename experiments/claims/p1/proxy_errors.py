@@ -1,7 +1,4 @@
-"""By how much the proxy Φ_σ and its gradient differ from Φ and ∇Φ: what P1.bias and P1.value both measure, exactly.
-
-No claim: they are judged apart, and computed once where both are measured in one process.
-"""
+"""By how much the proxy Φ_σ and its gradient differ from Φ and ∇Φ: what P1.bias and P1.value both measure, exactly."""
 
 import functools
 import threading

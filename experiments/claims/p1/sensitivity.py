@@ -187,10 +187,11 @@ def draw(data: Sensitivity) -> Figure:
     ends = np.concatenate([intervals.mean(x.runs.gap, axis=1)[1:] for x in data.lines.values()], axis=1)
     for panel in axes[2, 1:]:
         panel.set_ylim(0.5 * ends[0].min(), 2 * ends[1].max())
-    top.suptitle(
-        f"Algorithm 1 around one point, {len(base)} seeds a cell: mean gap ± half of its 95 % interval, nats "
-        "(×: seeds that diverged, whose gap is at their last finite reward; such cells are left out of the interaction)"
+    about = (
+        "×: seeds that diverged, whose gap is at their last finite reward; such cells are left out of the interaction"
     )
+    title = f"Algorithm 1 around one point, {len(base)} seeds a cell: mean gap ± half of its 95 % interval, nats"
+    top.suptitle(f"{title} ({about})")
     tuning.draw(bottom.subplots(1, 3), data.tuning)
     return figure
 

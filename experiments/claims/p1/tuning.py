@@ -1,12 +1,10 @@
 """What `bilevel tune` finds without the problem's constants, beside the theory's schedule and the best cell of a grid.
 
 The second half of the claim sensitivity; no claim itself. A search spends half of the samples and the run of what it chose
-the other half; the schedule of the theorem spends all of them on one run, with ε as small as they allow, and with step sizes
-that were chosen for this instance. The best cell of the grids was chosen by the exact Φ at the end of the grids' runs, a
-twentieth as long, whose samples are not counted. Every number of a repetition comes from keys that chose nothing.
-
-The score is G at λ′, which climbs J + σ G: it may rise with σ whatever becomes of φ. How well it orders random
-configurations by their exact Φ is measured on a pool of them, for all σ and for those near one value.
+the other half; the schedule spends all of them on one run, with ε as small as they allow, and step sizes that were chosen
+for this instance. The best cell was chosen by the exact Φ at the end of the grids' runs, a twentieth as long, whose samples
+are not counted. The score is G at λ′, which climbs J + σ G: it may rise with σ whatever becomes of φ. How well it orders
+random configurations by their exact Φ is measured on a pool of them.
 """
 
 import itertools
