@@ -15,7 +15,6 @@ from experiments.claims.data import keep
 from experiments.statistics.rates import Fit, Slope, verdict
 
 INF = float("inf")
-
 Data = TypeVar("Data", bound=tuple)
 
 

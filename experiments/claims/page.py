@@ -36,10 +36,8 @@ def write_page(folder: Path, results: dict[str, dict[str, Any]]) -> Path:
 
 def _section(name: str, result: dict[str, Any], figure: Path) -> Markup:
     numbers, verdict = result["numbers"], in_words(result)
-    rows = [
-        (*cells, _styled(last, judged))
-        for (*cells, last), judged in zip(number_rows(numbers), numbers.values(), strict=True)
-    ]
+    each = zip(number_rows(numbers), numbers.values(), strict=True)
+    rows = [(*cells, _styled(last, judged)) for (*cells, last), judged in each]
     picture = [png(read_bytes(figure, MOST_FIGURE), f"{name}: {result['statement']}")] if result["figure"] else []
     return section(
         f"{name}: {verdict}",

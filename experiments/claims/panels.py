@@ -15,9 +15,7 @@ SAMPLES = "samples (transitions a seed); bars: 95 % intervals of the mean"
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", share_x=False, share_y=False):
-    """Returns an empty figure, in inches, and its panels [rows, columns], each with a grid; which panels share an axis is
-    said as to `Figure.subplots`.
-    """
+    """Returns an empty figure, in inches, and its panels [rows, columns], each with a grid."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
     for panel in axes.ravel():

@@ -32,7 +32,8 @@ def describe(claim: Claim, found: Measurement) -> dict[str, Any]:
 
 def sealed(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the result with its check, the digest of all else in it."""
-    return result | {"check": _check(result)}
+    rest = {key: value for key, value in result.items() if key != "check"}
+    return rest | {"check": digest(canonical_json(rest).encode())}
 
 
 def current_result(
@@ -45,7 +46,7 @@ def current_result(
         found = read_json(folder, RESULT)
     except RunFolderError:
         found = {}
-    if found.get("check") != _check(found):
+    if found.get("check") != sealed(found)["check"]:
         say("has a damaged result: left out until it is verified again")
     elif found.get("measured") != measured:
         say("has a result of other code: left out until it is measured again")
@@ -64,10 +65,6 @@ def figure_digest(folder: Path) -> str:
         return digest_of(folder / FIGURE)
     except OSError:
         return ""
-
-
-def _check(result: dict[str, Any]) -> str:
-    return digest(canonical_json({key: value for key, value in result.items() if key != "check"}).encode())
 
 
 def in_brackets(judged: dict[str, Any]) -> str:
@@ -90,10 +87,8 @@ def judged_in_words(judged: dict[str, Any]) -> str:
 
 def number_rows(numbers: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Returns a row of texts for each number, to stand under `HEAD`."""
-    return [
-        (name, number(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x))
-        for name, x in numbers.items()
-    ]
+    words = in_brackets, margin_in_words, judged_in_words
+    return [(name, number(x["center"]), *(of(x) for of in words)) for name, x in numbers.items()]
 
 
 def in_words(result: dict[str, Any]) -> str:

@@ -218,9 +218,7 @@ def _started(folder: Path) -> Started:
 
 
 def publish(folder: Path, loaded: dict[str, Loaded], say: Say = silent) -> Path:
-    """Writes `summary.json` and the page of all claims' results that are of this code, and names those that are not; returns
-    the page.
-    """
+    """Writes `summary.json` and the page of results that are of this code, names those that are not; returns the page."""
     results = {}
     for name, x in loaded.items():
         if result := current_result(folder / name, x.measured, x.reported, named(name, say)):

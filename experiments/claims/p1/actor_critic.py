@@ -120,7 +120,6 @@ def judge(data: ActorCritic) -> Measurement:
 
 
 def draw(data: ActorCritic) -> Figure:
-    """The gap against samples with its fit, ε of each level, and the gap of the policy from which runs start."""
     figure, ((panel,),) = panels.panels(5.6, 5.8)
     label = f"actor–critic: {panels.exponent_label(law(data.samples, data.gap))}"
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)

@@ -25,7 +25,6 @@ from experiments.statistics.intervals import Interval
 
 FEWEST = 60  # instances of which a mean is judged: of fewer, failures on a twentieth are too easily missed by all
 SMALL_WEIGHT = 0.5  # w at which the paper's objective is judged
-
 FULL = Sizes()
 QUICK = Sizes(16, (0.5, 1.5), 300, num_reward_steps=1000, kinds=(REALISABLE,), methods=(ALTERNATING, PAPER, EXCESS))
 

@@ -69,11 +69,8 @@ def errors_of(known: Known, name: str, learner: Learner, sizes: Sizes) -> Errors
 
 
 def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
-    """The power law in n of √(RMS² − floor²) over seeds, of errors [n, seed].
-
-    No level is dropped as burn-in, and no other floor fitted: what exceeds the floor is noise, whose order is claimed at
-    every n. Where there are too few n, or errors reach the floor, it decides nothing.
-    """
+    """The power law in n of √(RMS² − floor²) of errors [n, seed] over seeds, without burn-in: what exceeds it is noise,
+    whose order is claimed at every n. Where there are too few n, or errors reach the floor, it decides nothing."""
     if len(n) < MIN_LEVELS:
         return unfitted(f"{len(n)} n are too few for an exponent; {MIN_LEVELS} are needed")
 
@@ -87,16 +84,14 @@ def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
 
 
 def floor_of(found: Errors, policy: int) -> float:
-    """The best direct fit of the learner's class, 0 for a table."""
     return float(found.floors[policy].min()) if found.floors.size else 0.0
 
 
 def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
     """`critic_errors.contraction` of the table's RMS error at the largest n, beside what it is without noise."""
-    table, known = data.learners[TABLE], data.known
-    return critic_errors.contraction(
-        known, policy, table.transitions[-1], table.errors[-1, policy].T, known.bias[policy]
-    )
+    table, without_noise = data.learners[TABLE], data.known.bias[policy]
+    errors = table.errors[-1, policy].T  # [L, seed]
+    return critic_errors.contraction(data.known, policy, table.transitions[-1], errors, without_noise)
 
 
 def judge(data: Data) -> Measurement:

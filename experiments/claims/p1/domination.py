@@ -81,7 +81,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Domination:
 
 
 def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Searched]]:
-    """One class of rewards, one program for all objectives, each of which is kept; in float64."""
     shape = len(sizes.kl_weights), sizes.num_instances
     weight, seed = (x.ravel() for x in np.indices(shape))
     with jax.enable_x64(True):
@@ -205,10 +204,9 @@ def judge(data: Domination) -> Measurement:
 def found_below(objective: str, each: list[dict[str, Interval]]) -> str:
     """In words: with that objective, at how many pairs of class and w, and on what shares of the instances."""
     shares = np.concatenate([numbers[REFUTING].center for numbers in each])
-    return (
-        f"{objective}: a stationary point below at {np.sum(shares > 0)} of {len(shares)} pairs of class and w, "
-        f"on {min(shares):.0%} to {max(shares):.0%} of the instances"
-    )
+    pairs = f"{np.sum(shares > 0)} of {len(shares)} pairs of class and w"
+    on = f"on {min(shares):.0%} to {max(shares):.0%} of the instances"
+    return f"{objective}: a stationary point below at {pairs}, {on}"
 
 
 def draw(data: Domination) -> Figure:

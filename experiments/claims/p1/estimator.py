@@ -34,7 +34,6 @@ OFF = 4.0  # standard errors that a mean may be off
 PRECISION = 0.02  # largest standard error, as a share of the norm, that decides
 OFF_BY = ": s.e. off (a point)"  # the largest |z| over entries: a test at `OFF`, not a number with an interval
 DERIVATIVES = ("∇_λ J", "∇_λ G", "∇_φ G", *(f"line 7, {name}" for name in ESTIMATORS))
-
 SIGMAS = tuple(0.3 / 2**k for k in range(7))  # to 0.0047, for the slopes
 SMALL = SampleSizes(batch_size=64, rollout_length=60, segment_length=LENGTH)  # for the slopes
 EXPECTED = {"independent": -2.0, "coupled": -1.0, "weighted": 0.0}

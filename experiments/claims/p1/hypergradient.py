@@ -144,7 +144,7 @@ def draw(found: Data) -> Figure:
     """A mark for each instance, and the margin."""
     figure, [[panel]] = panels(7.5, 5)
     for place, values in enumerate(misses(found).values()):
-        panel.plot(values, np.full(len(values), place), "o", color=BLUE, alpha=0.5, markersize=5)
+        panel.plot(values, [place] * len(values), "o", color=BLUE, alpha=0.5, markersize=5)
     panel.axvline(MARGIN.high, color=VERMILION, linestyle=":", label=f"margin, {MARGIN.high:g}")
     panel.set_yticks(range(len(WAYS) + len(SMALL)), [*WAYS, *SMALL.values()])
     panel.invert_yaxis()

@@ -114,15 +114,11 @@ def draw(data: Data) -> Figure:
 
 def colors_of(names) -> dict[str, str]:
     """A colour for each way; ways of one kind share a family of colours."""
-    found = {}
-    for kind, family in FAMILIES.items():
-        members = [name for name in names if name.startswith(kind)]
-        found |= {name: family[k % len(family)] for k, name in enumerate(members)}
-    return found
+    members = {kind: [name for name in names if name.startswith(kind)] for kind in FAMILIES}
+    return {name: FAMILIES[x][k % len(FAMILIES[x])] for x, each in members.items() for k, name in enumerate(each)}
 
 
 def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, colors) -> None:
-    """Relative error against K′ at one w."""
     places = [*policy_steps, 10 * policy_steps[-1]]
     for name, measured in exactly.items():
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
@@ -135,7 +131,6 @@ def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, c
 
 
 def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
-    """Milliseconds of a call, and gradient evaluations beside."""
     times = [1e3 * of.seconds for of in exactly.values()]
     panel.barh(list(exactly), times, color=[colors[name] for name in exactly])
     for place, of in enumerate(exactly.values()):
@@ -148,7 +143,6 @@ def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
 
 
 def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
-    """An interval for each way and w, one above the other."""
     for i, (weight, color) in enumerate(zip(KL_WEIGHTS, BY_WEIGHT, strict=True)):
         of = Interval(*np.transpose([[end[i] for end in x] for x in values.values()]))
         places, style = np.arange(len(values)) + 0.2 * (2 * i - 1), dict(fmt="o", color=color, markersize=4)

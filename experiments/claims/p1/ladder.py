@@ -34,6 +34,7 @@ COEFFICIENTS, LENGTH = Coefficients(discount=0.9, kl_weight=1.5), 3
 SIGMAS = (0.4, 0.2, 0.1)
 EXACT, EXACT_CRITIC, LEARNED_CRITIC = "exact gradients", "sampled, exact critic", "sampled, learned critic"
 RUNGS = {EXACT: SIGMAS, EXACT_CRITIC: SIGMAS[-1:], LEARNED_CRITIC: SIGMAS[-1:]}  # the σ of each
+EVERY_CURVE = [(rung, i, sigma) for rung, sigmas in RUNGS.items() for i, sigma in enumerate(sigmas)]
 STYLES = dict(zip(SIGMAS, ("-", "--", ":"), strict=True))
 COLORS = dict(zip(RUNGS, (BLUE, ORANGE, GREEN), strict=True))
 MIDDLE = 0.49  # cut off on each side: the median is left
@@ -116,15 +117,10 @@ def config_of(rung: str, sizes: Sizes) -> BilevelConfig:
     return BilevelConfig(sizes.num_policy_steps, reward_optimizer=optax.sgd if rung == EXACT else falling)
 
 
-def every_curve():
-    """(rung, place of a σ in its arrays, that σ)."""
-    return ((rung, i, sigma) for rung, sigmas in RUNGS.items() for i, sigma in enumerate(sigmas))
-
-
 def judge(data: Data) -> Measurement:
     distances = zip(SIGMAS, data.distance[EXACT][:, :, -1], strict=True)
     numbers = {f"distance over σ, {EXACT}, σ = {sigma}": number(*x / sigma) for sigma, x in distances}
-    for rung, i, sigma in every_curve():
+    for rung, i, sigma in EVERY_CURVE:
         numbers[f"gap, {rung}, σ = {sigma}"] = number(*data.gap[rung][i, :, -1])
         numbers[f"distance, {rung}, σ = {sigma}"] = number(*data.distance[rung][i, :, -1])
     numbers |= {"Φ* by direct ascent": number(data.best_value), "‖∇Φ‖ at Φ*": number(data.best_gradient)}
@@ -138,10 +134,9 @@ def number(*seeds: float) -> Number:
 
 
 def draw(data: Data) -> Figure:
-    """Gap and distance along the run, a panel each, one colour a rung, one line style a σ."""
     figure, (axes,) = panels(11, 4.4, 1, 2, "The oracle ladder: median over seeds with 95 % bootstrap intervals")
     for panel, values in zip(axes, (data.gap, data.distance), strict=True):
-        for rung, i, sigma in every_curve():
+        for rung, i, sigma in EVERY_CURVE:
             of = mean(np.abs(values[rung][i]), MIDDLE)
             steps = np.arange(1, len(of.center) + 1)
             band(panel, steps, of, COLORS[rung], f"{rung}, σ = {sigma}", STYLES[sigma])

@@ -71,10 +71,8 @@ class Ends(NamedTuple):
 
 
 def relative(ends: Ends, plain: bool = False) -> np.ndarray:
-    """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed].
-
-    With the KL term nothing exceeds 1; without it (`plain`) policies further from the reference may.
-    """
+    """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed]. With the KL term
+    nothing exceeds 1; without it (`plain`) policies further from the reference may."""
     reached = ends.plain if plain else ends.regularised
     return (reached - ends.reference) / (ends.best[..., int(plain)] - ends.reference)
 
@@ -94,7 +92,6 @@ def weights_of(kind: str, sizes: Sizes) -> tuple[float, ...]:
 
 
 def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
-    """Every run of a method on a class of rewards, one program; in float64."""
     weights = weights_of(kind, sizes)
     shape = len(weights), sizes.num_seeds
     weight, seed = (x.ravel() for x in np.indices(shape))

@@ -103,7 +103,6 @@ def critic_class(name: str, sizes: critic_errors.Sizes) -> Critics:
 
 
 def policy_class(name: str, sizes: Sizes) -> Policies:
-    """Ascents in float64, the reference being uniform."""
     cells = np.argwhere(grid_index(ROOMS) >= 0)
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)

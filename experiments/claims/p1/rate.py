@@ -155,11 +155,8 @@ def premise(ladder: Ladder, arm: str) -> str:
 
 
 def parts(ladder: Ladder) -> dict[str, np.ndarray]:
-    """The gap's parts, [ε, 3]: means over seeds with 95 % intervals; the starts are the same with and without noise.
-
-    bias: the proxy's, without an interval; optimisation: what T and K leave without noise; noise: what sampling adds to it.
-    Empty without the exact arm.
-    """
+    """The gap's parts, [ε, 3]: means over seeds with 95 % intervals; empty without the exact arm. bias: the proxy's, without
+    an interval; optimisation: what T and K leave without noise; noise: what sampling adds, from the same starts."""
     if EXACT not in ladder.gap:
         return {}
     exactly = ladder.gap[EXACT]
@@ -170,7 +167,6 @@ def parts(ladder: Ladder) -> dict[str, np.ndarray]:
 
 
 def in_words(name: str, ladder: Ladder) -> str:
-    """What is known of the assumption."""
     assumed = ladder.assumed
     inside = min(x.min() for arm, x in ladder.inside.items() if arm != EXACT)
     return (

@@ -128,11 +128,8 @@ def explore(key: Array, interaction: Array, end: Array, name: str, sizes: Sizes)
 
 
 def losses(rewards: dict[str, Rewards]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What the best of a class lacks and what Algorithm 1 leaves in it, [interaction, instance] each.
-
-    The best Φ of any class less the class's best, and that less Algorithm 1's last, both divided by what the best of any
-    class gains over a constant reward, whose Φ is −log 2.
-    """
+    """What the best of a class lacks and what Algorithm 1 leaves in it, [interaction, instance] each, as shares of what the
+    best of any class gains over a constant reward, whose Φ is −log 2."""
     best = np.max([found.best for found in rewards.values()], axis=0)
     gain = best + np.log(2)
     return {name: ((best - found.best) / gain, (found.best - found.reached) / gain) for name, found in rewards.items()}

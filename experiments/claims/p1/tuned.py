@@ -77,7 +77,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Tuned:
 
 
 def lanes_of(sizes: Sizes) -> np.ndarray:
-    """[lane, 3] σ, τ and η of each."""
     return np.array(list(itertools.product(sizes.sigmas, sizes.policy_steps, sizes.reward_steps)))
 
 
@@ -181,8 +180,8 @@ def judge(data: Tuned) -> Measurement:
         numbers[RATIO.format(name)] = saved(GAP, sizes.budgets, judged, runs)
         rows += rows_of(name, sizes, chosen, judged)
         last = rows[-1]
-        of_last = Number(last["gap"], last["low"], last["high"])
-        numbers[f"gap at {last['transitions']:.2g} transitions, {name}"] = of_last
+        at = f"gap at {last['transitions']:.2g} transitions, {name}"
+        numbers[at] = Number(last["gap"], last["low"], last["high"])
         takes = (
             f"{epsilon:g} takes {_shown(*samples_for(epsilon, sizes.budgets, judged.mean(axis=1)))} "
             f"(schedule {_shown(*samples_for(epsilon, runs.samples, runs.scheduled.mean(axis=1)))})"
@@ -202,9 +201,8 @@ def judge(data: Tuned) -> Measurement:
 
 
 def _shown(least: float, most: float) -> str:
-    if least == most:
-        return f"{least:.2g}"
-    return f"at most {most:.2g}" if least == 0 else f"more than {least:.2g}"
+    between = f"at most {most:.2g}" if least == 0 else f"more than {least:.2g}"
+    return f"{least:.2g}" if least == most else between
 
 
 def draw(data: Tuned) -> Figure:

@@ -150,7 +150,6 @@ def note_of(tuning: Tuning) -> str:
 
 
 def draw(axes, tuning: Tuning) -> None:
-    """Into three panels: gaps of the arms; what was chosen; score against gap over the pool."""
     for panel, draw_panel in zip(axes, (_draw_arms, _draw_chosen, _draw_pool), strict=True):
         panel.grid(alpha=0.3)
         draw_panel(panel, tuning)
