@@ -56,7 +56,7 @@ class Claims:
             return Figure()
 
         margins = {"x": Margin(0.5, 1.5)}
-        return Claim("A < B & C.", "a paper", "one", False, margins, (0.1, 0.2), measure, judge, draw)
+        return Claim("A < B & C.", "a paper", "one", (0.1, 0.2), measure, judge, draw, margins)
 
     def change(self, name, **fields):
         """Replaces fields of a claim."""

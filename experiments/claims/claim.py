@@ -15,25 +15,20 @@ from experiments.claims.data import keep
 from experiments.statistics.rates import Fit, Slope, verdict
 
 INF = float("inf")
-
 Data = TypeVar("Data", bound=tuple)
 
 
 class Number(NamedTuple):
-    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random.
+    """A measured number with its 95 % interval over seeds or instances; ends equal it where nothing is random."""
 
-    Attributes:
-        center, low, high: in the quantity's units.
-        undecided: why nothing may be concluded from it, in words; "" if it may.
-        over: the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none.
-        tail: of an exponent, the interval of the slope of its last levels, which must clear the margin too.
-    """
-
+    # center, low, high: in the quantity's units
     center: float
     low: float
     high: float
-    undecided: str = ""
+    undecided: str = ""  # why nothing may be concluded from it, in words; "" if it may
+    # the range over which it was measured and is judged, in words, such as an exponent's; "" if it has none
     over: str = ""
+    # of an exponent, the interval of the slope of its last levels, which must clear the margin too
     tail: tuple[float, float] | None = None
 
 
@@ -52,88 +47,54 @@ class Margin(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How much a claim may compute, and where.
-
-    Attributes:
-        quick: a run of a minute or two.
-        folder: of this claim, for what it keeps to resume from.
-        say: takes the lines that a person should see.
-    """
-
-    quick: bool
-    folder: Path
-    say: Callable[[str], None] = lambda line: None
+    quick: bool  # a run of a minute or two
+    folder: Path  # of this claim, for what it keeps to resume from
+    say: Callable[[str], None] = lambda line: None  # takes the lines that a person should see
 
     def keep(self, name: str, kind: type[Data], compute: Callable[[], Data]) -> Data:
         """Returns what `compute` returns, or what it returned in a measurement of the same code that was interrupted.
 
-        Args:
-            name: of the part. Whatever it depends on beside the code and `quick` must show in its name.
-            kind: of what it returns, a NamedTuple that `experiments.claims.data` can keep.
-            compute: called at most once.
+        Whatever the part depends on beside the code and `quick` must show in its name.
         """
         return keep(self.folder, name, kind, compute, self.say)
 
 
 class Table(NamedTuple):
-    """Rows that a reader wants beside the numbers, each a dictionary from column to text or number."""
-
     title: str
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # that a reader wants beside the numbers: column -> text or number
 
 
 class Measurement(NamedTuple):
-    """What was measured, as it is reported.
-
-    Attributes:
-        numbers: name -> number; those named in the claim's margins decide, the others are reported.
-        cost: what it took, such as transitions, labels, gradient evaluations.
-        notes: sentences on what was seen, such as why a claim fails.
-        tables: what does not fit into numbers.
-    """
-
-    numbers: dict[str, Number]
-    cost: dict[str, float]
-    notes: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
+    numbers: dict[str, Number]  # name -> number; those named in the claim's margins decide, the others are reported
+    cost: dict[str, float]  # what it took, such as transitions, labels, gradient evaluations
+    notes: tuple[str, ...] = ()  # sentences on what was seen, such as why a claim fails
+    tables: tuple[Table, ...] = ()  # what does not fit into numbers
 
 
 class Claim(NamedTuple):
-    """A claim of the list in `experiments.claims`.
+    """A claim of the list in `experiments.claims`."""
 
-    Attributes:
-        statement: what is said, in one sentence.
-        source: paper and place; *derived* where a paper does not say it.
-        prediction: what the theory predicts, in words.
-        exact: nothing is sampled; otherwise Monte Carlo over seeds.
-        margins: name of a number -> where it must lie. Empty: the claim is reported without a verdict.
-        minutes: on two idle cores, quick and in full, said beforehand.
-        measure: budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep,
-            of the class with which the function is annotated.
-        judge: that -> numbers, cost, notes and tables.
-        draw: that -> what a reader looks at; None: there is no figure.
-        refuting: of an assumption, which no measurement can prove: how the names of those numbers begin that are shares
-            of instances on which it is refuted. They decide instead of margins. "": the claim is no assumption.
-    """
-
-    statement: str
-    source: str
-    prediction: str
-    exact: bool
-    margins: dict[str, Margin]
-    minutes: tuple[float, float]
+    statement: str  # what is said, in one sentence
+    source: str  # paper and place; *derived* where a paper does not say it
+    prediction: str  # what the theory predicts, in words
+    minutes: tuple[float, float]  # on two idle cores, quick and in full, said beforehand
+    # budget -> what was computed, the costly part alone: a NamedTuple that `experiments.claims.data` can keep, of
+    # the class with which the function is annotated
     measure: Callable[[Budget], Any]
-    judge: Callable[[Any], Measurement]
-    draw: Callable[[Any], Figure] | None = None
+    judge: Callable[[Any], Measurement]  # that -> numbers, cost, notes and tables
+    draw: Callable[[Any], Figure] | None = None  # that -> what a reader looks at; None: there is no figure
+    margins: dict[str, Margin] = {}  # noqa: RUF012  # number -> where it must lie. Empty: there is no verdict
+    exact: bool = False  # nothing is sampled; otherwise Monte Carlo over seeds
+    # of an assumption, which no measurement can prove: how the names of those numbers begin that are shares of
+    # instances on which it is refuted. They decide instead of margins. "": the claim is no assumption
     refuting: str = ""
 
 
 def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
     """Returns the verdict on each number that has a margin: *holds* if its interval lies inside, *fails* if outside.
 
-    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). On each share of instances that
-    refute an assumption: *refuted* if it is above 0, which is where its interval is. One instance is enough, the assumption
-    being one of every instance; the share says how common such instances are.
+    An exponent's tail must clear the margin too, for it to hold (`rates.verdict`). A share of instances that refute an
+    assumption is *refuted* if it is above 0: one instance is enough, the assumption being one of every instance.
     """
     if claim.refuting:
         shares = {name: x for name, x in numbers.items() if name.startswith(claim.refuting)}
@@ -141,19 +102,12 @@ def judge(claim: Claim, numbers: dict[str, Number]) -> dict[str, str]:
     found = {}
     for name, margin in claim.margins.items():
         number = numbers[name]
-        sound = math.isfinite(number.center) and number.low <= number.high  # false for NaN
-        found[name] = "not decided"
-        if sound and not number.undecided:
-            found[name] = verdict((number.low, number.high), *margin, number.tail)
+        sound = math.isfinite(number.center) and number.low <= number.high and not number.undecided  # false for NaN
+        found[name] = verdict((number.low, number.high), *margin, number.tail) if sound else "not decided"
     return found
 
 
 def together(verdicts: dict[str, str]) -> str:
-    """Returns the claim's verdict: it fails if a number fails, and holds if all hold; *reported* where it has no margins.
-
-    An assumption is refuted if it is by a number.
-    """
-    for one in ("fails", "not decided", "refuted", "not refuted", "holds"):
-        if one in verdicts.values():
-            return one
-    return "reported"
+    """Returns the claim's verdict: it fails, or is refuted, if a number is, and holds if all do; *reported* without any."""
+    by_rank = ("fails", "not decided", "refuted", "not refuted", "holds")
+    return next((one for one in by_rank if one in verdicts.values()), "reported")

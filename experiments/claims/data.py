@@ -17,22 +17,13 @@ from experiments.files import read_arrays, write_arrays
 
 JSON = "json"  # the entry that holds everything but the arrays, as bytes
 PLAIN = (bool, int, float, str, NoneType)
-
 Record = TypeVar("Record", bound=tuple)
 
 
 def keep(
     folder: Path, name: str, kind: type[Record], compute: Callable[[], Record], say: Callable[[str], None]
 ) -> Record:
-    """Returns the record in `<folder>/<name>.npz` if it is whole, and otherwise what `compute` returns, after writing it.
-
-    Args:
-        folder: created if need be.
-        name: of the part.
-        kind: of the record.
-        compute: called at most once.
-        say: hears why a file that is there is of no use.
-    """
+    """Returns the record in `<folder>/<name>.npz` if it is whole, or says why not and writes what `compute` returns."""
     path = folder / f"{name}.npz"
     if os.path.lexists(path):
         try:

@@ -28,29 +28,17 @@ Place = tuple[str, str]  # a module, and a name in it; or a name and a keyword o
 
 @dataclasses.dataclass(frozen=True, eq=False)  # looked up by identity
 class Module:
-    """The statements of a module, without docstrings and annotations.
-
-    Attributes:
-        name: of the module.
-        named: name -> the statements that bind it.
-        imports: name -> the place that it is imported from, in a statement of its own.
-        effects: the statements that do something else than to bind names.
-        needs: modules that are imported when this one is.
-    """
+    """The statements of a module, without docstrings and annotations."""
 
     name: str
-    named: dict[str, list[ast.stmt]]
-    imports: dict[str, Place]
-    effects: list[ast.stmt]
-    needs: list[Place]
+    named: dict[str, list[ast.stmt]]  # name -> the statements that bind it
+    imports: dict[str, Place]  # name -> the place that it is imported from, in a statement of its own
+    effects: list[ast.stmt]  # the statements that do something else than to bind names
+    needs: list[Place]  # modules that are imported when this one is
 
 
 def digest(*places: Place) -> str:
-    """Returns twelve hexadecimal digits that change with what is reached from those places.
-
-    Raises:
-        LookupError: nothing is defined there.
-    """
+    """Returns twelve hexadecimal digits that change with what is `reached` from those places."""
     return hashlib.sha256(json.dumps(reached(*places), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -111,9 +99,6 @@ def _version(package: str) -> str:
 _distributions = functools.cache(importlib.metadata.packages_distributions)  # of the names that differ
 
 
-# What statements name -------------------------------------------------------------------------------------------------
-
-
 def _named_by(statements: list[ast.stmt], module: Module) -> Iterator[Place]:
     """Yields the places that statements of a module refer to."""
     for statement in statements:
@@ -145,9 +130,6 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
     top = table.get_type() == "module"
     own = {x.get_name() for x in table.get_symbols() if x.is_referenced() and (top or x.is_global())}
     return own.union(*map(_global_names, table.get_children()))
-
-
-# What a module holds --------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1024)

@@ -6,22 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.report.figures import PALETTE
 from experiments.statistics.intervals import Interval, bars
 from experiments.statistics.rates import Fit, Slope
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, VERMILION, GREEN, ORANGE, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, _ = PALETTE
+SAMPLES = "samples (transitions a seed); bars: 95 % intervals of the mean"
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: str = "", share_x=False, share_y=False):
-    """Returns an empty figure, in inches, and its panels [rows, columns], each with a grid.
-
-    Args:
-        width, height: of the figure.
-        rows, columns: of panels.
-        title: above all panels.
-        share_x, share_y: which panels have the same axis, as `Figure.subplots` takes it.
-    """
+    """Returns an empty figure, in inches, and its panels [rows, columns], each with a grid."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
     for panel in axes.ravel():
@@ -31,30 +25,14 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, title: 
     return figure, axes
 
 
-def curve(
-    panel: Axes, x, of: Interval, color: str, label: str | None = None, marker: str = "o", linestyle: str = "-"
-) -> None:
-    """Draws means with 95 % intervals against x, joined by a line.
-
-    Args:
-        panel: to draw into.
-        x: [level].
-        of: each [level].
-        color, label, marker, linestyle: as matplotlib takes them.
-    """
+def curve(panel: Axes, x, of: Interval, color, label: str | None = None, marker="o", linestyle="-") -> None:
+    """Draws means with 95 % intervals, each [level], against x, joined by a line."""
     style = dict(color=color, marker=marker, linestyle=linestyle, linewidth=1.2, markersize=4, capsize=2)
     panel.errorbar(x, of.center, bars(of), label=label, **style)
 
 
 def band(
-    panel: Axes,
-    x,
-    of: Interval,
-    color,
-    label: str | None = None,
-    linestyle: str = "-",
-    marker: str = "",
-    width: float = 1.4,
+    panel: Axes, x, of: Interval, color, label: str | None = None, linestyle="-", marker="", width: float = 1.4
 ) -> None:
     """Draws a line of means against x in the band of their 95 % intervals; the arguments are those of `curve`."""
     style = dict(color=color, linestyle=linestyle, marker=marker, markersize=4, linewidth=width)
@@ -62,9 +40,7 @@ def band(
     panel.fill_between(x, of.low, of.high, color=color, alpha=0.2, linewidth=0)
 
 
-def guide(
-    panel: Axes, x, first: float, slope: float, label: str | None, color: str = "0.4", linestyle: str = "-."
-) -> None:
+def guide(panel: Axes, x, first: float, slope: float, label: str | None, color="0.4", linestyle="-.") -> None:
     """Draws a power law of that slope on log axes, through `first` at the first x."""
     x = np.asarray(x, float)
     panel.plot(x, first * (x / x[0]) ** slope, color=color, linestyle=linestyle, linewidth=1, label=label)
@@ -84,6 +60,12 @@ def log_log(panel: Axes, x_label: str, y_label: str) -> None:
     drawn = [np.asarray(line.get_ydata(), float) for line in panel.lines]
     finite = any(np.isfinite(values).any() for values in drawn)
     panel.set(xscale="log", yscale="log" if finite else "linear", xlabel=x_label, ylabel=y_label)
+
+
+def ticks(panel: Axes, values: Sequence[float]) -> None:
+    """Puts the ticks of a logarithmic horizontal axis at those values alone."""
+    panel.set_xticks(values, [f"{x:g}" for x in values])
+    panel.xaxis.minorticks_off()
 
 
 def legend_below(panel: Axes, title: str | None = None, columns: int = 1) -> None:

@@ -8,43 +8,30 @@ from typing import Any
 
 from experiments.claims import CLAIMS, TRIED
 from experiments.claims.page import RULE
-from experiments.claims.results import HEAD, cost_in_words, in_brackets, in_words, margin_in_words, number_rows, short
+from experiments.claims.results import HEAD, cost_in_words, in_brackets, in_words, margin_in_words, number_rows
 from experiments.files import RunFolderError, read_bytes, read_json, write_atomically
+from experiments.report.summary import number
 
 TREE, HOME = Path(__file__).parents[2], "experiments/claims"  # the source tree, and where the claims stand in it
 FRONT, MOST_FRONT = "README.md", 2**20  # the front page, and bytes that it may have
 BEGIN, END = "<!-- claims: written by `bilevel verify --publish` -->", "<!-- end of the claims -->"
-PUBLISHED = (
-    "statement",
-    "source",
-    "prediction",
-    "kind",
-    "verdict",
-    "numbers",
-    "cost",
-    "notes",
-    "seconds",
-    "measured",
-    "reported",
-)
+CLAIM_HEAD = ("claim", "predicted", "measured, 95 % interval", "verdict")
+UNPUBLISHED = {"tables", "quick", "figure", "check"}  # of a result, what is not published
 
 
 def publish_results(folder: Path, tree: Path = TREE) -> Path:
     """Writes `results.json` and `README.md` beside the claims, and their table into the front page; returns the README.
 
-    Results in the folder replace those that were published before; those of claims that it does not hold stay, and those of
-    claims that are no longer in the list go.
-
-    Args:
-        folder: of results in full, with the `summary.json` that `experiments.claims.runner.verify` has written.
-        tree: the source tree, where there is a front page.
+    Results of the folder, from the `summary.json` that `experiments.claims.runner.verify` has written, replace those that
+    were published before; those of claims that it does not hold stay, and those of claims that left the list go.
 
     Raises:
         RunFolderError: what was published before, or the front page, cannot be read, or the files cannot be written.
     """
     front = _front(tree)
-    new = {name: {key: result[key] for key in PUBLISHED} for name, result in read_json(folder, "summary.json").items()}
-    published = read_json(tree / HOME, "results.json", dict[str, dict], missing={}) | new
+    published = read_json(tree / HOME, "results.json", dict[str, dict], missing={})
+    for name, result in read_json(folder, "summary.json").items():
+        published[name] = {key: x for key, x in result.items() if key not in UNPUBLISHED}
     results = {name: published[name] for name in CLAIMS if name in published}
     content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     write_atomically(tree / HOME, "results.json", content.encode())
@@ -58,13 +45,11 @@ def _front(tree: Path) -> str:
     try:
         text = read_bytes(tree / FRONT, MOST_FRONT).decode()
     except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{tree / FRONT} cannot be read ({error}); required: the source tree, to publish in"
-        ) from error
+        why = f"cannot be read ({error}); required: the source tree, to publish in"
+        raise RunFolderError(f"{tree / FRONT} {why}") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RunFolderError(
-            f"{tree / FRONT} has no place for the claims; required: a line {BEGIN}, and below it {END}"
-        )
+        why = f"has no place for the claims; required: a line {BEGIN}, and below it {END}"
+        raise RunFolderError(f"{tree / FRONT} {why}")
     return text
 
 
@@ -78,7 +63,8 @@ def front_page(text: str, results: dict[str, dict[str, Any]]) -> str:
 
 def readme(results: dict[str, dict[str, Any]]) -> str:
     """Returns the text of `README.md` for published results: a table of verdicts, then a section for each claim."""
-    rows = [(f"[{name}](#{_anchor(name)})", r["statement"], *_decided(r)) for name, r in results.items()]
+    anchors = {name: re.sub(r"[^\w-]", "", name.lower()) for name in results}  # that readers of Markdown make
+    rows = [(f"[{name}](#{anchors[name]})", r["statement"], *_decided(r)) for name, r in results.items()]
     parts = [
         "# Claims",
         "This text is written by `bilevel verify --publish` from `results.json`; it is not edited by hand. A claim is a "
@@ -101,7 +87,7 @@ def _decided(result: dict[str, Any]) -> tuple[str, str, str]:
     numbers, verdict = result["numbers"], result["verdict"]
     name, first = next(((name, x) for name, x in numbers.items() if x["verdict"] == verdict), ("nothing", None))
     others = sum(x["verdict"] != "reported" for x in numbers.values()) - (first is not None and verdict != "reported")
-    value = f"{short(first['center'])} {in_brackets(first)}" if first else "–"
+    value = f"{number(first['center'])} {in_brackets(first)}" if first else "–"
     more = f"; {others} more" if others else ""
     if first and first["margin"]:
         predicted, measured = f"{name}: {margin_in_words(first)}", value
@@ -122,9 +108,6 @@ def _section(name: str, result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-CLAIM_HEAD = ("claim", "predicted", "measured, 95 % interval", "verdict")
-
-
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *(tuple(map(_escaped, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -135,8 +118,3 @@ def _escaped(text: str) -> str:
     if re.fullmatch(r"\[[\w.]+\]\(#.*\)|\*\*.*\*\*", text):
         return text
     return re.sub(r"([\\*_|<`\[\]])", r"\\\1", text)
-
-
-def _anchor(name: str) -> str:
-    """Returns the anchor that a reader of Markdown makes of a section's heading."""
-    return re.sub(r"[^\w-]", "", name.lower())

@@ -1,99 +1,39 @@
 """What is reported of a claim: the JSON that its folder holds, whether it is of this code, and its words."""
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from experiments.claims.claim import Claim, Measurement, Number, judge, together
-from experiments.files import RunFolderError, read_bytes, read_json
+from experiments.files import RunFolderError, as_json, canonical_json, digest, digest_of, read_json
+from experiments.report.summary import bracket, number
 
 RESULT, FIGURE = "result.json", "figure.png"
-MOST_FIGURE = 2**26  # bytes
 REPORTED, SHARES = 6, 24  # numbers without a margin that the table shows, and of an assumption
-
-
-class Judged(TypedDict):
-    """A number in a result; text stands for an infinity, and for what is not a number."""
-
-    center: float | str
-    interval: list[float | str]
-    margin: list[float | str] | None
-    verdict: str
-    undecided: str
-    over: str
-    tail: list[float | str] | None
-
-
-class Result(TypedDict):
-    """What `result.json` holds; `measured` and `reported` are digests of code, `check` is one of all else in it."""
-
-    statement: str
-    source: str
-    prediction: str
-    kind: str
-    verdict: str
-    numbers: dict[str, Judged]
-    cost: dict[str, float]
-    notes: list[str]
-    tables: list[dict]
-    measured: str
-    reported: str
-    seconds: float
-    quick: bool
-    figure: str
-    check: str
+HEAD = ("number", "measured", "95 % interval", "must lie in", "verdict")
 
 
 def describe(claim: Claim, found: Measurement) -> dict[str, Any]:
-    """Returns claim, numbers and verdicts as JSON values: what `Result` holds of them."""
-    absent = Number(math.nan, math.nan, math.nan, "not measured")
-    numbers = dict.fromkeys(claim.margins, absent) | found.numbers
+    """Returns claim, numbers and verdicts as JSON values, where a text stands for an infinity."""
+    numbers = dict.fromkeys(claim.margins, Number(*[math.nan] * 3, "not measured")) | found.numbers
     verdicts = judge(claim, numbers)
-    return {
-        "statement": claim.statement,
-        "source": claim.source,
-        "prediction": claim.prediction,
-        "kind": "exact" if claim.exact else "Monte Carlo",
-        "verdict": together(verdicts),
-        "numbers": {
-            name: {
-                "center": as_json(x.center),
-                "interval": as_json([x.low, x.high]),
-                "margin": as_json(claim.margins.get(name)),
-                "verdict": verdicts.get(name, "reported"),
-                "undecided": x.undecided,
-                "over": x.over,
-                "tail": as_json(x.tail),
-            }
-            for name, x in numbers.items()
-        },
-        "cost": as_json(found.cost),
-        "notes": list(found.notes),
-        "tables": [{"title": table.title, "rows": as_json(table.rows)} for table in found.tables],
-    }
-
-
-def as_json(value: Any) -> Any:
-    """Returns dictionaries, sequences, arrays and numbers as JSON values; a text stands for what is not finite."""
-    if isinstance(value, dict):
-        return {str(key): as_json(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(x) for x in value]
-    if hasattr(value, "tolist"):  # an array, or a number of numpy's
-        return as_json(value.tolist())
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# On the disk ----------------------------------------------------------------------------------------------------------
+    judged = {}
+    for name, (center, low, high, undecided, over, tail) in numbers.items():
+        verdict, margin = verdicts.get(name, "reported"), claim.margins.get(name)
+        judged[name] = {"center": center, "interval": [low, high], "margin": margin, "verdict": verdict}
+        judged[name] |= {"undecided": undecided, "over": over, "tail": tail}
+    about = {"statement": claim.statement, "source": claim.source, "prediction": claim.prediction}
+    about |= {"kind": "exact" if claim.exact else "Monte Carlo", "verdict": together(verdicts), "numbers": judged}
+    about |= {"cost": found.cost, "notes": found.notes, "tables": [table._asdict() for table in found.tables]}
+    return as_json(about)
 
 
 def sealed(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns the result with its check."""
-    return result | {"check": _check(result)}
+    """Returns the result with its check, the digest of all else in it."""
+    rest = {key: value for key, value in result.items() if key != "check"}
+    return rest | {"check": digest(canonical_json(rest).encode())}
 
 
 def current_result(
@@ -102,12 +42,15 @@ def current_result(
     """Returns the result in a claim's folder if it is whole and of the code with those digests, or says why it is not."""
     if not os.path.lexists(folder / RESULT):
         return None
-    found = _read(folder)
-    if not found or found["check"] != _check(found):
+    try:
+        found = read_json(folder, RESULT)
+    except RunFolderError:
+        found = {}
+    if found.get("check") != sealed(found)["check"]:
         say("has a damaged result: left out until it is verified again")
-    elif found["measured"] != measured:
+    elif found.get("measured") != measured:
         say("has a result of other code: left out until it is measured again")
-    elif found["reported"] != reported:
+    elif found.get("reported") != reported:
         say("was judged or drawn by other code: left out until it is verified again")
     elif found["figure"] and found["figure"] != figure_digest(folder):
         say(f"has lost its {FIGURE}, or it is damaged: left out until it is verified again")
@@ -119,72 +62,43 @@ def current_result(
 def figure_digest(folder: Path) -> str:
     """Returns the digest of the figure in a claim's folder; "" if there is none that can be read."""
     try:
-        return _hash(read_bytes(folder / FIGURE, MOST_FIGURE))
+        return digest_of(folder / FIGURE)
     except OSError:
         return ""
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder, RESULT, Result)
-    except RunFolderError:
-        return {}
-
-
-def _check(result: dict[str, Any]) -> str:
-    rest = {key: value for key, value in result.items() if key != "check"}
-    return _hash(json.dumps(rest, sort_keys=True).encode())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-# In words -------------------------------------------------------------------------------------------------------------
-
-
-def short(x: float | str) -> str:
-    """Returns a number in four digits."""
-    return x if isinstance(x, str) else f"{x:.4g}"
-
-
-def in_brackets(number: dict[str, Any]) -> str:
+def in_brackets(judged: dict[str, Any]) -> str:
     """Returns the ends of a number's interval in brackets, or a dash where it has no length."""
-    low, high = number["interval"]
-    return "–" if low == high else f"[{short(low)}, {short(high)}]"
+    low, high = judged["interval"]
+    return "–" if low == high else bracket([low, high])
 
 
-def margin_in_words(number: dict[str, Any]) -> str:
+def margin_in_words(judged: dict[str, Any]) -> str:
     """Returns where a number must lie, in brackets, or "" where it decides nothing."""
-    return "" if number["margin"] is None else "[{}, {}]".format(*map(short, number["margin"]))
+    return "" if judged["margin"] is None else bracket(judged["margin"])
 
 
-def judged_in_words(number: dict[str, Any]) -> str:
+def judged_in_words(judged: dict[str, Any]) -> str:
     """Returns a number's verdict and, if there is something to say, why it is open, its range, and its last levels."""
-    ends = "" if number["tail"] is None else "at the last levels [{}, {}]".format(*map(short, number["tail"]))
-    said = [x for x in (number["undecided"], number["over"], ends) if x]
-    return ": ".join([number["verdict"], *(["; ".join(said)] if said else [])])
-
-
-HEAD = ("number", "measured", "95 % interval", "must lie in", "verdict")
+    ends = "" if judged["tail"] is None else f"at the last levels {bracket(judged['tail'])}"
+    said = "; ".join(x for x in (judged["undecided"], judged["over"], ends) if x)
+    return f"{judged['verdict']}: {said}" if said else judged["verdict"]
 
 
 def number_rows(numbers: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Returns a row of texts for each number, to stand under `HEAD`."""
-    return [
-        (name, short(x["center"]), in_brackets(x), margin_in_words(x), judged_in_words(x))
-        for name, x in numbers.items()
-    ]
+    words = in_brackets, margin_in_words, judged_in_words
+    return [(name, number(x["center"]), *(of(x) for of in words)) for name, x in numbers.items()]
 
 
 def in_words(result: dict[str, Any]) -> str:
     """Returns the claim's verdict; that of a refuted assumption with the shares of instances that its numbers found."""
-    judged = [x for x in result["numbers"].values() if x["verdict"] in ("refuted", "not refuted")]
     if result["verdict"] != "refuted":
         return result["verdict"]
-    shares = [100 * x["center"] for x in judged]
-    spread = f"{shares[0]:.0f}" if len(shares) == 1 else f"{min(shares):.0f} to {max(shares):.0f}"
-    return f"refuted, on {spread} % of instances" + (f" ({len(shares)} numbers)" if len(shares) > 1 else "")
+    shares = [100 * x["center"] for x in result["numbers"].values() if x["verdict"] in ("refuted", "not refuted")]
+    if len(shares) == 1:
+        return f"refuted, on {shares[0]:.0f} % of instances"
+    return f"refuted, on {min(shares):.0f} to {max(shares):.0f} % of instances ({len(shares)} numbers)"
 
 
 def cost_in_words(result: dict[str, Any]) -> str:
@@ -199,18 +113,16 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _format(name: str, result: dict[str, Any]) -> str:
-    verdict = result["verdict"]
+    verdict, numbers = result["verdict"], result["numbers"]
     lines = [f"{name}  {in_words(result).replace(verdict, verdict.upper(), 1)}", result["statement"]]
-    lines.append(f"({result['source']}; {result['kind']})")
-    lines.append(f"Predicted: {result['prediction']}")
-    deciding = {name: x for name, x in result["numbers"].items() if x["margin"] is not None}
-    others = {name: x for name, x in result["numbers"].items() if x["margin"] is None}
-    room = SHARES if verdict.endswith("refuted") else REPORTED
-    shown = deciding | dict(list(others.items())[:room])
+    lines += [f"({result['source']}; {result['kind']})", f"Predicted: {result['prediction']}"]
+    others = [key for key, x in numbers.items() if x["margin"] is None]
+    hidden = others[SHARES if verdict.endswith("refuted") else REPORTED :]
+    shown = {key: x for key, x in numbers.items() if key not in hidden}
     layout = f"{{:{max(map(len, shown), default=0)}s}}{{:>11s}}  {{:25s}}{{:19s}}{{}}"
     lines += [layout.format(*row) for row in (("", *HEAD[1:]), *number_rows(shown))]
-    if len(others) > room:
-        lines.append(f"… and {len(others) - room} more in summary.json")
+    if hidden:
+        lines.append(f"… and {len(hidden)} more in summary.json")
     if verdict not in ("holds", "reported"):
         lines += [f"Note: {note}" for note in result["notes"]]
     return "\n  ".join([*lines, f"Cost: {cost_in_words(result)}"])

@@ -26,51 +26,40 @@ from experiments.claims.page import write_page
 from experiments.claims.results import FIGURE, RESULT, current_result, describe, figure_digest, format_table, sealed
 from experiments.files import RunFolderError, read_json, refusing, write_figure, write_json
 from experiments.output import silent
+from experiments.report.summary import counted
 from experiments.runs.folder import open_run
 from experiments.settings.options import OptionError, choose
 
 DATA, STARTED = "data", "started.json"
 WILD = set("*?[")
+Say = Callable[[str], None]
 
 
 class Started(TypedDict):
-    """What `started.json` holds: the digest of the code that measures, and for how long it has."""
-
-    digest: str
-    seconds: float
+    digest: str  # of the code that measures
+    seconds: float  # for how long it has
 
 
 class Loaded(NamedTuple):
-    """A claim, and the digests of its code when it was imported: of what measures, and of what judges and draws too."""
-
     claim: Claim
-    measured: str
-    reported: str
+    measured: str  # digest of the code that measures, when it was imported
+    reported: str  # digest of what judges and draws too
 
     @property
     def is_judged(self) -> bool:
-        """Whether it gets a verdict."""
         return bool(self.claim.margins or self.claim.refuting)
 
     def minutes(self, quick: bool) -> float:
-        """How long it takes on its own, as it was said beforehand."""
         return self.claim.minutes[0 if quick else 1]
 
 
 def verify(
-    patterns: Sequence[str] = (),
-    out: str | Path = "runs/verify",
-    quick: bool = False,
-    everything: bool = False,
-    say: Callable[[str], None] = print,
+    patterns: Sequence[str] = (), out: str | Path = "runs/verify", quick=False, everything=False, say: Say = print
 ) -> dict[str, dict[str, Any]]:
-    """Measures claims and judges them; writes `summary.json`, a figure each and `report.html`; returns name -> result.
+    """Measures the claims that are `chosen`, with small budgets if quick, and judges them; returns name -> result.
 
-    Args:
-        patterns, everything: which; see `chosen`.
-        out: folder of the results; what is in it already is not computed again, unless code that it depends on has changed.
-        quick: small budgets, in a folder of their own below `out`.
-        say: takes the lines that a person should see.
+    Writes `summary.json`, a figure each and `report.html` to a folder by budget below `out`. What is there already is not
+    computed again, unless code that it depends on has changed.
 
     Raises:
         OptionError: a pattern chooses nothing.
@@ -85,12 +74,10 @@ def verify(
         refuse_what_is_no_folder(folder, claims)
         say(f"{announced(claims, folder, quick)}; results and resumption in {folder}")
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
-        order = sorted(claims, key=lambda name: -claims[name].minutes(quick))
-        pool = ThreadPoolExecutor(2)
+        pool, futures = ThreadPoolExecutor(2), {}
         try:
-            futures = {
-                name: pool.submit(verify_one, claims[name], folder / name, quick, named(name, say)) for name in order
-            }
+            for name, one in sorted(claims.items(), key=lambda item: -item[1].minutes(quick)):
+                futures[name] = pool.submit(verify_one, one, folder / name, quick, named(name, say))
             follow(futures, say, partial(publish, folder, loaded))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # interrupted: what runs is left to end with the process
@@ -119,23 +106,16 @@ def refuse_what_is_no_folder(folder: Path, names: Iterable[str]) -> None:
 def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
     """Returns how many claims there are, how many are to be measured, and how long that takes at most, in words."""
     left = [x.minutes(quick) for name, x in claims.items() if not is_measured(folder / name, x.measured)]
-    return (
-        f"{len(claims)} claim{'s' * (len(claims) != 1)}, {len(left)} to measure: at most about "
-        f"{max([sum(left) / 2, *left], default=0):.2g} minutes on two cores"
-    )
+    most = max([sum(left) / 2, *left], default=0)
+    return f"{counted(len(claims), 'claim')}, {len(left)} to measure: at most about {most:.2g} minutes on two cores"
 
 
-def named(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns a function that says lines about the claim of that name."""
+def named(name: str, say: Say) -> Say:
     return lambda line: say(f"{name:18s}{line}")
 
 
 def folder_of(out: str | Path, quick: bool) -> Path:
-    """Returns the folder of the results, by budget."""
     return Path(out) / ("quick" if quick else "full")
-
-
-# Which claims ---------------------------------------------------------------------------------------------------------
 
 
 def chosen(
@@ -156,12 +136,9 @@ def chosen(
         matching = {name for name in CLAIMS if fnmatch.fnmatchcase(name, pattern)}
         found = {x for x in matching if everything or x == pattern or x in broken or loaded[x].is_judged}
         if patterns and not found:
-            others = (
-                f" but those without a verdict, {', '.join(sorted(matching))}; --all takes them" if matching else ""
-            )
-            raise OptionError(
-                f"{pattern!r} matches no claim{others}; required: names or patterns of {', '.join(CLAIMS)}"
-            )
+            others = f" but those without a verdict, {', '.join(sorted(matching))}; --all takes them" * bool(matching)
+            required = f"names or patterns of {', '.join(CLAIMS)}"
+            raise OptionError(f"{pattern!r} matches no claim{others}; required: {required}")
         taken |= found
     return [name for name in CLAIMS if name in taken]
 
@@ -178,18 +155,13 @@ def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Except
 
 
 def load(name: str) -> Loaded:
-    """Returns the claim of that name in the list, with its digests."""
     module = f"experiments.claims.{name.lower()}"
     claim = importlib.import_module(module).CLAIM
-    return Loaded(
-        claim, digest((module, "CLAIM.measure")), digest((module, "CLAIM"), (describe.__module__, "describe"))
-    )
+    reported = digest((module, "CLAIM"), (describe.__module__, "describe"))
+    return Loaded(claim, digest((module, "CLAIM.measure")), reported)
 
 
-# One claim ------------------------------------------------------------------------------------------------------------
-
-
-def verify_one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def verify_one(loaded: Loaded, folder: Path, quick: bool, say: Say) -> dict[str, Any]:
     """Returns the result of one claim; as much of it as is there and of the same code is not made again."""
     claim = loaded.claim
     if before := current_result(folder, loaded.measured, loaded.reported, say):
@@ -206,7 +178,7 @@ def verify_one(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], N
     return result
 
 
-def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], None]) -> tuple[Any, float]:
+def measured(loaded: Loaded, folder: Path, quick: bool, say: Say) -> tuple[Any, float]:
     """Returns what a claim computes, from its folder if it is there, and how many seconds that took."""
     claim, started = loaded.claim, _started(folder)
     if started["digest"] != loaded.measured:
@@ -217,19 +189,16 @@ def measured(loaded: Loaded, folder: Path, quick: bool, say: Callable[[str], Non
     begin = time.perf_counter() - started["seconds"]  # of attempts that were cut short, as far as they had said a line
     lock = threading.Lock()  # parts of a claim may be measured by threads
 
-    def note() -> None:
+    def tell(line: str = "") -> None:
+        if line:
+            say(line)
         with lock:
             write_json(folder, STARTED, started | {"seconds": time.perf_counter() - begin})
 
-    def tell(line: str) -> None:
-        say(line)
-        note()
-
     def measure() -> Any:
-        say(f"measuring, about {loaded.minutes(quick):.2g} minutes")
-        note()
+        tell(f"measuring, about {loaded.minutes(quick):.2g} minutes")
         found = claim.measure(Budget(quick, folder, tell))
-        note()
+        tell()
         return found
 
     data = keep(folder, DATA, get_type_hints(claim.measure)["return"], measure, say)
@@ -248,29 +217,18 @@ def _started(folder: Path) -> Started:
         return {"digest": "", "seconds": 0.0}
 
 
-# All of them ----------------------------------------------------------------------------------------------------------
-
-
-def publish(folder: Path, loaded: dict[str, Loaded], say: Callable[[str], None] = silent) -> Path:
-    """Writes `summary.json` and the page of all results in the folder that are of this code; returns the page.
-
-    Args:
-        folder: of the results.
-        loaded: all claims.
-        say: takes a line for each claim whose result is of no use.
-    """
-    found = {
-        name: current_result(folder / name, x.measured, x.reported, named(name, say)) for name, x in loaded.items()
-    }
-    results = {name: result for name, result in found.items() if result}
+def publish(folder: Path, loaded: dict[str, Loaded], say: Say = silent) -> Path:
+    """Writes `summary.json` and the page of results that are of this code, names those that are not; returns the page."""
+    results = {}
+    for name, x in loaded.items():
+        if result := current_result(folder / name, x.measured, x.reported, named(name, say)):
+            results[name] = result
     write_json(folder, "summary.json", results)
     return write_page(folder, results)
 
 
-def follow(futures: dict[str, Future], say: Callable[[str], None], publish: Callable[[], Any]) -> None:
-    """Waits for all, with a bar that names those that run, and publishes after each; one that stops with an error is named
-    at once, and the others go on.
-    """
+def follow(futures: dict[str, Future], say: Say, publish: Callable[[], Any]) -> None:
+    """Waits for all, with a bar of those that run, publishes after each, and names at once one that stops with an error."""
     hidden = True if say is silent else None  # None: shown where somebody watches
     with tqdm(total=len(futures), unit="claim", disable=hidden, dynamic_ncols=True) as bar:
         waiting = futures

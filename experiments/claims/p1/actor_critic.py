@@ -1,8 +1,7 @@
 """P1.actor_critic: how the gap of the policy alone falls with samples, by actor–critic at a fixed reward.
 
-The ladder of targets ε on the two-state MDP, at the true reward, from the uniform policy, with
-
-    B = c/ε,  K = c/ε,  n = c/ε²                            of which samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3)
+A ladder of targets ε on the two-state MDP, at the true reward, from the uniform policy, with B = c/ε, K = c/ε and n = c/ε²:
+samples ∝ ε^(−3), so that J* − J ∝ samples^(−1/3).
 """
 
 import math
@@ -30,10 +29,8 @@ NUMBER = "exponent of J* − J in samples"
 
 
 class Sizes(NamedTuple):
-    """Targets ε, falling, and seeds at each."""
-
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # to 0.04
-    num_seeds: int = 64
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # targets, falling, to 0.04
+    num_seeds: int = 64  # at each
 
 
 FULL = Sizes()
@@ -41,24 +38,18 @@ QUICK = Sizes(FULL.epsilons[:5], 16)
 
 
 class Improved(NamedTuple):
-    """logits [seed, S, A] of every seed's last policy, transitions [] a seed."""
-
-    logits: np.ndarray
-    transitions: np.ndarray
+    logits: np.ndarray  # [seed, S, A] of every seed's last policy
+    transitions: np.ndarray  # [] a seed
 
 
 class ActorCritic(NamedTuple):
-    """epsilons [ε]; samples [ε] transitions a seed; gap [ε, seed] J* − J in units of reward; start: that of the uniform
-    policy."""
-
-    epsilons: np.ndarray
-    samples: np.ndarray
-    gap: np.ndarray
-    start: float
+    epsilons: np.ndarray  # [ε]
+    samples: np.ndarray  # [ε] transitions a seed
+    gap: np.ndarray  # [ε, seed] J* − J, units of reward
+    start: float  # the uniform policy's J* − J
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:
-    """Policy gradients with Algorithm 2 at every ε; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     samples, gap = [], []
     for epsilon in sizes.epsilons:
@@ -84,7 +75,6 @@ def gradients_of(counts: Counts) -> Gradients:
 
 
 def improve(counts: Counts, num_seeds: int) -> Improved:
-    """Every seed with those counts."""
     reward, gradients = two_states.instance().reward, gradients_of(counts)
 
     def single(key):
@@ -117,33 +107,27 @@ def _suboptimality(logits):
     return best - jax.vmap(lambda x: exactly.regularised_return(mdp.reward, jax.nn.softmax(x, axis=-1)))(logits)
 
 
-# Verdict and figure ---------------------------------------------------------------------------------------------------
-
-
 def judge(data: ActorCritic) -> Measurement:
-    """The exponent in samples, and the gaps at the start, at the first and at the last ε."""
     numbers = {NUMBER: exponent(law(data.samples, data.gap), "samples")}
-    numbers["J* − J at the start"] = Number(data.start, data.start, data.start)
+    numbers["J* − J at the start"] = Number(*[data.start] * 3)
     for name, gap in (("first ε", data.gap[0]), ("last ε", data.gap[-1])):
         why = "" if np.isfinite(gap).all() else "runs without a gap are left out"
-        numbers[f"J* − J at the {name}"] = Number(*map(float, intervals.mean(gap)), why)
-    cost = {"transitions": data.gap.shape[1] * float(np.sum(data.samples))}
+        numbers[f"J* − J at the {name}"] = Number(*intervals.mean(gap), why)
+    cost = {"transitions": data.gap.shape[1] * np.sum(data.samples)}
     columns = zip(data.epsilons, data.samples, data.gap.mean(axis=1), strict=True)
-    rows = [{"ε": float(x), "samples": float(n), "J* − J": float(gap)} for x, n, gap in columns]
+    rows = [dict(zip(("ε", "samples", "J* − J"), cells, strict=True)) for cells in columns]
     return Measurement(numbers, cost, tables=(Table("Means over seeds at each ε, in units of reward", rows),))
 
 
 def draw(data: ActorCritic) -> Figure:
-    """The gap against samples with its fit, ε of each level, and the gap of the policy from which runs start."""
     figure, ((panel,),) = panels.panels(5.6, 5.8)
     label = f"actor–critic: {panels.exponent_label(law(data.samples, data.gap))}"
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)
     panels.levels(panel, data.samples, data.epsilons, data.start)
     panels.guide(panel, data.samples, data.gap[0].mean(), -EXPONENT, "p = 1/3, the theorem's")
-    panels.log_log(
-        panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "J* − J(λ), units of reward"
-    )
+    panels.log_log(panel, panels.SAMPLES, "J* − J(λ), units of reward")
     panels.legend_below(panel, "gap ∝ samples^(−p)")
+
     panel.set_title("The policy alone, at the true reward", fontsize=10)
     return figure
 
@@ -152,7 +136,6 @@ CLAIM = Claim(
     statement="Actor–critic at a fixed reward reaches J* − J ≤ ε with ε^(−3) samples.",
     source="2410.15610, the remark on vanilla actor–critic",
     prediction="gap ∝ samples^(−1/3) or faster",
-    exact=False,
     margins={NUMBER: Margin(EXPONENT - MARGIN, INF)},
     minutes=(1, 5),
     measure=measure,

@@ -1,9 +1,7 @@
 """P1.alignment: what each method is worth under the true reward, beside the objective Φ that the paper maximises.
 
-Two-stage (on pairs of the reference policy, and on those of a worse one), alternating, and Algorithm 1 with the paper's
-objective and with the excess log-likelihood, over w; with a table of rewards, which holds the true one, and with a reward
-that is a function of the state alone, which does not. With exact gradients what is lost is lost by the objective. The table
-once more with sampled pairs and rollouts and Algorithm 2 as the critic shows what sampling adds.
+With a table of rewards, which holds the true one, and with a function of the state alone, which does not. With exact
+gradients what is lost is lost by the objective; the table once more with sampled gradients shows what sampling adds.
 
 Φ of the paper pays for policies whose pairs are easy to tell apart: its maximiser is not the true reward, even where that is
 in the class. Maximum likelihood on the policy's own pairs, which is what alternating follows, is consistent there.
@@ -20,42 +18,23 @@ from matplotlib.lines import Line2D
 
 from experiments.claims import panels
 from experiments.claims.claim import INF, Budget, Claim, Margin, Measurement, Number, Table
-from experiments.claims.p1.methods import (
-    ALTERNATING,
-    EXCESS,
-    METHODS,
-    MISSPECIFIED,
-    PAPER,
-    REALISABLE,
-    SAMPLED,
-    TOLERANCE,
-    Ends,
-    Sizes,
-    climb_all,
-    converged,
-    relative,
-    weights_of,
-    worst_gradient,
-)
+from experiments.claims.p1 import methods
+from experiments.claims.p1.methods import ALTERNATING, EXCESS, PAPER, REALISABLE, Ends, Sizes, climb_all
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
 FEWEST = 60  # instances of which a mean is judged: of fewer, failures on a twentieth are too easily missed by all
 SMALL_WEIGHT = 0.5  # w at which the paper's objective is judged
-
 FULL = Sizes()
 QUICK = Sizes(16, (0.5, 1.5), 300, num_reward_steps=1000, kinds=(REALISABLE,), methods=(ALTERNATING, PAPER, EXCESS))
 
 
 class Alignment(NamedTuple):
-    """What was measured: by class and method, where the runs ended."""
-
     sizes: Sizes
     ends: dict[tuple[str, str], Ends]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Alignment:
-    """Every method on every class, two at a time; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     pairs = list(itertools.product(sizes.kinds, sizes.methods))
 
@@ -66,15 +45,12 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Alignment:
         return Alignment(sizes, dict(zip(pairs, pool.map(one, pairs), strict=True)))
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
 GAIN, ABOVE = "share of the gain", "Φ(φ) − Φ(r*)"
 BELOW, CONVERGED = "share of runs below the reference", "share of runs converged"
 MEAN, MIDDLE = "mean", "interquartile mean"
 
 
 def name(label: str, kind: str, method: str, kl_weight: float) -> str:
-    """What a number is called."""
     return f"{label}, {kind}, {method}, w = {kl_weight:g}"
 
 
@@ -93,48 +69,43 @@ def statistics(values: np.ndarray) -> dict[str, Interval]:
 
 def numbers_of(ends: Ends) -> dict[str, Interval]:
     """What is reported of the runs, each [w]; a run without a return counts as one below the reference's."""
-    gain, above = (statistics(x) for x in (relative(ends), ends.upper - ends.upper_truth))
-    shares = {BELOW: ~(relative(ends) >= 0), CONVERGED: converged(ends)}
-    return (
-        {f"{key} {GAIN}": x for key, x in gain.items()}
-        | {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
-        | {f"{key} {ABOVE}": x for key, x in above.items()}
-    )
+    gain, above = (statistics(x) for x in (methods.relative(ends), ends.upper - ends.upper_truth))
+    shares = {BELOW: ~(methods.relative(ends) >= 0), CONVERGED: methods.converged(ends)}
+    found = {f"{key} {GAIN}": x for key, x in gain.items()}
+    found |= {key: intervals.proportion(events, axis=-1) for key, events in shares.items()}
+    return found | {f"{key} {ABOVE}": x for key, x in above.items()}
 
 
 def judge(data: Alignment) -> Measurement:
     """Means and shares over MDPs; the claim is judged by means."""
-    numbers, notes, rows, num = {}, [], [], data.sizes.num_seeds
+    numbers, rows, num = {}, [], data.sizes.num_seeds
     for (kind, method), ends in data.ends.items():
         found = numbers_of(ends)
-        for i, kl_weight in enumerate(weights_of(kind, data.sizes)):
+        for i, kl_weight in enumerate(methods.weights_of(kind, data.sizes)):
             why = undecided(ends, i, num)
-            here = {key: Number(*(float(end[i]) for end in x), why) for key, x in found.items()}
-            if f"{MEAN} {GAIN}, {kind}, {method}, w = {kl_weight:g}" in MARGINS:
-                notes.append(in_words(kind, method, kl_weight, here, num))
+            here = {key: Number(*(end[i] for end in x), why) for key, x in found.items()}
             rows.append({"class": kind, "method": method, "w": kl_weight} | row_of(ends, i))
-            if kind == SAMPLED:
+            if kind == methods.SAMPLED:
                 del here[CONVERGED]  # the gradients' estimates do not tell
             numbers |= {name(key, kind, method, kl_weight): x for key, x in here.items()}
-    labels = {row["method"]: row["labels"] for row in rows if row["class"] == SAMPLED}
-    notes += [
+    labels = [f"{row['method']} {row['labels']:,.0f}" for row in rows if row["class"] == methods.SAMPLED]
+    notes = (
         "the gain is the KL-optimal policy's over the reference policy's, under the true reward with the KL term; means are "
         "judged, over random MDPs, since a few failures move them: an interquartile mean leaves out a quarter on each side",
         f"no interval knows of failures that no run showed: {num} MDPs may all miss one that {unseen(num):.1%} of MDPs "
         "would show",
-        f"converged: both exact gradients below {TOLERANCE:g}; Φ is in nats",
-        "labels a run with sampled gradients: "
-        + (", ".join(f"{method} {count:,.0f}" for method, count in labels.items()) or "none are run"),
-    ]
+        f"converged: both exact gradients below {methods.TOLERANCE:g}; Φ is in nats",
+        f"labels a run with sampled gradients: {', '.join(dict.fromkeys(labels)) or 'none are run'}",
+    )
     cost = {"runs": sum(x.regularised.size for x in data.ends.values())}
-    cost["transitions"] = sum(float(x.transitions.sum()) for x in data.ends.values())
-    return Measurement(numbers, cost, tuple(notes), (Table("Means over runs, and the largest gradient", rows),))
+    cost["transitions"] = sum(x.transitions.sum() for x in data.ends.values())
+    return Measurement(numbers, cost, notes, (Table("Means over runs, and the largest gradient", rows),))
 
 
 def row_of(ends: Ends, i: int) -> dict[str, float]:
     """Of the runs at the i-th w, means of what is not judged, and the largest gradient in which one ended."""
     means = {
-        "share of the gain without KL": relative(ends, plain=True),
+        "share of the gain without KL": methods.relative(ends, plain=True),
         "return with KL": ends.regularised,
         "return": ends.plain,
         "Φ, nats": ends.upper,
@@ -142,8 +113,8 @@ def row_of(ends: Ends, i: int) -> dict[str, float]:
         "labels": ends.labels,
         "transitions": ends.transitions,
     }
-    about = {name: float(np.nanmean(values[i])) for name, values in means.items()}
-    return about | {"largest gradient": float(worst_gradient(ends)[i].max())}
+    about = {name: np.nanmean(values[i]) for name, values in means.items()}
+    return about | {"largest gradient": methods.worst_gradient(ends)[i].max()}
 
 
 def undecided(ends: Ends, i: int, num: int) -> str:
@@ -158,23 +129,11 @@ def unseen(num: int) -> float:
     return float(intervals.proportion(np.zeros(num, bool)).high)
 
 
-def in_words(kind: str, method: str, kl_weight: float, here: dict[str, Number], num: int) -> str:
-    """The numbers of one class, method and w side by side."""
-    return (
-        f"{kind}, {method}, w = {kl_weight:g}: share of the gain {here[f'{MEAN} {GAIN}'].center:.3f} in the mean, "
-        f"{here[f'{MIDDLE} {GAIN}'].center:.3f} in the interquartile mean; {round(here[BELOW].center * num)} of {num} runs "
-        f"below the reference, {here[CONVERGED].center:.0%} converged; Φ(φ) − Φ(r*) {here[f'{MEAN} {ABOVE}'].center:.2g} in "
-        f"the mean, {here[f'{MIDDLE} {ABOVE}'].center:.2g} in the interquartile mean"
-    )
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
-
-COLORS = dict(zip(METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
+COLORS = dict(zip(methods.METHODS, (panels.ORANGE, panels.PINK, "#000000", panels.VERMILION, panels.BLUE), strict=True))
 TITLES = {
     REALISABLE: "realisable: a table",
-    MISSPECIFIED: "misspecified: a function of the state alone",
-    SAMPLED: "realisable, with sampled gradients",
+    methods.MISSPECIFIED: "misspecified: a function of the state alone",
+    methods.SAMPLED: "realisable, with sampled gradients",
 }
 PANELS = {
     GAIN: "return under the true reward with its\nKL term (0: reference, 1: KL-optimal)",
@@ -193,61 +152,47 @@ def draw(data: Alignment) -> Figure:
     """A column for each class: return under the true reward, the objective that the paper maximises, and shares of runs."""
     sizes = data.sizes
     kinds = list(dict.fromkeys(kind for kind, _ in data.ends))
-    methods = [method for method in METHODS if any(method == other for _, other in data.ends)]
-    title = "What each method is worth under the true reward, and under Φ\n"
-    title += f"{sizes.num_seeds} random MDPs, intervals over them"
+    compared = [method for method in methods.METHODS if any(method == other for _, other in data.ends)]
+    title = f"What each method is worth under r*, and under Φ\n{sizes.num_seeds} random MDPs, intervals over them"
     figure, axes = panels.panels(1.5 + 5.2 * len(kinds), 13, 4, len(kinds), title, share_x=True, share_y="row")
     for (kind, method), ends in data.ends.items():
-        aside = methods.index(method) - (len(methods) - 1) / 2
-        beside = np.array(weights_of(kind, sizes)) * 1.07**aside  # so that bars do not hide each other
+        aside = compared.index(method) - (len(compared) - 1) / 2
+        beside = np.array(methods.weights_of(kind, sizes)) * 1.07**aside  # so that bars do not hide each other
         _draw_runs(axes[:, kinds.index(kind)], beside, ends, COLORS[method], kind)
     for column, kind in zip(axes.T, kinds, strict=True):
         column[0].set(title=TITLES[kind], xscale="log")
         column[-1].set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        column[-1].set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
-        column[-1].minorticks_off()
+        panels.ticks(column[-1], sizes.kl_weights)
         for panel, height in zip(column[[0, 0, 1]], (0, 1, 0), strict=True):
             panel.axhline(height, color="gray", linestyle="--", linewidth=1)
     for row, (label, text) in zip(axes, PANELS.items(), strict=True):
         row[0].set_ylabel(text)
-        if label in LINEAR:
-            _show_tails(row, LINEAR[label])
-        else:
-            row[0].set_ylim(-0.05, 1.05)
-    _legend(figure, methods, 1 if len(kinds) == 1 else 3)
+        row[0].set_ylim(-0.05, 1.05)
+        if linear := LINEAR.get(label):
+            ends = np.array([panel.dataLim.intervaly for panel in row])
+            row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
+            row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
+            row[0].yaxis.set_major_formatter("{x:g}")
+    # Methods by color, and what is drawn of each by mark.
+    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in compared]
+    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
+    shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
+    figure.legend(handles=shown, loc="outside lower center", ncols=1 if len(kinds) == 1 else 3, fontsize=9)
     return figure
 
 
 def _draw_runs(column, beside: np.ndarray, ends: Ends, color: str, kind: str) -> None:
-    """One method's runs in the column of a class."""
     style = dict(color=color, linewidth=1.2, elinewidth=1)
-    for panel, values in zip(column, (relative(ends), ends.upper - ends.upper_truth), strict=False):
+    for panel, values in zip(column, (methods.relative(ends), ends.upper - ends.upper_truth), strict=False):
         panel.plot(0.98 * beside, values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
         for key, of in statistics(values).items():
             panel.errorbar(beside, of.center, intervals.bars(of), **style, **MARKS[key])
-    found = numbers_of(ends)
     for panel, label in zip(column[2:], (BELOW, CONVERGED), strict=True):
-        if label == CONVERGED and kind == SAMPLED:
+        of = numbers_of(ends)[label]
+        if label == CONVERGED and kind == methods.SAMPLED:
             panel.annotate("estimates do not tell", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
         else:
-            of = found[label]
             panel.errorbar(beside, of.center, intervals.bars(of), **style, marker="o", markersize=4)
-
-
-def _show_tails(row, linear: float) -> None:
-    """Makes the common axis of a row of panels linear up to there, and logarithmic beyond; nothing is cut."""
-    ends = np.array([panel.dataLim.intervaly for panel in row])
-    row[0].set_yscale("symlog", linthresh=linear, linscale=4.0)
-    row[0].set_ylim(min(1.5 * ends.min(), -linear / 10), max(1.5 * ends.max(), linear / 10))
-    row[0].yaxis.set_major_formatter("{x:g}")
-
-
-def _legend(figure: Figure, methods: list[str], num_columns: int) -> None:
-    """Of the methods by color, and of what is drawn of each by mark; below the panels."""
-    shown = [Line2D([], [], color=COLORS[method], linewidth=3, label=method) for method in methods]
-    shown.append(Line2D([], [], color="0.4", marker=".", linestyle="none", alpha=0.5, label="one MDP"))
-    shown += [Line2D([], [], color="0.4", label=f"{key}, 95 % interval", **mark) for key, mark in MARKS.items()]
-    figure.legend(handles=shown, loc="outside lower center", ncols=num_columns, fontsize=9)
 
 
 CLAIM = Claim(
@@ -256,7 +201,6 @@ CLAIM = Claim(
     source="2410.15610, its objective; the comparison is this project's",
     prediction="in the mean over random MDPs, exact gradients, a table: alternating's share of the attainable gain at least "
     f"0.99 at every w; at w = {SMALL_WEIGHT:g} Algorithm 1's below 0.5, and its Φ above Φ(r*)",
-    exact=False,
     margins=MARGINS,
     minutes=(0.6, 8),
     measure=measure,

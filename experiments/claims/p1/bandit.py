@@ -10,6 +10,7 @@ geometrically, sampled or not. Monte Carlo returns less the mean over the batch 
 get below; with τ/(1 + t τ μ), μ the smallest curvature at π*, the slowest error too falls like t^{−1/2}.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from envs.bandit import bandit, linear_bandit
 from envs.base import MDP, World
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.instances import true_lower_level
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, panels
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, VERMILION, band, log_log, panels
 from experiments.claims.seeds import for_each_seed
 from experiments.statistics.intervals import Interval, bootstrap, mean
 
@@ -43,11 +44,9 @@ TARGET = 0.01  # of total variation
 
 
 class Rung(NamedTuple):
-    """One way to climb: the policy's model, the critic ("none": exact gradients), and whether its steps fall."""
-
-    policy: str
-    critic: str
-    falling: bool = False
+    policy: str  # its model
+    critic: str  # "none": exact gradients
+    falling: bool = False  # whether the steps are
 
 
 RUNGS = {
@@ -63,13 +62,10 @@ COLORS = dict(zip(RUNGS, ("#000000", BLUE, GREEN, VERMILION, ORANGE, "#888888", 
 
 
 class Sizes(NamedTuple):
-    """Seeds and policy gradient steps of each rung, B contexts with one action each a gradient, and n of Algorithm 2, with
-    one target update: at γ = 0 the target does not depend on Q."""
-
     num_seeds: int = 32
-    num_steps: int = 4000
-    batch_size: int = 256
-    num_transitions: int = 256
+    num_steps: int = 4000  # of policy gradient
+    batch_size: int = 256  # contexts with one action each a gradient
+    num_transitions: int = 256  # of Algorithm 2's one target update: at γ = 0 the target does not depend on Q
 
 
 FULL = Sizes()
@@ -77,22 +73,18 @@ QUICK = Sizes(num_seeds=8, num_steps=600, batch_size=64, num_transitions=64)
 
 
 class Curves(NamedTuple):
-    """One rung after each step, [seed, step]: the total variation E_x ½ Σ_a |π(a|x) − π*(a|x)|, J* − J(π) in units of
-    reward; and the transitions of one step, exactly."""
+    """One rung after each step, [seed, step]."""
 
-    total_variation: np.ndarray
-    suboptimality: np.ndarray
-    transitions: int
+    total_variation: np.ndarray  # E_x ½ Σ_a |π(a|x) − π*(a|x)|
+    suboptimality: np.ndarray  # J* − J(π), units of reward
+    transitions: int  # of one step, exactly
 
 
 class Data(NamedTuple):
-    """The curves of each rung."""
-
     rungs: dict[str, Curves]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None, names=tuple(RUNGS)) -> Data:
-    """Climbs by the named rungs, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         world, lower = linear_instance()
@@ -151,7 +143,6 @@ def climb(world: World, lower: exact.LowerLevel, rung: Rung, sizes: Sizes) -> Cu
 
 
 def gradients_of(problem: Problem, mdp: MDP, rung: Rung, sizes: Sizes) -> Gradients:
-    """Exact gradients, or sampled ones with the rung's critic."""
     match rung.critic:
         case "none":
             return exact_gradients(problem, mdp, 1, COEFFICIENTS)
@@ -164,9 +155,6 @@ def gradients_of(problem: Problem, mdp: MDP, rung: Rung, sizes: Sizes) -> Gradie
             critic = monte_carlo_critic(problem, COEFFICIENTS)
     samples = SampleSizes(sizes.batch_size, rollout_length=1, segment_length=1)
     return sampled_gradients(problem, critic, samples, COEFFICIENTS)
-
-
-# What it shows --------------------------------------------------------------------------------------------------------
 
 
 def steps_to_target(total_variation: np.ndarray) -> int | None:
@@ -187,7 +175,6 @@ def late_slope(values: np.ndarray) -> Interval:
 
 
 def judge(data: Data) -> Measurement:
-    """Each rung's last values with their intervals, and what it took to reach the target."""
     numbers, rows, transitions = {}, [], 0
     for name, of in data.rungs.items():
         numbers[f"total variation, {name}"] = Number(*mean(of.total_variation[:, -1]))
@@ -200,35 +187,31 @@ def judge(data: Data) -> Measurement:
         row |= {"transitions a step": per_step, "transitions to there": steps * per_step if steps else "–"}
         rows.append(row | {"largest total variation": np.max(of.total_variation[:, -1])})
         transitions += per_step * of.total_variation.size
-    return Measurement(numbers, {"transitions": float(transitions)}, (), (Table("what each rung took", rows),))
+    return Measurement(numbers, {"transitions": transitions}, (), (Table("what each rung took", rows),))
 
 
 def draw(data: Data) -> Figure:
     """Total variation and suboptimality, a row each, against steps and against transitions."""
     title = "Policy gradient to the Gibbs policy: mean over seeds, 95 % bootstrap intervals"
     figure, axes = panels(11, 8, 2, 2, title, share_y="row")
-    for name, of in data.rungs.items():
-        for row, values in zip(axes, (of.total_variation, of.suboptimality), strict=True):
-            draw_curve(row, name, values, of.transitions)
-    labels = "total variation from π*, mean over contexts", "J* − J(π), units of reward"
-    for row, label, bottom in zip(axes, labels, (1e-5, 1e-7), strict=True):
-        row[0].set(ylabel=label, ylim=(bottom, 1))
-        for panel, x_label in zip(row, ("policy gradient steps", "transitions"), strict=True):
-            panel.set(xscale="log", yscale="log", xlabel=x_label)
+    for (name, of), (row, every) in itertools.product(data.rungs.items(), enumerate(axes)):
+        values = of.suboptimality if row else of.total_variation
+        steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
+        curve = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
+        style = COLORS[name], name, "--" if RUNGS[name].policy == "network" else "-"
+        # Exact gradients take no transitions; they lie below the others.
+        for panel, scale in zip(every, (1, of.transitions), strict=True):
+            if scale:
+                band(panel, scale * steps, curve, *style, width=1.3 if of.transitions else 3.5)
+    for steps, transitions in axes:
+        log_log(steps, "policy gradient steps", "")
+        log_log(transitions, "transitions", "")
+    axes[0, 0].set(ylabel="total variation from π*, mean over contexts", ylim=(1e-5, 1))
+    axes[1, 0].set(ylabel="J* − J(π), units of reward", ylim=(1e-7, 1))
     for panel in axes[0]:
         panel.axhline(TARGET, color="black", linestyle=":", linewidth=1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
-
-
-def draw_curve(row, name: str, values: np.ndarray, transitions: int) -> None:
-    """Values [seed, step] of one rung against steps, and against transitions if it takes any; exact gradients lie below."""
-    steps = np.unique(np.geomspace(1, values.shape[1], 200).astype(int))
-    of = mean(np.maximum(values[:, steps - 1], 1e-9))  # rounding leaves ±1e-16 of a suboptimality
-    style, width = "--" if RUNGS[name].policy == "network" else "-", 1.3 if transitions else 3.5
-    for panel, scale in zip(row, (1, transitions), strict=True):
-        if scale:
-            band(panel, scale * steps, of, COLORS[name], name, style, width=width)
 
 
 CLAIM = Claim(
@@ -236,8 +219,6 @@ CLAIM = Claim(
     source="derived; the lower level of 2410.15610 at γ = 0",
     prediction="total variation from π* falls geometrically with constant steps where the noise vanishes with the advantage "
     "(exact gradients, an exact critic, Algorithm 2); with Monte Carlo returns as t^(−1/2), and with falling steps alone",
-    exact=False,
-    margins={},
     minutes=(0.5, 3),
     measure=measure,
     judge=judge,

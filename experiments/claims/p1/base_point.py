@@ -1,7 +1,4 @@
-"""Algorithm 1 around one point of the theorem's schedule: any numbers and seeds as lanes of one program.
-
-What the two halves of the claim sensitivity share; no claim itself.
-"""
+"""Algorithm 1 around one point of the theorem's schedule, for claims: any numbers and seeds as lanes of one program."""
 
 import functools
 from collections.abc import Sequence
@@ -27,17 +24,11 @@ def base_point(epsilon: float) -> tuple[Counts, Numbers]:
 
 
 class Runs(NamedTuple):
-    """Ends of runs; leading axes [point, seed].
+    """Ends of runs; leading axes [point, seed]."""
 
-    Attributes:
-        gap: [] Φ* − Φ(φ_T), nats, exactly; of a run that diverged at its last finite reward; `ROUNDING` where Φ is above.
-        score: [] mean upper objective reported over the last half of the run, nats; NaN where it diverged.
-        diverged: [] bool.
-    """
-
-    gap: np.ndarray
-    score: np.ndarray
-    diverged: np.ndarray
+    gap: np.ndarray  # [] Φ* − Φ(φ_T), nats, exactly; of a diverged run at its last finite reward; at least `ROUNDING`
+    score: np.ndarray  # [] mean upper objective reported over the last half of the run, nats; NaN where it diverged
+    diverged: np.ndarray  # [] bool
 
 
 def stacked(points: Sequence[Numbers]) -> Numbers:

@@ -65,10 +65,8 @@ VARIED = {
 
 
 class Sizes(NamedTuple):
-    """Seeds of each run, batches of labels of two-stage RLHF, one run each, and which models."""
-
-    seeds: int = 16
-    batches: tuple[int, ...] = (1, 5, 20, 50)
+    seeds: int = 16  # of each run
+    batches: tuple[int, ...] = (1, 5, 20, 50)  # of labels of two-stage RLHF, one run each
     models: tuple[str, ...] = (TABLES, NETWORKS)
 
 
@@ -77,20 +75,17 @@ QUICK = Sizes(seeds=4, batches=(1,), models=(TABLES,))
 
 
 class Curve(NamedTuple):
-    """One run of `VARIED` along its outer steps: steps survived of 500 [seed, step], labels and environment steps a seed so
-    far [step], without those of the evaluation; and seconds to run all seeds, compilation included."""
+    """One run of `VARIED` along its outer steps."""
 
     method: str
     models: str
-    score: np.ndarray
-    labels: np.ndarray
-    transitions: np.ndarray
-    seconds: float
+    score: np.ndarray  # [seed, step] steps survived of 500
+    labels: np.ndarray  # [step] a seed so far
+    transitions: np.ndarray  # [step] of the environment, a seed so far, without those of the evaluation
+    seconds: float  # to run all seeds, compilation included
 
 
 class Data(NamedTuple):
-    """A curve for each run."""
-
     curves: tuple[Curve, ...]
 
 
@@ -121,29 +116,21 @@ def measure(budget: Budget, sizes: Sizes | None = None, varied=VARIED) -> Data:
 
 
 def read(folder: Path, method: str, model: str) -> Curve:
-    """The curve of a run, from its folder."""
     dataset = load_run(folder)
     so_far = [np.cumsum(counts(dataset, name)[0]) for name in ("labels", "transitions")]
     seconds = sum(read_json(folder, "timing.json", dict[str, float]).values())
     return Curve(method, model, metric(dataset, "true_score"), *so_far, seconds)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def judge(data: Data) -> Measurement:
-    """Each run's last score, an interquartile mean over seeds, and what it took."""
     numbers, rows = {}, []
     for curve in data.curves:
         name = f"{curve.method}, {curve.models}, {curve.labels[-1]} labels"
-        numbers[f"score, {name}"] = score = Number(*map(float, interquartile_mean(curve.score[:, -1])))
+        numbers[f"score, {name}"] = score = Number(*interquartile_mean(curve.score[:, -1]))
         row = {"run": name, "transitions": int(curve.transitions[-1]), "seconds": curve.seconds}
         seeds = ", ".join(f"{x:.1f}" for x in np.sort(curve.score[:, -1]))
         rows.append(row | {f"reaches {GOAL:g}": "yes" if score.center >= GOAL else "no", "scores of the seeds": seeds})
-    cost = {
-        "labels": float(sum(len(x.score) * x.labels[-1] for x in data.curves)),
-        "transitions": float(sum(len(x.score) * x.transitions[-1] for x in data.curves)),
-    }
+    cost = {x: sum(len(y.score) * getattr(y, x)[-1] for y in data.curves) for x in ("labels", "transitions")}
     return Measurement(numbers, cost, (), (Table("What each run took, a seed", rows),))
 
 
@@ -163,8 +150,7 @@ def draw(data: Data) -> Figure:
         band(right, of[-1].transitions, whole, *style)
     for panel in (left, right):
         panel.axhline(GOAL, color="black", linestyle="--", linewidth=0.8)
-        panel.set(ylim=(0, 510))
-    left.set(xlabel="labels a seed", ylabel="true score: steps survived of 500", title="Against labels")
+    left.set(xlabel="labels a seed", ylabel="true score: steps survived of 500", title="Against labels", ylim=(0, 510))
     right.set(xscale="log", xlabel="environment steps a seed", title="Against environment steps, at the most labels")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
@@ -175,8 +161,6 @@ CLAIM = Claim(
     source="measured here; the goal is Gymnasium's for CartPole-v1",
     prediction="475 by two-stage and alternating RLHF and by Algorithm 1, with tables and with networks; less by Algorithm "
     "1 at a small σ, where line 7's importance weights swamp the labels",
-    exact=False,
-    margins={},
     minutes=(1.5, 10),
     measure=measure,
     judge=judge,

@@ -1,9 +1,8 @@
 """Algorithm 2 on GridWorld: its error to the exact Q against n and L, for a table and for networks, at two policies.
 
-Three sources of error are told apart: too few target updates, γ^L; the noise of n transitions, n^{−1/2}; what the model
-cannot represent (its floor). The bias of constant steps, a fourth, vanishes like the noise with chains C ∝ √n
-(`critic_errors`); with C fixed it stays, which is drawn beside. Networks with hidden layers end above the floor of their
-class: from random starts gradient descent finds local minima, with exact targets and full gradients too.
+Too few target updates leave γ^L, n transitions a noise n^{−1/2}, the model what it cannot represent (its floor). The bias of
+constant steps vanishes like the noise with chains C ∝ √n (`critic_errors`); with C fixed it stays, which is drawn beside.
+Networks with hidden layers end above the floor of their class: gradient descent finds local minima, with exact targets too.
 
 Exact target updates contract by γ in the sup norm over all pairs, and by √γ in L²(dπ), d the discounted occupancy. In a pass
 of SGD pairs which are rarely visited hardly move; they weigh little in L²(dπ), and all in the sup norm (`critic_sup`).
@@ -38,23 +37,19 @@ COLORS = (BLUE, VERMILION, ORANGE, SKY, GREEN, PINK)
 
 
 class Errors(NamedTuple):
-    """One learner's RMS errors over pairs, weighted by occupancy, in units of reward: n [n]; after each target update
-    [n, policy, seed, L]; and of direct fits to the exact Q [policy, restart], of which a table has none."""
+    """One learner's RMS errors over pairs, weighted by occupancy, in units of reward."""
 
-    transitions: np.ndarray
-    errors: np.ndarray
-    floors: np.ndarray
+    transitions: np.ndarray  # [n]
+    errors: np.ndarray  # [n, policy, seed, L] after each target update
+    floors: np.ndarray  # [policy, restart] of direct fits to the exact Q, of which a table has none
 
 
 class Data(NamedTuple):
-    """What was to be learned, and each learner's errors by its name."""
-
-    known: Known
+    known: Known  # what was to be learned
     learners: dict[str, Errors]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every learner at every n, and the direct fits, with `sizes` in place of the budget's; learned in float32."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known, found = critic_errors.known_exactly(sizes.layout, sizes.num_targets), {}
     for name, learner in critic_errors.learners(known, sizes).items():
@@ -73,15 +68,9 @@ def errors_of(known: Known, name: str, learner: Learner, sizes: Sizes) -> Errors
     )
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
-    """The power law in n of √(RMS² − floor²) over seeds, of errors [n, seed].
-
-    No level is dropped as burn-in, and no other floor fitted: what exceeds the floor is noise, whose order is claimed at
-    every n. Where there are too few n, or errors reach the floor, it decides nothing.
-    """
+    """The power law in n of √(RMS² − floor²) of errors [n, seed] over seeds, without burn-in: what exceeds it is noise,
+    whose order is claimed at every n. Where there are too few n, or errors reach the floor, it decides nothing."""
     if len(n) < MIN_LEVELS:
         return unfitted(f"{len(n)} n are too few for an exponent; {MIN_LEVELS} are needed")
 
@@ -95,25 +84,17 @@ def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
 
 
 def floor_of(found: Errors, policy: int) -> float:
-    """The best direct fit of the learner's class, 0 for a table."""
     return float(found.floors[policy].min()) if found.floors.size else 0.0
 
 
 def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
-    """What a target update multiplies the table's RMS error by at the largest n, while noise is small.
-
-    Returns:
-        The factor, what it is without noise, the target updates that it is over, and why it decides nothing ("": it may).
-    """
-    table = data.learners[TABLE]
+    """`critic_errors.contraction` of the table's RMS error at the largest n, beside what it is without noise."""
+    table, without_noise = data.learners[TABLE], data.known.bias[policy]
     errors = table.errors[-1, policy].T  # [L, seed]
-    last, why = critic_errors.visible(data.known, policy, table.transitions[-1], errors.shape[1])
-    without_noise = critic_errors.per_update(data.known.bias[policy, :last])
-    return critic_errors.factor(errors[:last]), float(without_noise), last, why
+    return critic_errors.contraction(data.known, policy, table.transitions[-1], errors, without_noise)
 
 
 def judge(data: Data) -> Measurement:
-    """Exponents in n, floors, and factors a target update, of measured errors."""
     numbers, rows = {}, []
     for (name, found), (p, policy) in itertools.product(data.learners.items(), enumerate(POLICIES)):
         floor, errors = floor_of(found, p), found.errors[:, p, :, -1]
@@ -127,16 +108,16 @@ def judge(data: Data) -> Measurement:
             rows.append(row | {"median fit": np.median(found.floors[p]) if found.floors.size else 0.0})
     for p, policy in enumerate(POLICIES):
         factor, without_noise, last, why = contraction(data, p)
-        ratio = [x / without_noise for x in factor]
-        numbers[RATIO + policy] = Number(*ratio, why, f"over the first {last} target updates")
+        over = f"over the first {last} target updates"
+        numbers[RATIO + policy] = Number(*(x / without_noise for x in factor), why, over)
     transitions = sum(x.transitions.sum() * x.errors[0].size for x in data.learners.values())
     notes = (
-        "exponents of networks are above the best direct fit of their class; those with hidden layers are reported only, "
-        "since gradient descent finds local minima of them",
+        "exponents of networks are above the best direct fit of their class; gradient descent finds local minima of those "
+        "with hidden layers",
         "with C fixed a bias of order β′/C stays, which averaging does not remove",
     )
     table = Table("errors after the last target update", rows)
-    return Measurement(numbers, {"transitions": float(transitions)}, notes, (table,))
+    return Measurement(numbers, {"transitions": transitions}, notes, (table,))
 
 
 def draw(data: Data) -> Figure:
@@ -191,7 +172,6 @@ CLAIM = Claim(
     source="2410.15610, the critic's lemma",
     prediction="error ∝ n^(−1/2) with a table or an affine model, above its floor (averaged SGD at a noise that C ∝ √n "
     "chains keep unbiased); in L the factor of exact target updates in L²(dπ), where they contract by √γ or better",
-    exact=False,
     margins=dict.fromkeys(LINEAR, Margin(0.45, 0.55)) | {RATIO + policy: Margin(0.98, 1.02) for policy in POLICIES},
     minutes=(1, 6),
     measure=measure,

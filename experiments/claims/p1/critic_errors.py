@@ -35,57 +35,34 @@ MIN_UPDATES = 4  # that show a factor
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        layout: of the GridWorld.
-        num_seeds, num_targets: independent runs of Algorithm 2, and L.
-        transitions, num_chains: n of the table's runs, each four times the one before, and C at the first.
-        network_transitions, network_chains: the same for networks, of `hidden_sizes`; () is affine.
-        fit_steps, num_restarts: of the direct fits.
-    """
-
-    layout: str = "open"
-    num_seeds: int = 32
-    num_targets: int = 40
-    transitions: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144)
-    num_chains: int = 8
-    network_transitions: tuple[int, ...] = (1024, 4096, 16384, 65536)
-    network_chains: int = 2
-    hidden_sizes: tuple[tuple[int, ...], ...] = ((), (2,), (2, 2), (8,), (8, 8))
-    fit_steps: int = 10_000
-    num_restarts: int = 8
+    layout: str = "open"  # of the GridWorld
+    num_seeds: int = 32  # independent runs of Algorithm 2
+    num_targets: int = 40  # L
+    transitions: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144)  # n of the table's runs, each four times the last
+    num_chains: int = 8  # C at the first n
+    network_transitions: tuple[int, ...] = (1024, 4096, 16384, 65536)  # the same for networks
+    network_chains: int = 2  # the same for networks
+    hidden_sizes: tuple[tuple[int, ...], ...] = ((), (2,), (2, 2), (8,), (8, 8))  # of networks; () is affine
+    fit_steps: int = 10_000  # of the direct fits
+    num_restarts: int = 8  # of the direct fits
 
 
 class Known(NamedTuple):
-    """What is known exactly, in float64 but for what is learned from; first axes [policy].
+    """What is known exactly, in float64 but for what is learned from; first axes [policy]."""
 
-    Attributes:
-        mdp: of the GridWorld, in float32.
-        logits, values: [2, S, A] of each policy, and its exact Q, in float32.
-        weights: [2, S, A] discounted occupancy d(s) π(a|s), which errors are weighted by, in float32.
-        bias: [2, L] RMS error after l target updates without noise, from Q = 0.
-        limit: [2] RMS error · √n of sample means at every pair, from the central limit theorem.
-    """
-
-    mdp: MDP
-    logits: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
-    limit: np.ndarray
+    mdp: MDP  # of the GridWorld, in float32
+    logits: np.ndarray  # [2, S, A] of each policy, in float32
+    values: np.ndarray  # [2, S, A] its exact Q, in float32
+    weights: np.ndarray  # [2, S, A] discounted occupancy d(s) π(a|s), which errors are weighted by, in float32
+    bias: np.ndarray  # [2, L] RMS error after l target updates without noise, from Q = 0
+    limit: np.ndarray  # [2] RMS error · √n of sample means at every pair, from the central limit theorem
 
 
 class Learner(NamedTuple):
-    """A critic's model and its schedule: n, C at each n, and β′."""
-
-    model: Model
-    transitions: tuple[int, ...]
-    chains: tuple[int, ...]
-    step_size: float
-
-
-# What is known exactly ------------------------------------------------------------------------------------------------
+    model: Model  # of the critic
+    transitions: tuple[int, ...]  # n
+    chains: tuple[int, ...]  # C at each n
+    step_size: float  # β′
 
 
 def known_exactly(layout: str, num_targets: int) -> Known:
@@ -126,9 +103,6 @@ def oracle(lower: exact.LowerLevel, policy: Array, num_targets: int) -> tuple[Ar
 def pair_moves(transition: Array, policy: Array) -> Array:
     """P_π [S·A, S·A] of transitions [S, A, S] and a policy [S, A]: the chances of (s, a) -> (s′, a′)."""
     return (transition[..., None] * policy).reshape(policy.size, policy.size)
-
-
-# Algorithm 2 ----------------------------------------------------------------------------------------------------------
 
 
 def learners(known: Known, sizes: Sizes) -> dict[str, Learner]:
@@ -195,9 +169,6 @@ def direct_fit(known: Known, model: Model, sizes: Sizes) -> np.ndarray:
     return for_each_seed(single, sizes.num_restarts, jax.random.key(2)).T
 
 
-# What errors show -----------------------------------------------------------------------------------------------------
-
-
 def occupancy_rms(known: Known, errors: np.ndarray) -> np.ndarray:
     """√ Σ d(s) π(a|s) (Q_θ − Q)² of errors [policy, seed, L, S, A], [policy, seed, L]."""
     return np.sqrt(np.einsum("psa,pklsa->pkl", np.asarray(known.weights, float), np.square(errors, dtype=float)))
@@ -213,13 +184,14 @@ def per_update(errors: np.ndarray) -> np.ndarray:
     return np.exp(np.polyfit(np.arange(len(errors)), np.log(errors), 1)[0])
 
 
-def factor(errors: np.ndarray) -> Interval:
-    """`per_update` of the RMS over seeds of errors [L, seed], with its interval."""
-    return bootstrap(lambda picks: per_update(np.sqrt(np.mean(errors[:, picks] ** 2, axis=-1))), errors.shape[1])
-
-
-def visible(known: Known, policy: int, n: int, num_seeds: int) -> tuple[int, str]:
-    """Target updates at which the error without noise is 10 × the noise, and why their factor decides nothing, if so."""
-    last = int(np.sum(known.bias[policy] > 10 * known.limit[policy] / np.sqrt(n)))
-    few = f"noise hides all but {last} target updates; {MIN_UPDATES} are needed" if last < MIN_UPDATES else ""
-    return max(2, last), few or undecided(num_seeds)
+def contraction(
+    known: Known, policy: int, n: int, errors: np.ndarray, expected: np.ndarray
+) -> tuple[Interval, float, int, str]:
+    """What a target update multiplies errors [L, seed] by while the error without noise is 10 × the noise of n transitions:
+    its interval, what it is for those expected [L], the target updates that it is over, and why it decides nothing, if so.
+    """
+    visible = int(np.sum(known.bias[policy] > 10 * known.limit[policy] / np.sqrt(n)))
+    few = f"noise hides all but {visible} target updates; {MIN_UPDATES} are needed" if visible < MIN_UPDATES else ""
+    last, num = max(2, visible), errors.shape[1]
+    factor = bootstrap(lambda picks: per_update(np.sqrt(np.mean(errors[:last, picks] ** 2, axis=-1))), num)
+    return factor, float(per_update(expected[:last])), last, few or undecided(num)

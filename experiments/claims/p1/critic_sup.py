@@ -18,7 +18,7 @@ from scipy.special import softmax
 from experiments.claims.claim import Budget, Claim, Margin, Measurement, Number
 from experiments.claims.p1 import critic_errors
 from experiments.claims.p1.critic_errors import POLICIES, TABLE, Known, Sizes, over_seeds
-from experiments.claims.panels import BLUE, VERMILION, band, panels
+from experiments.claims.panels import BLUE, VERMILION, band, log_log, panels
 from experiments.statistics.intervals import Interval, bars, mean
 
 ROUNDING = 1e-5  # of float32, in a factor
@@ -29,26 +29,19 @@ QUICK = Sizes(num_seeds=16, num_targets=16, transitions=(1024, 4096, 16384))
 
 
 class Data(NamedTuple):
-    """What was to be learned by a table at its largest n, how often a pass renews each pair, x [policy, S·A], and Q_l − Q
-    [policy, seed, L, S, A]."""
-
-    known: Known
-    transitions: int
-    renewals: np.ndarray
-    errors: np.ndarray
+    known: Known  # what was to be learned by a table
+    transitions: int  # its largest n
+    renewals: np.ndarray  # x [policy, S·A], how often a pass renews each pair
+    errors: np.ndarray  # Q_l − Q [policy, seed, L, S, A]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Runs the table at the largest n of the budget's sizes, or of those given."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known = critic_errors.known_exactly(sizes.layout, sizes.num_targets)
     table = critic_errors.learners(known, sizes)[TABLE]
     n, run = table.transitions[-1], len(table.transitions) - 1
     times = table.step_size * n / table.chains[-1] * np.asarray(known.weights, float).reshape(len(POLICIES), -1)
     return Data(known, n, times, critic_errors.learn(known, table, run, sizes))
-
-
-# What it shows --------------------------------------------------------------------------------------------------------
 
 
 def share(x: np.ndarray) -> np.ndarray:
@@ -85,33 +78,25 @@ def sup_norm(data: Data, policy: int) -> np.ndarray:
 
 
 def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
-    """What a target update multiplies the sup norm by while noise is small.
-
-    Returns:
-        The factor, `expected`'s, the target updates that both are over, and why they decide nothing ("": they may).
-    """
-    norms = sup_norm(data, policy)
-    last, why = critic_errors.visible(data.known, policy, data.transitions, norms.shape[1])
-    by_formula = critic_errors.per_update(np.abs(expected(data, policy)).max(axis=1)[:last])
-    return critic_errors.factor(norms[:last]), float(by_formula), last, why
+    """`critic_errors.contraction` of the sup norm, beside `expected`'s."""
+    norms, by_formula = sup_norm(data, policy), np.abs(expected(data, policy)).max(axis=1)
+    return critic_errors.contraction(data.known, policy, data.transitions, norms, by_formula)
 
 
 def judge(data: Data) -> Measurement:
-    """Factors over γ, as measured and as predicted, and the share of the error that a pass keeps at the rarest pair."""
     numbers, notes = {}, []
     for p, policy in enumerate(POLICIES):
         factor, by_formula, last, why = contraction(data, p)
         rarest = np.argmin(data.renewals[p])
         times, kept = data.renewals[p, rarest], mean(measured_share(data, p)[:, rarest])
-        ratio = [x / DISCOUNT for x in factor]
-        numbers[SUP + policy] = Number(*ratio, why, f"over the first {last} target updates")
+        over = f"over the first {last} target updates"
+        numbers[SUP + policy] = Number(*(x / DISCOUNT for x in factor), why, over)
         numbers[f"that factor from what passes keep, {policy}"] = Number(*[by_formula / DISCOUNT] * 3)
         numbers[f"share kept at the rarest pair, {policy}"] = Number(*kept)
         numbers[f"that share as predicted, {policy}"] = Number(*[share(times)] * 3)
         notes.append(
-            f"one pass of SGD is no Bellman update: at the {policy} policy's rarest pair, which it renews {times:.2g} "
-            f"times, it keeps {kept.center:.2f} of the error, {share(times):.2f} as predicted; what all pairs keep gives a "
-            f"sup-norm factor of {by_formula / DISCOUNT:.3f} γ without noise"
+            f"one pass of SGD is no Bellman update: it renews the {policy} policy's rarest pair {times:.2g} times, and what "
+            f"all pairs keep gives a sup-norm factor of {by_formula / DISCOUNT:.3f} γ without noise"
         )
     transitions = float(np.prod(data.errors.shape[:3])) * data.transitions
     return Measurement(numbers, {"transitions": transitions}, tuple(notes))
@@ -134,8 +119,7 @@ def draw_targets(panel: Axes, data: Data, p: int) -> None:
     """The sup norm with its interval, what a contraction by γ would leave at most, and what is expected of passes."""
     norms, (factor, by_formula, last, _) = sup_norm(data, p), contraction(data, p)
     updates, passes = np.arange(1, len(norms) + 1), np.abs(expected(data, p)).max(axis=1)
-    shown = "measured: × {:.3f} [{:.3f}, {:.3f}] an update".format(*factor)
-    band(panel, updates, over_seeds(norms), VERMILION, shown)
+    band(panel, updates, over_seeds(norms), VERMILION, "measured: × {:.3f} [{:.3f}, {:.3f}] an update".format(*factor))
     panel.plot(updates, passes, "--", color=BLUE, label=f"κ e + (1 − κ) γ P e: × {by_formula:.3f}")
     bound = np.abs(data.known.values[p]).max() * DISCOUNT**updates
     panel.plot(updates, bound, "k:", label=f"the lemma's bound: × γ = {DISCOUNT}")
@@ -154,8 +138,8 @@ def draw_pairs(panel: Axes, data: Data, p: int) -> None:
     panel.errorbar(x[sure], kept.center[sure], bars(kept)[:, sure], label=label, **style)
     line = np.geomspace(x.min(), x.max(), 200)
     panel.plot(line, share(line), "--", color=BLUE, label="κ = (1 − e^(−x))/x")
-    panel.set(xscale="log", ylim=(share(x.max()) / 2, 1.5), ylabel="share κ of its error that a pass keeps")
-    panel.set(xlabel="x = β′ n d(s) π(a|s)/C, how often a pass renews the pair")
+    log_log(panel, "x = β′ n d(s) π(a|s)/C, how often a pass renews the pair", "share κ of its error that a pass keeps")
+    panel.set(ylim=(share(x.max()) / 2, 1.5))
     panel.set_title(f"{POLICIES[p]} policy: pairs that are rarely visited hardly move", fontsize=9)
 
 
@@ -163,7 +147,6 @@ CLAIM = Claim(
     statement="A target update of Algorithm 2 contracts the error by γ in the sup norm.",
     source="2410.15610, the critic's lemma, which takes one for a Bellman update",
     prediction="factor at most γ, over all pairs, while the error is above the noise",
-    exact=False,
     margins={SUP + policy: Margin(0.0, 1.0 + ROUNDING) for policy in POLICIES},
     minutes=(0.5, 2),
     measure=measure,

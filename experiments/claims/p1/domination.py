@@ -1,18 +1,16 @@
 """P1.domination: where the assumption of the convergence theorem, weak gradient domination, is refuted.
 
-√μ₁ (Φ* − Φ(φ)) ≤ ‖∇Φ(φ)‖ is charted over w, the class of rewards and the upper objective, on random MDPs of three states
-and two actions where everything is enumerated.
-
-A stationary point below the maximum refutes the assumption for every μ₁ > 0. By hand, every tanh network has one: where all
-weights and biases are zero, its hidden layers are zero, so ∂r_φ/∂φ is zero but for the output's bias, a constant in the
-reward that Φ does not see. (A table or an affine function has no such point.) That one is known, and repels: it is left out
-of the counts. A local maximum below the best attracts gradient ascent, and the theorem's conclusion fails with its
-assumption. Both kinds are counted, apart.
+On random MDPs of three states and two actions everything is enumerated. A stationary point below the maximum refutes the
+assumption for every μ₁ > 0. By hand, every tanh network has one: where all weights and biases are zero, its hidden layers
+are zero, so ∂r_φ/∂φ is zero but for the output's bias, a constant in the reward that Φ does not see. That one is known, and
+repels: it is left out of the counts. A local maximum below the best attracts gradient ascent, and the theorem's conclusion
+fails with its assumption. Both kinds are counted, apart.
 
 Φ* is the best value found, so it is at most the true one: the gaps of stationary points are real, and μ̂₁ is too large if
 anything. Φ need not attain its supremum: ascents may run to infinity, and those that do so below the best are counted too.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -44,22 +42,11 @@ COLORS = panels.ORANGE, "#000000", panels.SKY, panels.BLUE, panels.GREEN, panels
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_instances: random MDPs, the same for every w, class and objective; the unit of the intervals.
-        kl_weights: w.
-        num_points: φ with independent standard normal entries; logits λ likewise for the lower level.
-        num_starts: of the ascents, and of the searches for stationary points of any kind; the first of the points.
-        max_steps: of each search.
-        classes: of `CLASSES`.
-    """
-
-    num_instances: int = 20
+    num_instances: int = 20  # random MDPs, the same for every w, class and objective; the unit of the intervals
     kl_weights: tuple[float, ...] = (0.25, 0.5, 1.5, 4.0)
-    num_points: int = 24
-    num_starts: int = 3
-    max_steps: int = 50
+    num_points: int = 24  # φ with independent standard normal entries; logits λ likewise for the lower level
+    num_starts: int = 3  # of ascents, and of searches for stationary points of any kind; the first of the points
+    max_steps: int = 50  # of each search
     classes: tuple[str, ...] = tuple(CLASSES)
 
 
@@ -68,28 +55,17 @@ QUICK = Sizes(num_instances=6, kl_weights=(0.5, 4.0), num_points=8, num_starts=2
 
 
 class Searched(NamedTuple):
-    """One class of rewards with one objective; leading axes [w, instance], M starts.
+    """One class of rewards with one objective; leading axes [w, instance], then [start] where searches ended."""
 
-    Attributes:
-        best: [] the largest Φ seen, which stands for Φ*.
-        domination: [] μ̂₁ over the random φ, in 1/(unit of φ)².
-        ascents: [M] where the ascents ended.
-        roots: [M] where the searches for ∇Φ = 0 ended.
-        lower_pl: [] smallest ‖∇_λ J‖²/(2 (J* − J)) over the points, units of reward.
-        concentrability: [] largest d*(s)π*(a|s)/(d_ref(s)π_ref(a|s)) over the points.
-    """
-
-    best: np.ndarray
-    domination: np.ndarray
+    best: np.ndarray  # the largest Φ seen, which stands for Φ*
+    domination: np.ndarray  # μ̂₁ over the random φ, in 1/(unit of φ)²
     ascents: Stationary
-    roots: Stationary
-    lower_pl: np.ndarray
-    concentrability: np.ndarray
+    roots: Stationary  # of ∇Φ
+    lower_pl: np.ndarray  # smallest ‖∇_λ J‖²/(2 (J* − J)) over the points, units of reward
+    concentrability: np.ndarray  # largest d*(s)π*(a|s)/(d_ref(s)π_ref(a|s)) over the points
 
 
 class Domination(NamedTuple):
-    """What was measured, by class of rewards and objective."""
-
     sizes: Sizes
     found: dict[tuple[str, str], Searched]
 
@@ -105,7 +81,6 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Domination:
 
 
 def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Searched]]:
-    """One class of rewards, one program for all objectives, each of which is kept; in float64."""
     shape = len(sizes.kl_weights), sizes.num_instances
     weight, seed = (x.ravel() for x in np.indices(shape))
     with jax.enable_x64(True):
@@ -124,7 +99,6 @@ def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Sea
 
 
 def searched(key: Array, kl_weight: Array, which: Array, name: str, sizes: Sizes) -> Searched:
-    """Everything on one instance, drawn by the key."""
     key_mdp, key_points, key_logits = jax.random.split(key, 3)
     land, dimension = instance(key_mdp, kl_weight, which, name)
     points = jax.random.normal(key_points, (sizes.num_points, dimension))
@@ -168,8 +142,6 @@ def reward_model(world, name: str) -> Model:
     return models.mlp(*models.pair_features(world), hidden)
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
 REFUTING = "share with a stationary point below"
 LOWER_MAXIMUM, MEDIAN = "share with a lower maximum", "median μ̂₁ over random φ"
 
@@ -180,20 +152,15 @@ def stationary_below(found: Searched) -> np.ndarray:
     return landscape.is_stationary(found.roots) & away & below(found.best, found.roots)
 
 
-def runaways(found: Searched) -> np.ndarray:
-    """Ascents below the best that are on their way to infinity with ∇Φ → 0, [..., start] bool."""
-    return landscape.runs_away(found.ascents) & below(found.best, found.ascents)
-
-
 def numbers_of(found: Searched) -> dict[str, Interval]:
     """What is reported, over instances, each [w]: the first three as numbers of the claim, the others in its table."""
-    trapped, leaving = (x.any(axis=-1) for x in (lower_maxima(found), runaways(found)))
+    runaways = landscape.runs_away(found.ascents) & below(found.best, found.ascents)  # on their way to infinity
+    trapped, leaving = lower_maxima(found).any(axis=-1), runaways.any(axis=-1)
     stuck = stationary_below(found).any(axis=-1) | trapped
     shares = {REFUTING: stuck, LOWER_MAXIMUM: trapped, "runaway": leaving, "refuted": stuck | leaving}
     medians = {MEDIAN: found.domination, "lower PL": found.lower_pl, "concentrability": found.concentrability}
-    return {name: intervals.proportion(x, axis=-1) for name, x in shares.items()} | {
-        name: median(x) for name, x in medians.items()
-    }
+    numbers = {name: intervals.proportion(x, axis=-1) for name, x in shares.items()}
+    return numbers | {name: median(x) for name, x in medians.items()}
 
 
 def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
@@ -205,22 +172,15 @@ def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
         return {}
     place = at, instance, start
     where = {"lower maximum on": int(instance), "at φ": ", ".join(f"{x:.10g}" for x in of.params[place])}
-    numbers = {"gap": gaps[instance, start], "‖∇Φ‖": of.gradient_norm[place], "margin": of.margin[place]}
-    return where | {name: float(x) for name, x in numbers.items()}
+    return where | {"gap": gaps[instance, start], "‖∇Φ‖": of.gradient_norm[place], "margin": of.margin[place]}
 
 
 def judge(data: Domination) -> Measurement:
-    """Shares of instances on which the assumption is refuted, and the meters, over instances."""
     sizes, each = data.sizes, {pair: numbers_of(found) for pair, found in data.found.items()}
-    numbers = {
-        f"{label}, {objective}, {name}, w = {w:g}": Number(
-            *(float(end[at]) for end in each[name, objective][label]), over=f"{sizes.num_instances} MDPs"
-        )
-        for label in (REFUTING, LOWER_MAXIMUM, MEDIAN)
-        for objective in OBJECTIVES
-        for name in sizes.classes
-        for at, w in enumerate(sizes.kl_weights)
-    }
+    numbers, over = {}, f"{sizes.num_instances} MDPs"
+    for label, objective, name in itertools.product((REFUTING, LOWER_MAXIMUM, MEDIAN), OBJECTIVES, sizes.classes):
+        ends = zip(sizes.kl_weights, *each[name, objective][label], strict=True)
+        numbers |= {f"{label}, {objective}, {name}, w = {w:g}": Number(*of, over=over) for w, *of in ends}
     arrived = [np.mean([finished(data.found[name, of]) for of in OBJECTIVES]) for name in sizes.classes]
     notes = (
         *(found_below(objective, [each[name, objective] for name in sizes.classes]) for objective in OBJECTIVES),
@@ -232,9 +192,9 @@ def judge(data: Domination) -> Measurement:
     searches = sum(x.ascents.value.size + x.roots.value.size for x in data.found.values())
     rows = [
         {"class": name, "objective": objective, "w": w}
-        | {label: float(of.center[at]) for label, of in each[name, objective].items()}
-        | {"ascents to the best": float(np.mean(~below(found.best, found.ascents)[at]))}
-        | {"ascents unfinished": 1 - float(finished(found)[at].mean()), **certificate(found, at)}
+        | {label: of.center[at] for label, of in each[name, objective].items()}
+        | {"ascents to the best": np.mean(~below(found.best, found.ascents)[at])}
+        | {"ascents unfinished": 1 - finished(found)[at].mean(), **certificate(found, at)}
         for (name, objective), found in data.found.items()
         for at, w in enumerate(sizes.kl_weights)
     ]
@@ -244,10 +204,9 @@ def judge(data: Domination) -> Measurement:
 def found_below(objective: str, each: list[dict[str, Interval]]) -> str:
     """In words: with that objective, at how many pairs of class and w, and on what shares of the instances."""
     shares = np.concatenate([numbers[REFUTING].center for numbers in each])
-    return (
-        f"{objective}: a stationary point below at {np.sum(shares > 0)} of {len(shares)} pairs of class and w, "
-        f"on {min(shares):.0%} to {max(shares):.0%} of the instances"
-    )
+    pairs = f"{np.sum(shares > 0)} of {len(shares)} pairs of class and w"
+    on = f"on {min(shares):.0%} to {max(shares):.0%} of the instances"
+    return f"{objective}: a stationary point below at {pairs}, {on}"
 
 
 def draw(data: Domination) -> Figure:
@@ -261,20 +220,17 @@ def draw(data: Domination) -> Figure:
         beside = weights * 1.035**aside  # so that bars do not hide each other
         for panel, label in zip(column, (MEDIAN, LOWER_MAXIMUM, REFUTING), strict=True):
             panels.curve(panel, beside, numbers[label], COLORS[list(CLASSES).index(name)], name)
-    for panel, objective in zip(axes[0], OBJECTIVES, strict=True):
-        panel.set(title=objective, xscale="log", yscale="log")
-    for panel in axes[2]:
-        panel.set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
-        panel.set_xticks(sizes.kl_weights, [f"{w:g}" for w in sizes.kl_weights])
-        panel.minorticks_off()
+    for top, bottom, objective in zip(axes[0], axes[2], OBJECTIVES, strict=True):
+        top.set(title=objective, xscale="log", yscale="log")
+        bottom.set_xlabel("w, weight of KL(π ‖ π_ref), units of reward")
+        panels.ticks(bottom, sizes.kl_weights)
     axes[0, 0].set_ylabel("median μ̂₁ ≥ μ₁ over random φ,\n1/(unit of φ)²")
-    axes[1, 0].set_ylabel("share where gradient ascent ends\nin a maximum below the best")
-    axes[2, 0].set_ylabel("share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0")
-    for panel in axes[1:, 0]:
-        panel.set_ylim(-0.05, 1.05)
-    legend = "class of rewards (tanh: hidden widths)"
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(CLASSES), title=legend)
+    axes[1, 0].set(ylabel="share where gradient ascent ends\nin a maximum below the best", ylim=(-0.05, 1.05))
+    axes[2, 0].set(
+        ylabel="share refuted: a stationary point\nbelow the best (but φ = 0), so μ₁ = 0", ylim=(-0.05, 1.05)
+    )
+    handles, title = axes[0, 0].get_legend_handles_labels(), "class of rewards (tanh: hidden widths)"
+    figure.legend(*handles, loc="outside lower center", ncols=len(CLASSES), title=title)
     return figure
 
 
@@ -284,7 +240,6 @@ CLAIM = Claim(
     source="2410.15610, an assumption of its convergence theorem; with the excess objectives, this project's",
     prediction="assumed; a stationary point below the maximum refutes it on an instance, for every μ₁",
     exact=True,
-    margins={},
     minutes=(0.6, 8),
     measure=measure,
     judge=judge,

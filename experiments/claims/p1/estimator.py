@@ -1,6 +1,5 @@
 """P1.estimator: sampled gradients are unbiased, and how the variance of line 7 grows as σ → 0.
 
-Expected slopes of log variance against log σ: −2 with independent rollouts, −1 with coupled ones, 0 with weighted ones.
 Estimates at different σ have keys of their own: with the same ones their noise would cancel in the slope, and any power of
 higher order in σ would be seen as none. Coupled rollouts part seldom, and the more so the smaller σ is, so that their
 variance is that of rare events: it is measured from many more of them.
@@ -35,7 +34,6 @@ OFF = 4.0  # standard errors that a mean may be off
 PRECISION = 0.02  # largest standard error, as a share of the norm, that decides
 OFF_BY = ": s.e. off (a point)"  # the largest |z| over entries: a test at `OFF`, not a number with an interval
 DERIVATIVES = ("∇_λ J", "∇_λ G", "∇_φ G", *(f"line 7, {name}" for name in ESTIMATORS))
-
 SIGMAS = tuple(0.3 / 2**k for k in range(7))  # to 0.0047, for the slopes
 SMALL = SampleSizes(batch_size=64, rollout_length=60, segment_length=LENGTH)  # for the slopes
 EXPECTED = {"independent": -2.0, "coupled": -1.0, "weighted": 0.0}
@@ -46,28 +44,15 @@ DRAWS = 500  # resamples of them, fewer than elsewhere since they are many
 
 
 class Mean(NamedTuple):
-    """Of one derivative, each of its shape: the mean of the estimates, its standard error, and the exact value."""
-
-    mean: np.ndarray
-    error: np.ndarray
+    mean: np.ndarray  # of the estimates of one derivative, of its shape
+    error: np.ndarray  # standard error of the mean
     exact: np.ndarray
 
 
 class Data(NamedTuple):
-    """What was sampled.
-
-    Attributes:
-        num_batches: independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many.
-        means: derivative -> its mean at one σ.
-        squares: estimator -> [σ, estimate] squared distance from the mean, of line 7's difference by one trajectory.
-    """
-
-    num_batches: int
-    means: dict[str, Mean]
-    squares: dict[str, np.ndarray]
-
-
-# The means ------------------------------------------------------------------------------------------------------------
+    num_batches: int  # independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many
+    means: dict[str, Mean]  # derivative -> its mean at one σ
+    squares: dict[str, np.ndarray]  # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference
 
 
 def means(num_batches: int, discount: float = COEFFICIENTS.discount) -> dict[str, Mean]:
@@ -127,20 +112,13 @@ def derivatives(key: Array, many: dict[str, Gradients], points, policy) -> dict[
 
 def deviations(found: dict[str, Mean]) -> dict[str, Number]:
     """By how many of its standard errors each mean is off, at most, over the derivative's entries: points, no intervals.
-
-    Undecided where it is within `OFF`, but the standard error, as a norm over the entries, is above `PRECISION` of the
-    exact derivative's: too vague to hold.
-    """
+    Undecided where it is within `OFF`, but the standard error is above `PRECISION` of the norm: too vague to hold."""
     numbers = {}
     for name, of in found.items():
-        off = float(np.max(np.abs(of.mean - of.exact) / of.error))
-        share = float(np.linalg.norm(of.error) / np.linalg.norm(of.exact))
+        off, share = np.max(np.abs(of.mean - of.exact) / of.error), np.linalg.norm(of.error) / np.linalg.norm(of.exact)
         vague = f"standard error {100 * share:.1f} % of the norm, at most {100 * PRECISION:g} needed"
-        numbers[name + OFF_BY] = Number(off, off, off, vague if share > PRECISION and off <= OFF else "")
+        numbers[name + OFF_BY] = Number(*[off] * 3, vague if share > PRECISION and off <= OFF else "")
     return numbers
-
-
-# The slopes -----------------------------------------------------------------------------------------------------------
 
 
 def squares(num_batches: int) -> dict[str, np.ndarray]:
@@ -183,7 +161,6 @@ def law(squares: np.ndarray) -> Fit:
 
 
 def slopes(squares: dict[str, np.ndarray]) -> dict[str, Number]:
-    """Of the variance in σ."""
     return {f"slope of variance in σ, {name}": exponent(law(x), "in σ") for name, x in squares.items()}
 
 
@@ -195,17 +172,12 @@ def variance(squares: np.ndarray) -> Interval:
     return Interval(squares.sum(axis=1) / (num - 1), *ends(drawn, num))
 
 
-# The claim ------------------------------------------------------------------------------------------------------------
-
-
 def measure(budget: Budget) -> Data:
-    """Means at one σ, and squares at many."""
     num_batches = QUICK if budget.quick else FULL
     return Data(num_batches, means(num_batches), squares(num_batches))
 
 
 def judge(found: Data) -> Measurement:
-    """How far the means are off, and the slopes."""
     # One rollout for J, one or two for each of line 7's estimators, and two batches of pairs.
     transitions = found.num_batches * (6 * SIZES.batch_size * SIZES.rollout_length + 4 * SIZES.num_pairs * LENGTH)
     of_slopes = found.num_batches * SMALL.batch_size * SMALL.rollout_length * len(SIGMAS)
@@ -231,10 +203,8 @@ def draw(found: Data) -> Figure:
 CLAIM = Claim(
     statement="The estimators of ∇J, ∇G and ∇Φ_σ are unbiased; line 7's variance depends on how its rollouts are drawn.",
     source="2410.15610, Algorithm 1; the weighted and coupled estimators are derived",
-    prediction="means within 4 standard errors of the exact gradients in every entry, a test that gives a point and no "
-    "interval (standard errors at most 2 % of the norm); variance ∝ σ⁻² with independent, σ⁻¹ with coupled, σ⁰ with "
-    "weighted rollouts",
-    exact=False,
+    prediction="means within 4 standard errors (at most 2 % of the norm) of the exact gradients in every entry, points "
+    "without intervals; variance ∝ σ⁻² with independent, σ⁻¹ with coupled, σ⁰ with weighted rollouts",
     margins={name + OFF_BY: Margin(0, OFF) for name in DERIVATIVES}
     | {f"slope of variance in σ, {n}": Margin(x - 0.15, x + 0.15) for n, x in EXPECTED.items()},
     minutes=(0.8, 6),

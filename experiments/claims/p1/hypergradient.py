@@ -34,10 +34,8 @@ STEP = 1e-5  # of the central differences
 
 
 class Sizes(NamedTuple):
-    """How many instances there are of each shape: states S, actions A and steps H of a segment."""
-
-    each: int
-    shapes: tuple[tuple[int, int, int], ...]
+    each: int  # instances of each shape
+    shapes: tuple[tuple[int, int, int], ...]  # states S, actions A and steps H of a segment
 
 
 # Each shape is a program of many ways.
@@ -46,33 +44,22 @@ FULL = Sizes(5, ((2, 2, 3), (4, 2, 2), (3, 4, 2), (6, 3, 1)))
 
 
 class Parts(NamedTuple):
-    """∇Φ by one way: what it is at a fixed policy, and what the policy's response adds, [instance, parameter] each."""
+    """∇Φ by one way, [instance, parameter] each."""
 
-    direct: np.ndarray
-    implicit: np.ndarray
+    direct: np.ndarray  # what it is at a fixed policy
+    implicit: np.ndarray  # what the policy's response adds
 
 
 class Estimates(NamedTuple):
-    """∇Φ on random instances.
-
-    Attributes:
-        kl_weight: [instance] w.
-        length: [instance] H.
-        expected: [instance, parameter] by central differences of the exact Φ.
-        ways: way -> the estimate.
-    """
-
-    kl_weight: np.ndarray
-    length: np.ndarray
-    expected: np.ndarray
-    ways: dict[str, Parts]
+    kl_weight: np.ndarray  # [instance] w
+    length: np.ndarray  # [instance] H
+    expected: np.ndarray  # [instance, parameter] by central differences of the exact Φ
+    ways: dict[str, Parts]  # way -> the estimate
 
 
 class Data(NamedTuple):
-    """Estimates at w in [1, 2], and at smaller w without the unrolled ascents."""
-
-    usual: Estimates
-    smaller: Estimates
+    usual: Estimates  # at w in [1, 2]
+    smaller: Estimates  # at smaller w, without the unrolled ascents
 
 
 def setting(key: Array, scale: Array, shape: tuple[int, int, int]) -> tuple[Problem, MDP, Coefficients, Params]:
@@ -97,7 +84,6 @@ def setting(key: Array, scale: Array, shape: tuple[int, int, int]) -> tuple[Prob
 
 
 def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimates:
-    """On the instance of that key."""
     problem, mdp, coefficients, params = setting(key, scale, shape)
     known = exact_bilevel(problem, mdp, shape[2], coefficients)
     point, unravel = ravel_pytree(params)
@@ -122,7 +108,6 @@ def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimate
 
 
 def study(sizes: Sizes) -> Data:
-    """Estimates on instances of every shape, in float64."""
     usual, smaller = [], []
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), sizes.each)
@@ -135,7 +120,6 @@ def study(sizes: Sizes) -> Data:
 
 
 def measure(budget: Budget) -> Data:
-    """Every way on every instance."""
     return study(QUICK if budget.quick else FULL)
 
 
@@ -151,20 +135,16 @@ def misses(found: Data) -> dict[str, np.ndarray]:
 
 
 def judge(found: Data) -> Measurement:
-    """The largest difference of each way over all instances."""
-    numbers = {name: Number(*[float(np.max(values))] * 3) for name, values in misses(found).items()}
-    notes = (
-        f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]; ρ and P are "
-        "mixed with a tenth of the uniform law",
-    )
-    return Measurement(numbers, {}, notes)
+    numbers = {name: Number(*[np.max(values)] * 3) for name, values in misses(found).items()}
+    weights = f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]"
+    return Measurement(numbers, {}, (f"{weights}; ρ and P are mixed with a tenth of the uniform law",))
 
 
 def draw(found: Data) -> Figure:
     """A mark for each instance, and the margin."""
     figure, [[panel]] = panels(7.5, 5)
     for place, values in enumerate(misses(found).values()):
-        panel.plot(values, np.full(len(values), place), "o", color=BLUE, alpha=0.5, markersize=5)
+        panel.plot(values, [place] * len(values), "o", color=BLUE, alpha=0.5, markersize=5)
     panel.axvline(MARGIN.high, color=VERMILION, linestyle=":", label=f"margin, {MARGIN.high:g}")
     panel.set_yticks(range(len(WAYS) + len(SMALL)), [*WAYS, *SMALL.values()])
     panel.invert_yaxis()

@@ -34,58 +34,39 @@ TARGET = 0.1  # standard error, relative to ‖∇Φ‖, whose price in transiti
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_instances, num_ascents: random MDPs, each with a reward of its own, and those on which Φ is ascended.
-        policy_steps: K′, increasing: steps that λ and λ′ took before the hypergradient; ∞ is added.
-        unrolled_steps: K of the unrolled ones.
-        num_batches, batch_size, rollout_length: independent samples of each estimator, which the variance is over, each of B
-            trajectories of T steps and half as many pairs.
-        outer_steps, inner_steps: of each ascent, and of λ and λ′ in each of these.
-        repeats: calls that are timed; the fastest counts.
-    """
-
-    num_instances: int = 16
-    num_ascents: int = 8
-    policy_steps: tuple[int, ...] = (10, 100, 1000)
-    unrolled_steps: tuple[int, ...] = (10, 100, 1000)
-    num_batches: int = 200
-    batch_size: int = 32
-    rollout_length: int = 60
-    outer_steps: int = 200
-    inner_steps: int = 10
-    repeats: int = 5
+    num_instances: int = 16  # random MDPs, each with a reward of its own
+    num_ascents: int = 8  # those of them on which Φ is ascended
+    policy_steps: tuple[int, ...] = (
+        10,
+        100,
+        1000,
+    )  # K′, rising: steps of λ and λ′ before the estimate; ∞ is added
+    unrolled_steps: tuple[int, ...] = (10, 100, 1000)  # K of the unrolled ones
+    num_batches: int = 200  # independent samples of each estimator, which the variance is over
+    batch_size: int = 32  # B trajectories of each, and half as many pairs
+    rollout_length: int = 60  # T of each
+    outer_steps: int = 200  # of each ascent
+    inner_steps: int = 10  # of λ and λ′ in each of these
+    repeats: int = 5  # calls that are timed; the fastest counts
 
 
 class Way(NamedTuple):
-    """A hypergradient, σ of line 7 (1 where there is none), and what is measured of it: bias and cost; where an ascent along
-    it ends; its variance when sampled, with an estimator of line 7's difference ("": not)."""
-
     construct: Construct
-    sigma: float = 1.0
-    exactly: bool = True
-    ascended: bool = True
-    estimator: str = ""
+    sigma: float = 1.0  # of line 7
+    exactly: bool = True  # whether its bias and cost are measured
+    ascended: bool = True  # whether the end of an ascent along it is
+    estimator: str = ""  # of line 7's difference, with which its variance when sampled is measured; "": it is not
 
 
 class Measured(NamedTuple):
-    """What was measured of one way; W weights w, I instances. None: it was not.
+    """What was measured of one way; W weights w, I instances. None: it was not."""
 
-    Attributes:
-        error: [W, K′, I] ‖estimate − ∇Φ‖/‖∇Φ‖; the last K′ is ∞.
-        residual: [W, K′, I] relative residual of its linear solve, 0 where nothing is solved.
-        evaluations, seconds: gradient evaluations of an estimate, and of one jitted call for all W · I.
-        transitions: [W, I] that a standard error of `TARGET` takes, at λ* and λ*_σ.
-        gap: [W, I] Φ at the end of its ascent less Φ at the end of the exact one; NaN if it diverged.
-    """
-
-    error: np.ndarray | None = None
-    residual: np.ndarray | None = None
-    evaluations: int | None = None
-    seconds: float | None = None
-    transitions: np.ndarray | None = None
-    gap: np.ndarray | None = None
+    error: np.ndarray | None = None  # [W, K′, I] ‖estimate − ∇Φ‖/‖∇Φ‖; the last K′ is ∞
+    residual: np.ndarray | None = None  # [W, K′, I] relative residual of its linear solve, 0 where nothing is solved
+    evaluations: int | None = None  # of gradients, by an estimate
+    seconds: float | None = None  # of one jitted call for all W · I
+    transitions: np.ndarray | None = None  # [W, I] that a standard error of `TARGET` takes, at λ* and λ*_σ
+    gap: np.ndarray | None = None  # [W, I] Φ at the end of its ascent less the exact one's; NaN if it diverged
 
 
 def ways(sizes: Sizes) -> dict[str, Way]:
@@ -107,15 +88,10 @@ def ways(sizes: Sizes) -> dict[str, Way]:
     }
 
 
-# One lane -------------------------------------------------------------------------------------------------------------
-
-
 class Lane(NamedTuple):
-    """Which instance, w, and σ of the way at hand."""
-
-    number: Array
+    number: Array  # of the instance
     kl_weight: Array
-    sigma: Array
+    sigma: Array  # of the way at hand
 
 
 class Instance(NamedTuple):
@@ -202,9 +178,6 @@ def exact_ascent(sizes: Sizes, lane: Lane) -> Array:
     return of.phi.value(best)
 
 
-# All lanes ------------------------------------------------------------------------------------------------------------
-
-
 @cache
 def program(single, *static):
     """A function of a lane, of all lanes and compiled; σ being of the lane, one program serves all σ."""
@@ -212,7 +185,6 @@ def program(single, *static):
 
 
 def lanes_of(num_instances: int, sigma: float = 1.0) -> Lane:
-    """The first instances at every w."""
     num = num_instances * len(KL_WEIGHTS)
     weights = jnp.repeat(jnp.array(KL_WEIGHTS), num_instances)
     return Lane(jnp.arange(num) % num_instances, weights, jnp.full(num, sigma))
@@ -242,7 +214,6 @@ def measure_way(way: Way, sizes: Sizes, where: tuple[Array, Array], end: Array) 
 
 
 def seconds_of(function, inputs) -> float:
-    """How long one call takes."""
     begin = time.perf_counter()
     jax.block_until_ready(function(*inputs))
     return time.perf_counter() - begin

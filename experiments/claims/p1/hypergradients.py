@@ -1,9 +1,8 @@
 """∇Φ in five ways on small random MDPs: bias, variance at equal samples, cost, and where an ascent along each ends.
 
-The bias is exact: against the derivative of Φ(φ) = G(φ, π*(φ)), at λ*(φ) and at policies that K′ steps of gradient ascent
-from π_ref reach, which is where Algorithm 1 evaluates its line 7. The ascent is Algorithm 1 with exact gradients and another
-line 7, from φ = 0, against an ascent along the exact ∇Φ with the same steps. Step sizes come from the curvature of J at λ*,
-which is at most w/(2 (1 − γ)): τ = (1 − γ)/w.
+The bias is exact, at λ*(φ) and at policies that K′ steps of gradient ascent from π_ref reach, which is where Algorithm 1
+evaluates its line 7. The ascent is Algorithm 1 with exact gradients and another line 7, from φ = 0, against one along ∇Φ
+with the same steps. The step τ = (1 − γ)/w comes from the curvature of J at λ*, which is at most w/(2 (1 − γ)).
 """
 
 import itertools
@@ -19,7 +18,7 @@ from matplotlib.ticker import SymmetricalLogLocator
 from experiments.claims.claim import Budget, Claim, Measurement, Number, Table
 from experiments.claims.p1 import hypergradient_ways
 from experiments.claims.p1.hypergradient_ways import KL_WEIGHTS, TARGET, Measured, Sizes
-from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, panels
+from experiments.claims.panels import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, log_log, panels
 from experiments.statistics.intervals import Interval, bars, interquartile_mean
 
 FULL = Sizes()
@@ -46,14 +45,11 @@ FAMILIES = {
 
 
 class Data(NamedTuple):
-    """What was measured of each way, and how much."""
-
     sizes: Sizes
     ways: dict[str, Measured]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every way, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         lanes, fewer = map(hypergradient_ways.lanes_of, (sizes.num_instances, sizes.num_ascents))
@@ -66,21 +62,15 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
     return Data(sizes, found)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
-def averages(values: np.ndarray) -> Interval:
-    """Of the interquartile mean over the last axis, I."""
-    return interquartile_mean(values, axis=-1)
+averages = partial(interquartile_mean, axis=-1)  # over instances
 
 
 def geometric(values: np.ndarray) -> Interval:
-    """The same of the logarithms, taken back; what is below rounding counts as rounding."""
+    """`averages` of the logarithms, taken back; what is below rounding counts as rounding."""
     return Interval(*np.exp(averages(np.log(np.maximum(values, np.finfo(float).eps)))))
 
 
 def judge(data: Data) -> Measurement:
-    """Interquartile means over instances, of logarithms but for the ends of ascents, for each way and w."""
     numbers, rows = {}, []
     for (name, of), (i, weight) in itertools.product(data.ways.items(), enumerate(KL_WEIGHTS)):
         row = {"way": name, "w": weight}
@@ -96,13 +86,10 @@ def judge(data: Data) -> Measurement:
             row |= {"gaps": [np.nanmin(of.gap[i]), np.nanmax(of.gap[i])], "diverged": int(np.sum(np.isnan(of.gap[i])))}
         rows.append(row)
     notes = (
-        f"transitions are those for a standard error of {TARGET:g} ‖∇Φ‖, at λ* and λ*_σ; the gap of an ascent is its last Φ "
-        "less that of an ascent along ∇Φ, in nats",
+        f"transitions are those for a standard error of {TARGET:g} ‖∇Φ‖, at λ* and λ*_σ",
+        "the gap of an ascent is its last Φ less that of an ascent along ∇Φ, in nats",
     )
     return Measurement(numbers, {}, notes, (Table("away from λ*, cost, and the range of the gaps", rows),))
-
-
-# Figure ---------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Data) -> Figure:
@@ -115,7 +102,10 @@ def draw(data: Data) -> Figure:
     for i, panel in enumerate(top[:2]):
         draw_bias(panel, exactly, data.sizes.policy_steps, i, colors)
     draw_cost(top[2], exactly, colors)
-    draw_sampled(bottom[0], data)
+    taken = {name: of.transitions for name, of in data.ways.items() if of.transitions is not None}
+    draw_intervals(bottom[0], {name: geometric(x) for name, x in taken.items()})
+    bottom[0].set(xscale="log", title="Variance of the sampled forms, at λ* and λ*_σ")
+    bottom[0].set(xlabel=f"transitions for a standard error of {TARGET:g} ‖∇Φ‖")
     draw_ascents(bottom[1], data)
     bottom[2].axis("off")
     bottom[2].legend(*top[0].get_legend_handles_labels(), loc="center", title="top row", fontsize=10)
@@ -124,28 +114,23 @@ def draw(data: Data) -> Figure:
 
 def colors_of(names) -> dict[str, str]:
     """A colour for each way; ways of one kind share a family of colours."""
-    found = {}
-    for kind, family in FAMILIES.items():
-        members = [name for name in names if name.startswith(kind)]
-        found |= {name: family[k % len(family)] for k, name in enumerate(members)}
-    return found
+    members = {kind: [name for name in names if name.startswith(kind)] for kind in FAMILIES}
+    return {name: FAMILIES[x][k % len(FAMILIES[x])] for x, each in members.items() for k, name in enumerate(each)}
 
 
 def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, colors) -> None:
-    """Relative error against K′ at one w."""
     places = [*policy_steps, 10 * policy_steps[-1]]
     for name, measured in exactly.items():
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
         line = dict(marker="o", markersize=3, linewidth=1.2, color=colors[name], linestyle=style)
         panel.errorbar(places, of.center, bars(of), label=name, **line)
-    panel.set(xscale="log", yscale="log", ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
+    log_log(panel, "K′, ascent steps of λ and λ′ before the estimate", "‖estimate − ∇Φ‖ / ‖∇Φ‖")
+    panel.set(ylim=(1e-13, 1e2), title=f"Bias at w = {KL_WEIGHTS[i]}")
     panel.set_xticks(places, [*map(str, policy_steps), "∞ (λ*)"])
     panel.minorticks_off()
-    panel.set(xlabel="K′, ascent steps of λ and λ′ before the estimate", ylabel="‖estimate − ∇Φ‖ / ‖∇Φ‖")
 
 
 def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
-    """Milliseconds of a call, and gradient evaluations beside."""
     times = [1e3 * of.seconds for of in exactly.values()]
     panel.barh(list(exactly), times, color=[colors[name] for name in exactly])
     for place, of in enumerate(exactly.values()):
@@ -158,7 +143,6 @@ def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
 
 
 def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
-    """An interval for each way and w, one above the other."""
     for i, (weight, color) in enumerate(zip(KL_WEIGHTS, BY_WEIGHT, strict=True)):
         of = Interval(*np.transpose([[end[i] for end in x] for x in values.values()]))
         places, style = np.arange(len(values)) + 0.2 * (2 * i - 1), dict(fmt="o", color=color, markersize=4)
@@ -166,15 +150,6 @@ def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
     panel.set_yticks(range(len(values)), list(values))
     panel.invert_yaxis()
     panel.legend(fontsize=9)
-
-
-def draw_sampled(panel: Axes, data: Data) -> None:
-    """Transitions that a given standard error takes."""
-    draw_intervals(
-        panel, {name: geometric(x.transitions) for name, x in data.ways.items() if x.transitions is not None}
-    )
-    panel.set(xscale="log", title="Variance of the sampled forms, at λ* and λ*_σ")
-    panel.set_xlabel(f"transitions for a standard error of {TARGET:g} ‖∇Φ‖")
 
 
 def draw_ascents(panel: Axes, data: Data) -> None:
@@ -196,8 +171,6 @@ CLAIM = Claim(
     source="derived, after 2410.15610, HPGD (2406.01575) and PARL (2308.02585)",
     prediction="at λ* line 7 has a relative bias ∝ σ, the closed form and implicit differentiation none, unrolled ascents "
     "one that falls with K, and what leaves out λ's response (naive) one that stays",
-    exact=False,
-    margins={},
     minutes=(1.5, 8),
     measure=measure,
     judge=judge,

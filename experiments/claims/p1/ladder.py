@@ -1,7 +1,6 @@
 """The oracle ladder: Algorithm 1 on a small MDP with exact gradients, an exact critic, then a learned one.
 
-Each rung adds one error. With exact gradients the distance to the maximum of Φ is the proxy's bias, which is proportional to
-σ; sampling adds noise; a learned critic adds its own error. On an instance with w = 1.5, where ascent on the exact Φ
+Each rung adds one error: the proxy's bias, noise, the critic's. On an instance with w = 1.5, where ascent on the exact Φ
 reaches one maximum from every start.
 """
 
@@ -35,20 +34,18 @@ COEFFICIENTS, LENGTH = Coefficients(discount=0.9, kl_weight=1.5), 3
 SIGMAS = (0.4, 0.2, 0.1)
 EXACT, EXACT_CRITIC, LEARNED_CRITIC = "exact gradients", "sampled, exact critic", "sampled, learned critic"
 RUNGS = {EXACT: SIGMAS, EXACT_CRITIC: SIGMAS[-1:], LEARNED_CRITIC: SIGMAS[-1:]}  # the σ of each
+EVERY_CURVE = [(rung, i, sigma) for rung, sigmas in RUNGS.items() for i, sigma in enumerate(sigmas)]
 STYLES = dict(zip(SIGMAS, ("-", "--", ":"), strict=True))
 COLORS = dict(zip(RUNGS, (BLUE, ORANGE, GREEN), strict=True))
 MIDDLE = 0.49  # cut off on each side: the median is left
 
 
 class Sizes(NamedTuple):
-    """Seeds of each sampled rung (with exact gradients one says it all), T and K of Algorithm 1, B trajectories a gradient,
-    and steps of the direct ascent on Φ."""
-
-    num_seeds: int = 16
-    num_steps: int = 400
-    num_policy_steps: int = 10
-    batch_size: int = 64
-    ascent_steps: int = 1500
+    num_seeds: int = 16  # of each sampled rung; with exact gradients one says it all
+    num_steps: int = 400  # T
+    num_policy_steps: int = 10  # K
+    batch_size: int = 64  # trajectories a gradient
+    ascent_steps: int = 1500  # of the direct ascent on Φ
 
 
 FULL = Sizes()
@@ -56,13 +53,10 @@ QUICK = Sizes(num_seeds=6, num_steps=100, batch_size=32)
 
 
 class Data(NamedTuple):
-    """Φ* and ‖∇Φ‖ where direct ascent ends; by rung, [σ, seed, T] each, the gap Φ* − Φ(φ_t) in nats, and the distance
-    ‖φ_t − φ*‖ in units of reward, centred, since Φ does not see a constant."""
-
-    best_value: float
-    best_gradient: float
-    gap: dict[str, np.ndarray]
-    distance: dict[str, np.ndarray]
+    best_value: float  # Φ*, where direct ascent ends
+    best_gradient: float  # ‖∇Φ‖ there
+    gap: dict[str, np.ndarray]  # rung -> [σ, seed, T] Φ* − Φ(φ_t), nats
+    distance: dict[str, np.ndarray]  # rung -> [σ, seed, T] ‖φ_t − φ*‖ but for a constant, units of reward
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
@@ -104,7 +98,6 @@ def climb(mdp: MDP, problem: Problem, phi: Bilevel, rung: str, best: Array, size
 
 
 def gradients_of(mdp: MDP, problem: Problem, rung: str, sizes: Sizes) -> Gradients:
-    """The exact ones, or their samples with the rung's critic."""
     if rung == EXACT:
         return exact_gradients(problem, mdp, LENGTH, COEFFICIENTS)
     critic = exact_critic(problem, mdp, COEFFICIENTS)
@@ -124,19 +117,10 @@ def config_of(rung: str, sizes: Sizes) -> BilevelConfig:
     return BilevelConfig(sizes.num_policy_steps, reward_optimizer=optax.sgd if rung == EXACT else falling)
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
-def every_curve():
-    """(rung, place of a σ in its arrays, that σ)."""
-    return ((rung, i, sigma) for rung, sigmas in RUNGS.items() for i, sigma in enumerate(sigmas))
-
-
 def judge(data: Data) -> Measurement:
-    """Medians over seeds at the last step, by rung and σ, and the direct ascent's end."""
     distances = zip(SIGMAS, data.distance[EXACT][:, :, -1], strict=True)
     numbers = {f"distance over σ, {EXACT}, σ = {sigma}": number(*x / sigma) for sigma, x in distances}
-    for rung, i, sigma in every_curve():
+    for rung, i, sigma in EVERY_CURVE:
         numbers[f"gap, {rung}, σ = {sigma}"] = number(*data.gap[rung][i, :, -1])
         numbers[f"distance, {rung}, σ = {sigma}"] = number(*data.distance[rung][i, :, -1])
     numbers |= {"Φ* by direct ascent": number(data.best_value), "‖∇Φ‖ at Φ*": number(data.best_gradient)}
@@ -150,10 +134,9 @@ def number(*seeds: float) -> Number:
 
 
 def draw(data: Data) -> Figure:
-    """Gap and distance along the run, a panel each, one colour a rung, one line style a σ."""
     figure, (axes,) = panels(11, 4.4, 1, 2, "The oracle ladder: median over seeds with 95 % bootstrap intervals")
     for panel, values in zip(axes, (data.gap, data.distance), strict=True):
-        for rung, i, sigma in every_curve():
+        for rung, i, sigma in EVERY_CURVE:
             of = mean(np.abs(values[rung][i]), MIDDLE)
             steps = np.arange(1, len(of.center) + 1)
             band(panel, steps, of, COLORS[rung], f"{rung}, σ = {sigma}", STYLES[sigma])
@@ -169,8 +152,6 @@ CLAIM = Claim(
     source="derived from 2410.15610, the lemma on the proxy's bias",
     prediction="with exact gradients the distance to the maximiser over σ is the same at every σ; sampled gradients and a "
     "learned critic add noise, which steps ∝ 1/t average away",
-    exact=False,
-    margins={},
     minutes=(0.5, 2),
     measure=measure,
     judge=judge,

@@ -1,7 +1,5 @@
-"""Where searches on landscapes of Φ ended: below the best value found, at a maximum, on the way to infinity.
-
-What the claims domination and nonlinearity share; no claim itself. `found` has `best`, the largest Φ seen, [...], and
-`ascents`, where gradient ascents ended, [..., start].
+"""Where searches on landscapes of Φ ended, for several claims. `found` has `best`, the largest Φ seen, [...], and `ascents`,
+where gradient ascents ended, [..., start].
 """
 
 import numpy as np

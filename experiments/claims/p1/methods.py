@@ -1,7 +1,4 @@
-"""Five methods of RLHF on random MDPs, each run to its end, with exact gradients or with samples; in float64.
-
-The runs of the claim alignment; no claim itself.
-"""
+"""The runs of the claim alignment: five methods of RLHF on random MDPs, with exact gradients or with samples, in float64."""
 
 from functools import partial
 from typing import NamedTuple
@@ -46,64 +43,36 @@ FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_seeds: random MDPs, each with a random first reward, the same for every method and w; the unit of the intervals.
-        kl_weights: w.
-        num_steps: T, outer steps.
-        num_policy_steps: K, inner steps.
-        num_reward_steps: of the two-stage methods' fit.
-        num_sampled_steps: T with sampled gradients.
-        sampled_kl_weights: w with sampled gradients.
-        kinds, methods: of `CLASSES` and of `METHODS`.
-    """
-
-    num_seeds: int = 64
-    kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)
-    num_steps: int = 1000
-    num_policy_steps: int = 4
-    num_reward_steps: int = 4000
-    num_sampled_steps: int = 600
-    sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)
-    kinds: tuple[str, ...] = CLASSES
-    methods: tuple[str, ...] = METHODS
+    num_seeds: int = 64  # MDPs, each with a first reward, the same for every method and w; the unit of the intervals
+    kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)  # w
+    num_steps: int = 1000  # T, outer steps
+    num_policy_steps: int = 4  # K, inner steps
+    num_reward_steps: int = 4000  # of the two-stage methods' fit
+    num_sampled_steps: int = 600  # T with sampled gradients
+    sampled_kl_weights: tuple[float, ...] = (0.5, 1.5)  # w with sampled gradients
+    kinds: tuple[str, ...] = CLASSES  # of `CLASSES`
+    methods: tuple[str, ...] = METHODS  # of `METHODS`
 
 
 class Ends(NamedTuple):
-    """Where runs ended; leading axes [w, seed]. Returns are in units of the true reward.
+    """Where runs ended; leading axes [w, seed]. Returns are in units of the true reward."""
 
-    Attributes:
-        regularised: [] J of the learned policy under r*, with its KL term.
-        plain: [] the same without.
-        reference: [] J of the reference policy, which has no KL term.
-        best: [2] J of the KL-optimal policy of r*, regularised and plain.
-        upper: [] Φ(φ) with the paper's objective at the learned φ, in nats; and
-        upper_truth: [] Φ(r*).
-        upper_gradient: [] norm of what the reward follows, nats a unit of φ; and
-        lower_gradient: [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, where they are sampled.
-        labels, transitions: [] that the run took.
-        diverged: [] bool.
-    """
-
-    regularised: np.ndarray
-    plain: np.ndarray
-    reference: np.ndarray
-    best: np.ndarray
-    upper: np.ndarray
-    upper_truth: np.ndarray
-    upper_gradient: np.ndarray
-    lower_gradient: np.ndarray
-    labels: np.ndarray
-    transitions: np.ndarray
-    diverged: np.ndarray
+    regularised: np.ndarray  # [] J of the learned policy under r*, with its KL term
+    plain: np.ndarray  # [] the same without
+    reference: np.ndarray  # [] J of the reference policy, which has no KL term
+    best: np.ndarray  # [2] J of the KL-optimal policy of r*, regularised and plain
+    upper: np.ndarray  # [] Φ(φ) with the paper's objective at the learned φ, in nats
+    upper_truth: np.ndarray  # [] Φ(r*), in nats
+    upper_gradient: np.ndarray  # [] norm of what the reward follows, nats a unit of φ
+    lower_gradient: np.ndarray  # [] ‖∇_λ J(λ, φ)‖, learned reward a unit of λ: of the last estimates, if sampled
+    labels: np.ndarray  # [] that the run took
+    transitions: np.ndarray  # [] that the run took
+    diverged: np.ndarray  # [] bool
 
 
 def relative(ends: Ends, plain: bool = False) -> np.ndarray:
-    """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed].
-
-    With the KL term nothing exceeds 1; without it (`plain`) policies further from the reference may.
-    """
+    """Return under r* where 0 is the reference policy's and 1 the KL-optimal policy's of r*, [w, seed]. With the KL term
+    nothing exceeds 1; without it (`plain`) policies further from the reference may."""
     reached = ends.plain if plain else ends.regularised
     return (reached - ends.reference) / (ends.best[..., int(plain)] - ends.reference)
 
@@ -119,12 +88,10 @@ def converged(ends: Ends) -> np.ndarray:
 
 
 def weights_of(kind: str, sizes: Sizes) -> tuple[float, ...]:
-    """w of a class."""
     return sizes.sampled_kl_weights if kind == SAMPLED else sizes.kl_weights
 
 
 def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
-    """Every run of a method on a class of rewards, one program; in float64."""
     weights = weights_of(kind, sizes)
     shape = len(weights), sizes.num_seeds
     weight, seed = (x.ravel() for x in np.indices(shape))
@@ -139,7 +106,6 @@ def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
 
 
 def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) -> Ends:
-    """One run, on the MDP and from the reward that the key draws."""
     key_mdp, key_run = jax.random.split(key)
     mdp, coefficients = garnet(key_mdp, NUM_STATES, NUM_ACTIONS), Coefficients(DISCOUNT, kl_weight, 1.0)
     problem = tabular_problem(mdp, coefficients, reward_model(kind))
@@ -205,7 +171,6 @@ def worse_policy(mdp: MDP) -> Array:
 
 
 def sampled(problem: Problem, coefficients: Coefficients, objective) -> Gradients:
-    """With Algorithm 2 as the critic."""
     critic = td_critic(problem, models.table(NUM_STATES, NUM_ACTIONS), CRITIC, coefficients, TDHyper(0.1, float("inf")))
     return sampled_gradients(problem, critic, SAMPLES, coefficients, objective)
 

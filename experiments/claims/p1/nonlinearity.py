@@ -1,13 +1,10 @@
 """What a network in place of a table costs: for the reward (the upper level), the critic and the policy (the lower level).
 
-Reward: Φ on random MDPs of three states and two actions where everything is enumerated, with classes from affine to deep
-(`reward_classes`). What Algorithm 1 with exact gradients loses against the best Φ found in any class has two parts: what the
-best found in its own class lacks, and where it ends below that. Beside it the meters of weak gradient domination. Where the
-true reward is not additive, the affine class and the narrow networks are misspecified. A network of width 8 or 16 can
-represent every table: what its best lacks, the search from its starts has not found.
-
-Critic: Algorithm 2 on GridWorld against direct fits of the same class to the exact Q (`critic_errors`). Policy: gradient
-ascent on J with exact gradients on a map of four rooms, seen through the cell's coordinates.
+Reward: what Algorithm 1 with exact gradients loses against the best Φ found in any class has two parts: what the best found
+in its own class lacks, and where it ends below that (`reward_classes`). Where the true reward is not additive, the affine
+class and the narrow networks are misspecified. A network of width 8 or 16 can represent every table: what its best lacks,
+the search has not found. Critic: Algorithm 2 on GridWorld against direct fits of the same class to the exact Q
+(`critic_errors`). Policy: ascent on J with exact gradients on a map of four rooms, seen through the cell's coordinates.
 """
 
 from functools import partial
@@ -44,20 +41,12 @@ LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
-    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
-    each class of policies, and the names of the classes."""
-
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
-        num_seeds=8,
-        transitions=(16384,),
-        num_chains=32,
-        network_transitions=(16384,),
-        network_chains=8,
-        fit_steps=4000,
+        num_seeds=8, transitions=(16384,), num_chains=32, network_transitions=(16384,), network_chains=8, fit_steps=4000
     )
-    num_restarts: int = 8
-    num_steps: int = 2000
+    num_restarts: int = 8  # from random weights, for each class of policies
+    num_steps: int = 2000  # of Adam
     names: tuple[str, ...] = (*HIDDEN, TABLE)
 
 
@@ -72,28 +61,23 @@ QUICK = Sizes(
 
 
 class Critics(NamedTuple):
-    """Of one class, RMS errors of Q: after L target updates [policy, seed], and of direct fits [policy, restart]."""
+    """RMS errors of Q, of one class."""
 
-    errors: np.ndarray
-    floors: np.ndarray
+    errors: np.ndarray  # [policy, seed] after L target updates
+    floors: np.ndarray  # [policy, restart] of direct fits
 
 
 class Policies(NamedTuple):
-    """J that each restart of a class reaches by exact gradients, [restart]: 0 the reference's, 1 the table's optimum."""
-
-    returns: np.ndarray
+    returns: np.ndarray  # [restart] J that a class reaches by exact gradients: 0 the reference's, 1 the table's optimum
 
 
 class Data(NamedTuple):
-    """What each class was measured to do as reward, as critic and as policy."""
-
     rewards: dict[str, Rewards]
     critics: dict[str, Critics]
     policies: dict[str, Policies]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
-    """Every class on every level, with `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     parts = {
         "reward": (Rewards, lambda name: reward_classes.reward_class(name, sizes.rewards)),
@@ -119,7 +103,6 @@ def critic_class(name: str, sizes: critic_errors.Sizes) -> Critics:
 
 
 def policy_class(name: str, sizes: Sizes) -> Policies:
-    """Ascents in float64, the reference being uniform."""
     cells = np.argwhere(grid_index(ROOMS) >= 0)
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)
@@ -141,9 +124,6 @@ def policy_class(name: str, sizes: Sizes) -> Policies:
         return Policies(for_each_seed(fit, sizes.num_restarts, jax.random.key(0)))
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def of_rewards(data: Data) -> dict[str, dict[str, Interval]]:
     """class -> what -> its interval over instances, [truth]: means of losses and interquartile means of the return, whose
     tails are heavy; medians of μ̂₁; shares of instances."""
@@ -160,7 +140,6 @@ def of_rewards(data: Data) -> dict[str, dict[str, Interval]]:
 
 
 def judge(data: Data) -> Measurement:
-    """What is lost by each class of rewards, whether the meter tells, and what critics and policies reach."""
     numbers, tables = {}, {"rewards": [], "critics": [], "policies": []}
     for name, of in of_rewards(data).items():
         for i, truth in enumerate(TRUTHS):
@@ -185,23 +164,18 @@ def judge(data: Data) -> Measurement:
     return Measurement(numbers, {}, notes, tuple(Table(title, rows) for title, rows in tables.items()))
 
 
-# Figure ---------------------------------------------------------------------------------------------------------------
-
-
 def draw(data: Data) -> Figure:
     """Reward: what is lost, and whether the meter tells; critic and policy: what is reached, and what can be."""
     figure, axes = panels(13, 9, 2, 2, "Networks in place of tables, level by level, with 95 % intervals")
-    draw_losses(axes[0, 0], of_rewards(data))
-    draw_meters(axes[0, 1], data)
-    draw_critics(axes[1, 0], data)
-    draw_policies(axes[1, 1], data)
-    for panel in axes.ravel():
+    for panel, draw_panel in zip(axes.flat, (draw_losses, draw_meters, draw_critics, draw_policies), strict=True):
+        draw_panel(panel, data)
         panel.legend(fontsize=8)
     return figure
 
 
-def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
+def draw_losses(panel: Axes, data: Data) -> None:
     """For each class what its best lacks, what Algorithm 1 leaves on top, and on how many instances maxima trap."""
+    of = of_rewards(data)
     for i, (about, color) in enumerate(zip(TRUTHS, COLORS, strict=True)):
         lacks, left, lost, trapped = (
             Interval(*np.transpose([np.take(x[key], i, -1) for x in of.values()])) for key in BARS
@@ -215,10 +189,8 @@ def draw_losses(panel: Axes, of: dict[str, dict[str, Interval]]) -> None:
             panel.text(x, top + 0.004, f"{share:.0%}", ha="center", va="bottom", fontsize=7, color=color)
     labels = [f"{name}\n{' | '.join(f'{x:.2f}' for x in of[name]['return'].center)}" for name in of]
     panel.set_xticks(range(len(of)), labels, fontsize=8)
-    panel.set_xlabel(
-        "class of rewards (hidden widths), and below it the return under the two truths,\n"
-        "0 reference, 1 KL-optimal policy; above the bars: instances with a lower maximum"
-    )
+    about = "class of rewards (hidden widths), and below it the return under the two truths,\n"
+    panel.set_xlabel(f"{about}0 reference, 1 KL-optimal policy; above the bars: instances with a lower maximum")
     panel.set_ylabel("lost of the Φ that the best of all classes\ngains over a constant reward, share")
     panel.set_title("Reward: Φ lost by Algorithm 1, exact gradients, w = 1", fontsize=10)
 
@@ -269,8 +241,6 @@ CLAIM = Claim(
     statement="Algorithm 1 works with neural rewards, critics and policies as with tables.",
     source="2410.15610 assumes it through weak gradient domination; measured, not claimed there",
     prediction="none: what is lost to the best known, class by class, and whether the meter of the assumption tells",
-    exact=False,
-    margins={},
     minutes=(1, 13),
     measure=measure,
     judge=judge,

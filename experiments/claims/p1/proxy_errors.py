@@ -1,7 +1,4 @@
-"""By how much the proxy Φ_σ and its gradient differ from Φ and ∇Φ: what P1.bias and P1.value both measure, exactly.
-
-No claim: they are judged apart, and computed once where both are measured in one process.
-"""
+"""By how much the proxy Φ_σ and its gradient differ from Φ and ∇Φ: what P1.bias and P1.value both measure, exactly."""
 
 import functools
 import threading
@@ -25,15 +22,8 @@ ONE_AT_A_TIME = threading.Lock()  # P1.bias and P1.value ask for the same errors
 
 
 class Errors(NamedTuple):
-    """Of the proxy on random instances.
-
-    Attributes:
-        value: [σ, instance] Φ_σ − Φ, nats.
-        gradient: [σ, instance] ‖∇Φ_σ − ∇Φ‖, nats a unit of reward.
-    """
-
-    value: np.ndarray
-    gradient: np.ndarray
+    value: np.ndarray  # [σ, instance] Φ_σ − Φ, nats
+    gradient: np.ndarray  # [σ, instance] ‖∇Φ_σ − ∇Φ‖, nats a unit of reward
 
 
 def errors(quick: bool) -> Errors:
@@ -68,10 +58,11 @@ def instance(key: Array) -> tuple[Array, Array]:
 
 def draw_errors(sizes: np.ndarray, label: str, found: Slope) -> Figure:
     """Sizes of errors [σ, instance] against σ, a line an instance, with a guide of slope 1."""
-    low, high = found.interval
     over = f"{sizes.shape[1]} random MDPs, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
+    shown = "slope {:.3f}, 95 % interval [{:.3f}, {:.3f}]".format(found.exponent, *found.interval)
     figure, [[panel]] = panels(6, 4.2)
-    panel.set_title(f"{over}: slope {found.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}]", fontsize=10)
+    panel.set_title(f"{over}: {shown}", fontsize=10)
+
     panel.plot(SIGMAS, sizes, color=BLUE, alpha=0.35, linewidth=0.9)[0].set_label("an instance")
     middle = np.exp(np.mean(np.log(sizes), axis=1))
     panel.plot(SIGMAS, middle, "o-", color=VERMILION, markersize=4, label="geometric mean over instances")

@@ -46,23 +46,15 @@ COLORS = {"independent": panels.VERMILION, "weighted": panels.BLUE}
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        epsilons: targets, falling.
-        num_seeds: at each.
-        num_starts: random φ from which the exact Φ is climbed.
-        ascent_steps: of that.
-        arms: of line 7, and the one without noise, with which the bias is measured.
-        weights: of `WEIGHTS`.
-    """
-
-    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # to 0.063
-    num_seeds: int = 64
-    num_starts: int = 64
-    ascent_steps: int = 1500
-    arms: tuple[str, ...] = (*ESTIMATORS, EXACT)
-    weights: tuple[str, ...] = tuple(WEIGHTS)
+    epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # targets, falling, to 0.063
+    num_seeds: int = 64  # at each
+    num_starts: int = 64  # random φ from which the exact Φ is climbed
+    ascent_steps: int = 1500  # of that
+    arms: tuple[str, ...] = (
+        *ESTIMATORS,
+        EXACT,
+    )  # of line 7, and without noise, where the bias is measured
+    weights: tuple[str, ...] = tuple(WEIGHTS)  # of `WEIGHTS`
 
 
 FULL = Sizes()
@@ -71,38 +63,24 @@ QUICK = Sizes(FULL.epsilons[:5], 16, 16, 600, ESTIMATORS, (ONE_MAXIMUM,))
 
 
 class Ladder(NamedTuple):
-    """The ladder at one w.
-
-    Attributes:
-        assumed: what is known of the theorem's assumption; its `best` is Φ*.
-        samples: arm -> [ε] transitions a seed.
-        gap: arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, and no other noise.
-        bias: [ε] Φ* − Φ where exact gradients end if T and K are large, from the best start: the proxy's; NaN: not asked.
-        inside: arm -> [ε] share of the seeds whose φ_T lies in the square where the assumption was looked at.
-    """
-
-    assumed: Assumption
-    samples: dict[str, np.ndarray]
-    gap: dict[str, np.ndarray]
-    bias: np.ndarray
-    inside: dict[str, np.ndarray]
+    assumed: Assumption  # what is known of the theorem's assumption; its `best` is Φ*
+    samples: dict[str, np.ndarray]  # arm -> [ε] transitions a seed
+    gap: dict[str, np.ndarray]  # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, no other noise
+    bias: np.ndarray  # [ε] Φ* − Φ where exact gradients with large T and K end from the best start; NaN: not asked
+    inside: dict[str, np.ndarray]  # arm -> [ε] share of the seeds whose φ_T lies in the square
 
 
 class Rate(NamedTuple):
-    """What was measured: the ladder at each w, by what ascent on Φ finds there."""
-
     epsilons: np.ndarray
-    ladders: dict[str, Ladder]
+    ladders: dict[str, Ladder]  # by what ascent on Φ finds at its w
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Rate:
-    """Every arm at every ε and w; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     return Rate(np.array(sizes.epsilons), {name: climb(name, sizes, budget) for name in sizes.weights})
 
 
 def climb(name: str, sizes: Sizes, budget: Budget) -> Ladder:
-    """The ladder at the w of that name."""
     kl_weight = WEIGHTS[name]
     assumed = assumption(kl_weight, sizes.num_starts, sizes.ascent_steps)
     best, ends = float(assumed.best), {arm: [] for arm in sizes.arms}
@@ -135,16 +113,11 @@ def limits(epsilons: tuple[float, ...], kl_weight: float) -> np.ndarray:
     return for_each_seed(single, 16, jax.random.key(0))
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
-
 def number_of(arm: str, name: str = ONE_MAXIMUM) -> str:
-    """What an exponent in samples is called."""
     return f"exponent, {arm} line 7, {name}"
 
 
 def judge(data: Rate) -> Measurement:
-    """Exponents in samples and in ε, and the gap's parts at the first and last ε."""
     numbers, notes, rows, transitions = {}, [], [], 0.0
     for name, ladder in data.ladders.items():
         arms = [arm for arm in ESTIMATORS if arm in ladder.gap]
@@ -152,17 +125,16 @@ def judge(data: Rate) -> Measurement:
             why, fit = premise(ladder, arm), law(ladder.samples[arm], ladder.gap[arm])
             numbers[number_of(arm, name)] = exponent(fit, "samples")._replace(undecided=fit.undecided or why)
             growth = -np.polyfit(np.log(data.epsilons), np.log(ladder.samples[arm]), 1)[0]
-            numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Number(growth, growth, growth)
+            numbers[f"samples ∝ ε^−p, {arm}, {name}"] = Number(*[growth] * 3)
             numbers[f"gap ∝ ε^p, {arm}, {name}"] = exponent(law(1 / data.epsilons, ladder.gap[arm]), "1/ε")
             transitions += ladder.gap[arm].shape[1] * float(np.sum(ladder.samples[arm]))
-        beyond = float(ladder.assumed.beyond)
-        numbers[f"Φ outside the square less Φ*, at least, {name}"] = Number(beyond, beyond, beyond)
-        numbers[f"gap at the start, {name}"] = Number(*map(float, ladder.assumed.start))
+        numbers[f"Φ outside the square less Φ*, at least, {name}"] = Number(*[ladder.assumed.beyond] * 3)
+        numbers[f"gap at the start, {name}"] = Number(*ladder.assumed.start)
         for i in (0, -1):
             lost = any(not np.isfinite(gap[i]).all() for gap in ladder.gap.values())
             for part, ends in parts(ladder).items():
                 key = f"gap by {part}, ε = {data.epsilons[i]:.2g}, {name}"
-                numbers[key] = Number(*map(float, ends[i]), "runs without a gap are left out" if lost else "")
+                numbers[key] = Number(*ends[i], "runs without a gap are left out" if lost else "")
         notes.append(in_words(name, ladder))
         rows += rows_of(name, data.epsilons, ladder)
     notes.append(
@@ -183,11 +155,8 @@ def premise(ladder: Ladder, arm: str) -> str:
 
 
 def parts(ladder: Ladder) -> dict[str, np.ndarray]:
-    """The gap's parts, [ε, 3]: means over seeds with 95 % intervals; the starts are the same with and without noise.
-
-    bias: the proxy's, without an interval; optimisation: what T and K leave without noise; noise: what sampling adds to it.
-    Empty without the exact arm.
-    """
+    """The gap's parts, [ε, 3]: means over seeds with 95 % intervals; empty without the exact arm. bias: the proxy's, without
+    an interval; optimisation: what T and K leave without noise; noise: what sampling adds, from the same starts."""
     if EXACT not in ladder.gap:
         return {}
     exactly = ladder.gap[EXACT]
@@ -198,32 +167,22 @@ def parts(ladder: Ladder) -> dict[str, np.ndarray]:
 
 
 def in_words(name: str, ladder: Ladder) -> str:
-    """What is known of the assumption, and the first and last gaps."""
     assumed = ladder.assumed
     inside = min(x.min() for arm, x in ladder.inside.items() if arm != EXACT)
-    ends = ((arm, gap.mean(axis=1)) for arm, gap in ladder.gap.items())
     return (
-        f"{name} (w = {WEIGHTS[name]:g}, {100 * assumed.reached:.0f} % of exact ascents reach Φ*; on |φ_i| ≤ {RADIUS:g}, "
-        f"where {100 * inside:.0f} % of the runs end at every ε or more, μ̂₁ = {assumed.domination:.2g} and {assumed.below} "
-        f"stationary points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least): mean "
-        f"gap {assumed.start[0]:.2g} at the start, at the first and last ε: "
-        + ", ".join(f"{arm} {mean[0]:.2g} → {mean[-1]:.2g}" for arm, mean in ends)
+        f"{name} (w = {WEIGHTS[name]:g}): {assumed.reached:.0%} of exact ascents reach Φ*; on |φ_i| ≤ {RADIUS:g}, where "
+        f"{inside:.0%} of the runs end at every ε or more, μ̂₁ = {assumed.domination:.2g} and {assumed.below} stationary "
+        f"points below Φ* were found; on |φ_i| ≤ {FAR:g} Φ − Φ* is up to {assumed.beyond:.2g} at least"
     )
 
 
 def rows_of(name: str, epsilons: np.ndarray, ladder: Ladder) -> list[dict[str, float | str]]:
-    """A row for each ε."""
-    return [
-        {"w": WEIGHTS[name], "ε": float(epsilon)}
-        | {f"samples, {arm}": float(x[i]) for arm, x in ladder.samples.items()}
-        | {f"gap, {arm}": float(x[i].mean()) for arm, x in ladder.gap.items()}
-        | {f"share inside, {arm}": float(x[i]) for arm, x in ladder.inside.items()}
-        | {f"gap by {part}": float(x[i, 0]) for part, x in parts(ladder).items()}
-        for i, epsilon in enumerate(epsilons)
-    ]
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
+    columns = {f"samples, {arm}": x for arm, x in ladder.samples.items()}
+    columns |= {f"gap, {arm}": x.mean(axis=1) for arm, x in ladder.gap.items()}
+    columns |= {f"share inside, {arm}": x for arm, x in ladder.inside.items()}
+    columns |= {f"gap by {part}": x[:, 0] for part, x in parts(ladder).items()}
+    each = zip(epsilons, *columns.values(), strict=True)
+    return [{"w": WEIGHTS[name], "ε": epsilon, **dict(zip(columns, x, strict=True))} for epsilon, *x in each]
 
 
 def draw(data: Rate) -> Figure:
@@ -243,10 +202,9 @@ def draw(data: Rate) -> Figure:
                 panel.plot(budgets, bias, "k^:", markersize=3, linewidth=1, label="bias of the proxy")
         panels.levels(panel, budgets, data.epsilons, float(ladder.assumed.start[0]))
         panels.guide(panel, budgets, ladder.gap["independent"][0].mean(), -EXPONENT, "p = 2/7, the theorem's")
-        panels.log_log(panel, "samples (transitions a seed); bars: 95 % intervals of the mean", "Φ* − Φ(φ_T), nats")
+        panels.log_log(panel, panels.SAMPLES, "Φ* − Φ(φ_T), nats")
         panels.legend_below(panel, "gap ∝ samples^(−p)")
-        title = f"w = {WEIGHTS[name]:g}: {name} nearby ({100 * reached:.0f} % of ascents reach Φ*)"
-        panel.set_title(title, fontsize=10)
+        panel.set_title(f"w = {WEIGHTS[name]:g}: {name} nearby ({reached:.0%} of ascents reach Φ*)", fontsize=10)
     return figure
 
 
@@ -254,7 +212,6 @@ CLAIM = Claim(
     statement="Algorithm 1 reaches Φ* − Φ ≤ ε with ε^(−7/2) samples under weak gradient domination.",
     source="2410.15610, the main theorem; the split over T, K, n is this project's",
     prediction="gap ∝ samples^(−2/7) or faster, where the assumption is not refuted; where it is, reported",
-    exact=False,
     margins={number_of(arm): Margin(EXPONENT - MARGIN, INF) for arm in ESTIMATORS},
     minutes=(2.5, 40),
     measure=measure,

@@ -39,40 +39,22 @@ NUM_POLICY_STEPS, NUM_PARTS = 4, 5  # K of Algorithm 1; fifths of the instances
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        num_instances: random MDPs, the same for every class and truth; the unit of the intervals.
-        num_points: φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured.
-        num_starts: of the ascents on Φ, the first of the points; Algorithm 1 starts at the first.
-        max_steps, num_steps: of each ascent; T of Algorithm 1.
-    """
-
-    num_instances: int = 32
-    num_points: int = 16
-    num_starts: int = 6
-    max_steps: int = 50
-    num_steps: int = 1000
+    num_instances: int = 32  # random MDPs, the same for every class and truth; the unit of the intervals
+    num_points: int = 16  # φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured
+    num_starts: int = 6  # of the ascents on Φ, the first of the points; Algorithm 1 starts at the first
+    max_steps: int = 50  # of each ascent
+    num_steps: int = 1000  # T of Algorithm 1
 
 
 class Rewards(NamedTuple):
-    """One class of rewards; leading axes [interaction, instance], M starts.
+    """One class of rewards; leading axes [interaction, instance], M starts."""
 
-    Attributes:
-        best: [] the largest Φ found in the class, in nats.
-        ascents: [M] where second-order ascents on Φ ended.
-        domination: [] μ̂₁ over the points, with the best of the class for Φ*, in 1/(unit of φ)².
-        reached: [] Φ at the end of Algorithm 1.
-        returned: [] J of Algorithm 1's policy under the true reward, with its KL term: 0 the reference's, 1 the optimum.
-        converged: [] bool, whether both gradients were below `TOLERANCE` at its end.
-    """
-
-    best: np.ndarray
-    ascents: Stationary
-    domination: np.ndarray
-    reached: np.ndarray
-    returned: np.ndarray
-    converged: np.ndarray
+    best: np.ndarray  # [] the largest Φ found in the class, in nats
+    ascents: Stationary  # [M] where second-order ascents on Φ ended
+    domination: np.ndarray  # [] μ̂₁ over the points, with the best of the class for Φ*, in 1/(unit of φ)²
+    reached: np.ndarray  # [] Φ at the end of Algorithm 1
+    returned: np.ndarray  # [] J of Algorithm 1's policy under the true reward: 0 the reference's, 1 the optimum
+    converged: np.ndarray  # [] bool, whether both gradients were below `TOLERANCE` at its end
 
 
 def reward_class(name: str, sizes: Sizes) -> Rewards:
@@ -145,15 +127,9 @@ def explore(key: Array, interaction: Array, end: Array, name: str, sizes: Sizes)
     return best, ascents, meters.domination(at_points.value, at_points.gradient_norm, best), found.value[-1]
 
 
-# What is lost, and whether the meter tells ----------------------------------------------------------------------------
-
-
 def losses(rewards: dict[str, Rewards]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What the best of a class lacks and what Algorithm 1 leaves in it, [interaction, instance] each.
-
-    The best Φ of any class less the class's best, and that less Algorithm 1's last, both divided by what the best of any
-    class gains over a constant reward, whose Φ is −log 2.
-    """
+    """What the best of a class lacks and what Algorithm 1 leaves in it, [interaction, instance] each, as shares of what the
+    best of any class gains over a constant reward, whose Φ is −log 2."""
     best = np.max([found.best for found in rewards.values()], axis=0)
     gain = best + np.log(2)
     return {name: ((best - found.best) / gain, (found.best - found.reached) / gain) for name, found in rewards.items()}
@@ -165,14 +141,11 @@ def ends_below(found: Rewards) -> np.ndarray:
 
 
 def correlations(rewards: dict[str, Rewards], truth: int) -> dict[str, dict[str, Interval]]:
-    """ρ of μ̂₁ with what Algorithm 1 leaves in its class, and with what its policy lacks.
-
-    Losses below `GAP`, which σ and rounding leave, count as none.
-    """
+    """ρ of μ̂₁ with what Algorithm 1 leaves in its class, and with what its policy lacks."""
     domination = np.stack([found.domination[truth] for found in rewards.values()])
     left = np.stack([(found.best - found.reached)[truth] for found in rewards.values()])
     lacking = np.stack([1 - found.returned[truth] for found in rewards.values()])
-    left = np.where(left < GAP, 0.0, left)
+    left = np.where(left < GAP, 0.0, left)  # which σ and rounding leave
     return {"left": rank_correlation(domination, left), "lacking": rank_correlation(domination, lacking)}
 
 

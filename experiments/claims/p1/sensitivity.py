@@ -1,9 +1,9 @@
 """P1.sensitivity: which of Algorithm 1's numbers matter, which must be chosen together, and what `bilevel tune` finds.
 
-Around the theorem's schedule at one ε, on the two-state MDP at w = 3 (one maximum of Φ): σ, the step sizes of the critic, of
-λ, of λ′ relative to λ, and of φ, each pair on a grid; then K, n, B and L, each alone. What is measured is Φ* − Φ(φ_T), in
-nats, with the exact Φ. Φ* is the largest that ascents from a square find; farther away Φ can be larger, and a run that ends
-above Φ* is counted. Then searches that know none of the constants (`p1.tuning`).
+Around the theorem's schedule at one ε, on the two-state MDP at w = 3 (one maximum of Φ), σ and each of the step sizes vary
+in pairs on a grid, then K, n, B and L alone. What is measured is Φ* − Φ(φ_T) with the exact Φ. Φ* is the largest that
+ascents from a square find; farther away Φ can be larger, and a run that ends above Φ* is counted. Then searches that know
+none of the constants (`p1.tuning`).
 
 If two numbers could be tuned one after the other, the mean log gap would be additive in them: log gap = row + column. The
 *interaction share* of `experiments.statistics.interaction` is the part of its variance over the grid that this leaves.
@@ -39,31 +39,20 @@ COUNTS = {"num_policy_steps": "K", "num_transitions": "n", "batch_size": "B", "n
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        epsilon: of the schedule that the base point follows.
-        factors: by which each real number is multiplied, rising, 1 in the middle.
-        counts: name -> values of K, n, B and L; each value that is not the base point's is a program of its own.
-        num_seeds: the same for all points.
-        chunk: outer steps a call of a program.
-        num_starts, ascent_steps: of the ascents by which Φ* is found.
-        tuning: of the searches.
-    """
-
-    epsilon: float = 0.4
-    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+    epsilon: float = 0.4  # of the schedule that the base point follows
+    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)  # of each real number, rising, 1 in the middle
+    # name -> values of K, n, B and L; each value that is not the base point's is a program of its own
     counts: dict[str, tuple[int, ...]] = {  # noqa: RUF012
         "num_policy_steps": (1, 4, 16),
         "num_transitions": (144, 576, 2304),
         "batch_size": (10, 40, 160),
         "num_targets": (1, 2, 8),
     }
-    num_seeds: int = 24
-    chunk: int = 4
-    num_starts: int = 64
-    ascent_steps: int = 1500
-    tuning: TuningSizes = TuningSizes()
+    num_seeds: int = 24  # the same for all points
+    chunk: int = 4  # outer steps a call of a program
+    num_starts: int = 64  # of the ascents by which Φ* is found
+    ascent_steps: int = 1500  # of each
+    tuning: TuningSizes = TuningSizes()  # of the searches
 
 
 FULL = Sizes()
@@ -72,24 +61,21 @@ QUICK = Sizes(1.0, (1 / 3, 1.0, 3.0), FEW, 8, num_starts=16, ascent_steps=600, t
 
 
 class Line(NamedTuple):
-    """One count alone, at each of its values: samples [value] a run, runs [value, seed]."""
+    """One count alone, at each of its values."""
 
-    samples: np.ndarray
-    runs: Runs
+    samples: np.ndarray  # [value] a run
+    runs: Runs  # [value, seed]
 
 
 class Sensitivity(NamedTuple):
-    """What was measured: Φ*, the runs of the grids' points and of each line, and the searches."""
-
     sizes: Sizes
-    best: float
-    runs: Runs
+    best: float  # Φ*
+    runs: Runs  # of the grids' points
     lines: dict[str, Line]
     tuning: Tuning
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Sensitivity:
-    """The grids, the lines, and the searches beside the best point of the grids; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     counts, base = base_point(sizes.epsilon)
     best = float(two_states.assumption(KL_WEIGHT, sizes.num_starts, sizes.ascent_steps).best)
@@ -124,77 +110,60 @@ def grids(base: Numbers, factors: tuple[float, ...]) -> tuple[list[Numbers], dic
 
 
 def line(best: float, counts, base: Numbers, seeds: np.ndarray, chunk: int) -> Line:
-    """The base point's numbers with each of the counts."""
     ends = [learn(best, each, stacked([base]), seeds, chunk) for each in counts]
     samples = [two_states.step_transitions("weighted", each) * each.num_steps for each in counts]
     return Line(np.array(samples), jax.tree.map(lambda *x: np.concatenate(x), *ends))
 
 
-# Numbers --------------------------------------------------------------------------------------------------------------
-
-
 def interactions(data: Sensitivity) -> dict[tuple[str, str], Interaction]:
     """Of every pair of axes, by falling share; those with nothing to share last."""
     _, index = grids(base_point(data.sizes.epsilon)[1], data.sizes.factors)
-    found = {
-        pair: interaction(data.runs.gap[table], ~data.runs.diverged[table].any(axis=-1))
-        for pair, table in index.items()
-    }
+    gap, alive = data.runs.gap, ~data.runs.diverged.any(axis=-1)
+    found = {pair: interaction(gap[table], alive[table]) for pair, table in index.items()}
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1].share, nan=-1)))
 
 
 def judge(data: Sensitivity) -> Measurement:
-    """Interaction shares, gaps along the lines, and what the searches found."""
     sizes, shares, numbers = data.sizes, interactions(data), {}
     for pair, of in shares.items():
         why = "" if np.isfinite(of.share) else "the gap hardly varies"
         numbers[f"interaction share, {named(pair)}"] = Number(of.share, *of.interval, why)
     for name, along in data.lines.items():
-        mean = intervals.mean(along.runs.gap, axis=1)
-        for i, value in enumerate(sizes.counts[name]):
-            numbers[f"gap, {COUNTS[name]} = {value}"] = Number(*(float(x[i]) for x in mean))
+        for value, *of in zip(sizes.counts[name], *intervals.mean(along.runs.gap, axis=1), strict=True):
+            numbers[f"gap, {COUNTS[name]} = {value}"] = Number(*of)
     counts, base = base_point(sizes.epsilon)
     one = counts.num_steps * two_states.step_transitions("weighted", counts)
-    each = [one * (data.runs.gap.size + data.tuning.pool.gap.size)]
-    each += [float(np.sum(along.samples)) * sizes.num_seeds for along in data.lines.values()]
-    each += [samples * sizes.tuning.repetitions for samples in data.tuning.samples.values()]
+    cost = one * (data.runs.gap.size + data.tuning.pool.gap.size)
+    cost += sizes.num_seeds * sum(float(np.sum(along.samples)) for along in data.lines.values())
+    cost += sizes.tuning.repetitions * sum(data.tuning.samples.values())
     notes = (
         f"{int(np.sum(data.runs.gap <= ROUNDING))} of {data.runs.gap.size} runs on the grids ended above Φ*, and "
         f"{int(data.runs.diverged.sum())} diverged, whose gap is at their last finite reward; cells with such runs are left "
         "out of the interactions",
         tuning.note_of(data.tuning),
     )
-    tables = Table("Interactions", rows_of(shares)), Table("Every point of the grids", points_of(data, base))
-    numbers |= tuning.numbers_of(data.tuning)
-    return Measurement(numbers, {"transitions": sum(each)}, notes, (*tables, *tuning.tables_of(data.tuning)))
-
-
-def named(pair: tuple[str, str]) -> str:
-    """Both symbols of a pair of axes."""
-    return " and ".join(AXES[name] for name in pair)
-
-
-def rows_of(shares: dict[tuple[str, str], Interaction]) -> list[dict[str, float | str]]:
-    """What an interaction is beside its share."""
-    return [
+    rows = [
         {"pair": named(pair), "share with noise": of.with_noise, "factor": of.factor, "cells": of.cells}
         for pair, of in shares.items()
     ]
+    tables = Table("Interactions", rows), Table("Every point of the grids", points_of(data, base))
+    numbers |= tuning.numbers_of(data.tuning)
+    return Measurement(numbers, {"transitions": cost}, notes, (*tables, *tuning.tables_of(data.tuning)))
+
+
+def named(pair: tuple[str, str]) -> str:
+    return " and ".join(AXES[name] for name in pair)
 
 
 def points_of(data: Sensitivity, base: Numbers) -> list[dict[str, float]]:
     """The numbers of every point of the grids, its mean gap with the 95 % interval, nats, and the seeds that diverged."""
     points, _ = grids(base, data.sizes.factors)
-    mean, died = intervals.mean(data.runs.gap, axis=1), data.runs.diverged.sum(axis=1)
-    ends = zip(points, *mean, died, strict=True)
+    ends = zip(*intervals.mean(data.runs.gap, axis=1), data.runs.diverged.sum(axis=1), strict=True)
     return [
-        {AXES[name]: float(getattr(point, name)) for name in AXES}
-        | {"gap": float(center), "low": float(low), "high": float(high), "diverged": int(num)}
-        for point, center, low, high, num in ends
+        {AXES[name]: getattr(point, name) for name in AXES}
+        | dict(zip(("gap", "low", "high", "diverged"), of, strict=True))
+        for point, of in zip(points, ends, strict=True)
     ]
-
-
-# The figure -----------------------------------------------------------------------------------------------------------
 
 
 def draw(data: Sensitivity) -> Figure:
@@ -207,7 +176,9 @@ def draw(data: Sensitivity) -> Figure:
     scale = LogNorm(mean.center.min(), mean.center.max())
     for panel, (pair, of) in zip(axes[:2].ravel(), shares.items(), strict=True):
         image = _heat_map(panel, pair, index[pair], points, mean, data.runs.diverged, scale)
-        panel.set_title(f"{named(pair)}: interaction {_share(of)}", fontsize=11)
+        shown = "{:.2f} [{:.2f}, {:.2f}]".format(of.share, *of.interval)
+        shown = shown if np.isfinite(of.share) else "undefined, hardly varies"
+        panel.set_title(f"{named(pair)}: interaction {shown}", fontsize=11)
     top.colorbar(image, ax=axes[:2], label="mean Φ* − Φ(φ_T), nats", shrink=0.6)
     _draw_shares(axes[2, 0], shares)
     base = data.runs.gap[index["sigma", "critic_step_size"][2 * (len(data.sizes.factors) // 2,)]]
@@ -216,18 +187,13 @@ def draw(data: Sensitivity) -> Figure:
     ends = np.concatenate([intervals.mean(x.runs.gap, axis=1)[1:] for x in data.lines.values()], axis=1)
     for panel in axes[2, 1:]:
         panel.set_ylim(0.5 * ends[0].min(), 2 * ends[1].max())
-    top.suptitle(
-        f"Algorithm 1 around one point, {len(base)} seeds a cell: mean gap ± half of its 95 % interval, nats "
-        "(×: seeds that diverged, whose gap is at their last finite reward; such cells are left out of the interaction)"
+    about = (
+        "×: seeds that diverged, whose gap is at their last finite reward; such cells are left out of the interaction"
     )
+    title = f"Algorithm 1 around one point, {len(base)} seeds a cell: mean gap ± half of its 95 % interval, nats"
+    top.suptitle(f"{title} ({about})")
     tuning.draw(bottom.subplots(1, 3), data.tuning)
     return figure
-
-
-def _share(of: Interaction) -> str:
-    """The share with its interval, in words where there is none."""
-    low, high = of.interval
-    return f"{of.share:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(of.share) else "undefined, hardly varies"
 
 
 def _heat_map(panel, pair, index: np.ndarray, points, mean: Interval, diverged: np.ndarray, scale):
@@ -245,17 +211,15 @@ def _heat_map(panel, pair, index: np.ndarray, points, mean: Interval, diverged: 
 
 
 def _draw_shares(panel, shares: dict[tuple[str, str], Interaction]) -> None:
-    """The interaction share of every pair with its interval."""
     of = Interval(*np.array([(x.share, *x.interval) for x in shares.values()]).T)
     rows = range(len(shares))
-    panel.errorbar(
-        of.center, rows, xerr=intervals.bars(of), fmt="o", color=panels.BLUE, label="without the seeds' noise"
-    )
+    style = dict(fmt="o", color=panels.BLUE, label="without the seeds' noise")
+    panel.errorbar(of.center, rows, xerr=intervals.bars(of), **style)
     panel.plot([x.with_noise for x in shares.values()], rows, "x", color="0.4", label="with it")
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(rows, [named(pair) for pair in shares])
     panel.invert_yaxis()
-    panel.set_xlabel("interaction share of the variance of mean log gap")
+    panel.set(xlabel="interaction share of the variance of mean log gap")
     panel.set_title("What row + column leaves, 95 % intervals", fontsize=11)
     panel.legend(fontsize=8, loc="lower right")
     panel.grid(alpha=0.3)
@@ -273,8 +237,7 @@ def _draw_line(panel, symbol: str, counts: tuple[int, ...], along: Line, base: n
         panel.annotate(f"{samples / 1e6:.2f} M{beside}", (count, mean.high[i]), **place)
     panels.log_log(panel, symbol, "mean Φ* − Φ(φ_T), nats")
     panel.set_title(f"{symbol} alone: samples a run; × the base point's gap\n(geometric mean over seeds)", fontsize=10)
-    panel.set_xticks(counts, [str(x) for x in counts])
-    panel.xaxis.minorticks_off()
+    panels.ticks(panel, counts)
     panel.set_xlim(min(counts) / 1.7, max(counts) * 1.7)
     panel.grid(alpha=0.3)
 
@@ -283,8 +246,6 @@ CLAIM = Claim(
     statement="Some of Algorithm 1's numbers must be chosen together, and a search finds them without knowing the problem.",
     source="this project's; 2410.15610 leaves them open",
     prediction="none: how far the log gap is from additive in two numbers, and what a search reaches beside the schedule",
-    exact=False,
-    margins={},
     minutes=(2, 40),
     measure=measure,
     judge=judge,

@@ -1,12 +1,10 @@
 """What `bilevel tune` finds without the problem's constants, beside the theory's schedule and the best cell of a grid.
 
 The second half of the claim sensitivity; no claim itself. A search spends half of the samples and the run of what it chose
-the other half; the schedule of the theorem spends all of them on one run, with ε as small as they allow, and with step sizes
-that were chosen for this instance. The best cell of the grids was chosen by the exact Φ at the end of the grids' runs, a
-twentieth as long, whose samples are not counted. Every number of a repetition comes from keys that chose nothing.
-
-The score is G at λ′, which climbs J + σ G: it may rise with σ whatever becomes of φ. How well it orders random
-configurations by their exact Φ is measured on a pool of them, for all σ and for those near one value.
+the other half; the schedule spends all of them on one run, with ε as small as they allow, and step sizes that were chosen
+for this instance. The best cell was chosen by the exact Φ at the end of the grids' runs, a twentieth as long, whose samples
+are not counted. The score is G at λ′, which climbs J + σ G: it may rise with σ whatever becomes of φ. How well it orders
+random configurations by their exact Φ is measured on a pool of them.
 """
 
 import itertools
@@ -24,11 +22,8 @@ from experiments.runs.halving import RANGES, draw_candidates, plan_rungs, spent,
 from experiments.statistics import intervals
 from experiments.statistics.intervals import Interval
 
-SEARCH, FINAL, POOL = (
-    10_000,
-    20_000,
-    30_000,
-)  # first seeds of the searches, of the runs that are judged, and of the pool
+# First seeds of the searches, of the runs that are judged, and of the pool.
+SEARCH, FINAL, POOL = 10_000, 20_000, 30_000
 GIVEN_SIGMA = 0.1
 FAILURE = 0.01  # nats: what the base point reaches in a twentieth of the final run
 TUNED, GIVEN = "tune", f"tune, σ = {GIVEN_SIGMA} given"
@@ -37,41 +32,20 @@ ARMS = TUNED, GIVEN, SCHEDULE, BEST, BASE, RANDOM
 
 
 class TuningSizes(NamedTuple):
-    """How much is computed.
-
-    Attributes:
-        repetitions: of every arm, with other keys and other candidates.
-        runs: samples of a search, in runs of the base point.
-        candidates: of a search.
-        pool: random configurations on which score and Φ are compared.
-        pool_seeds: of each.
-    """
-
-    repetitions: int = 24
-    runs: int = 20
-    candidates: int = 27
-    pool: int = 81
-    pool_seeds: int = 8
+    repetitions: int = 24  # of every arm, with other keys and other candidates
+    runs: int = 20  # samples of a search, in runs of the base point
+    candidates: int = 27  # of a search
+    pool: int = 81  # random configurations on which score and Φ are compared
+    pool_seeds: int = 8  # of each
 
 
 class Tuning(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        gap: arm -> [repetition] Φ* − Φ(φ_T), nats.
-        samples: arm -> transitions a repetition, without those of the grids.
-        chosen: arm -> what its searches chose, [repetition].
-        cell: the best cell's numbers.
-        pool: runs [configuration, seed] of the base point's length.
-        pool_sigma: [configuration] σ of each.
-    """
-
-    gap: dict[str, np.ndarray]
-    samples: dict[str, float]
-    chosen: dict[str, Numbers]
-    cell: Numbers
-    pool: Runs
-    pool_sigma: np.ndarray
+    gap: dict[str, np.ndarray]  # arm -> [repetition] Φ* − Φ(φ_T), nats
+    samples: dict[str, float]  # arm -> transitions a repetition, without those of the grids
+    chosen: dict[str, Numbers]  # arm -> what its searches chose, [repetition]
+    cell: Numbers  # the best cell's numbers
+    pool: Runs  # runs [configuration, seed] of the base point's length
+    pool_sigma: np.ndarray  # [configuration] σ of each
 
 
 def compare(best: float, epsilon: float, cell: Numbers, sizes: TuningSizes, chunk: int) -> Tuning:
@@ -130,9 +104,6 @@ def schedule_within(samples: float) -> tuple[tuple[Counts, Numbers], float]:
     return max(itertools.takewhile(lambda pair: pair[1] <= samples, levels), key=lambda pair: pair[1])
 
 
-# What it shows --------------------------------------------------------------------------------------------------------
-
-
 def agreement(score: np.ndarray, gap: np.ndarray) -> Interval:
     """Spearman's ρ of score and −gap over configurations [configuration]; NaN is the worst score."""
     return intervals.rank_correlation(np.nan_to_num(score, nan=-np.inf)[None], -gap[None])["pooled"]
@@ -152,56 +123,47 @@ def correlations(tuning: Tuning) -> dict[str, Interval]:
 
 def numbers_of(tuning: Tuning) -> dict[str, Number]:
     """Mean gaps, their logs less the schedule's, and correlations, with intervals over repetitions and configurations."""
+    ratios = {arm: np.log(tuning.gap[arm] / tuning.gap[SCHEDULE]) for arm in ARMS}
     numbers = {f"gap, {arm}": intervals.mean(tuning.gap[arm]) for arm in ARMS}
-    scheduled = np.log(tuning.gap[SCHEDULE])
-    numbers |= {
-        f"log gap less the schedule's, {arm}": intervals.mean(np.log(tuning.gap[arm]) - scheduled) for arm in ARMS
-    }
+    numbers |= {f"log gap less the schedule's, {arm}": intervals.mean(x) for arm, x in ratios.items()}
     numbers |= {f"rank correlation of score and Φ, {name}": x for name, x in correlations(tuning).items()}
-    return {name: Number(*map(float, x)) for name, x in numbers.items()}
+    return {name: Number(*x) for name, x in numbers.items()}
 
 
 def tables_of(tuning: Tuning) -> tuple[Table, ...]:
-    """The arms, and what was chosen."""
     arms = [
-        {"arm": arm, "samples": tuning.samples[arm], "median gap": float(np.median(gap))}
-        | {f"gaps above {FAILURE}": int(np.sum(gap > FAILURE)), "runs above Φ*": int(np.sum(gap <= ROUNDING))}
+        {"arm": arm, "samples": tuning.samples[arm], "median gap": np.median(gap)}
+        | {f"gaps above {FAILURE}": np.sum(gap > FAILURE), "runs above Φ*": np.sum(gap <= ROUNDING)}
         for arm, gap in ((arm, tuning.gap[arm]) for arm in ARMS)
     ]
     chosen = [
-        {"by": arm, **{name: float(getattr(points, name)[i]) for name in RANGES}, "gap": float(tuning.gap[arm][i])}
+        {"by": arm, **{name: getattr(points, name)[i] for name in RANGES}, "gap": gap}
         for arm, points in tuning.chosen.items()
-        for i in range(len(points.sigma))
+        for i, gap in enumerate(tuning.gap[arm])
     ]
     return Table("Tuning: each arm, gaps in nats", arms), Table("What the searches chose", chosen)
 
 
 def note_of(tuning: Tuning) -> str:
-    """The best cell of the grids, and how many of the random configurations diverged."""
     cell = ", ".join(f"{name} = {x:.3g}" for name, x in tuning.cell._asdict().items())
     return f"best cell of the grids: {cell}; of the runs of random configurations {tuning.pool.diverged.mean():.0%} diverged"
 
 
 def draw(axes, tuning: Tuning) -> None:
-    """Into three panels: gaps of the arms; what was chosen; score against gap over the pool."""
-    for panel in axes:
+    for panel, draw_panel in zip(axes, (_draw_arms, _draw_chosen, _draw_pool), strict=True):
         panel.grid(alpha=0.3)
-    _draw_arms(axes[0], tuning)
-    _draw_chosen(axes[1], tuning)
-    _draw_pool(axes[2], tuning)
+        draw_panel(panel, tuning)
 
 
 def _draw_arms(panel, tuning: Tuning) -> None:
     labels = []
     for i, arm in enumerate(ARMS):
-        gap = tuning.gap[arm]
+        gap, legend = tuning.gap[arm], (None, None) if i else ("repetitions", "mean")
         beside = i + 0.15 + 0.15 * np.linspace(0, 1, len(gap))
-        panel.plot(gap, beside, ".", color="0.6", markersize=4, label=None if i else "repetitions")
-        mean = Interval(*(x[None] for x in intervals.mean(gap)))
-        panel.errorbar(
-            mean.center, [i], xerr=intervals.bars(mean), fmt="o", color=panels.BLUE, label=None if i else "mean"
-        )
-        above = int(np.sum(gap <= ROUNDING))
+        panel.plot(gap, beside, ".", color="0.6", markersize=4, label=legend[0])
+        mean = intervals.mean(gap[None], axis=1)
+        panel.errorbar(mean.center, [i], xerr=intervals.bars(mean), fmt="o", color=panels.BLUE, label=legend[1])
+        above = np.sum(gap <= ROUNDING)
         note = f"\n{above} ended above Φ*, not shown" if above else ""
         labels.append(f"{arm}\n{tuning.samples[arm] / 1e6:.1f} M samples{note}")
     panel.set_yticks(range(len(ARMS)), labels)

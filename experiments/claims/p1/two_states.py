@@ -1,13 +1,11 @@
 """The two-state MDP on which rates are measured: its Φ, the theorem's schedule, and Algorithm 1 at any counts and numbers.
 
-What the claims rate, actor_critic, tuned and sensitivity share; no claim itself.
-
-Two states, of which the second is rare and pays, and two actions; r_φ(s, a) = φ₁ s + φ₂ a from standard normal φ: few
-enough parameters to look at Φ all over a square. No instance satisfies the theorem's assumption everywhere: far away, where
-policies are nearly deterministic, Φ is flat in some directions, and may be higher there than at any maximum nearby, and in
-others it falls linearly, so that ‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally, on the square |φ_i| ≤ `RADIUS` where
-runs are. Φ* is the highest to which ascents lead: at w = 3 within the square, and how much higher Φ is farther away is
-told; at w = 0.5 outside, while runs end in a lower maximum.
+What several claims share; no claim itself. The second state is rare and pays; r_φ(s, a) = φ₁ s + φ₂ a from standard normal
+φ: few enough parameters to look at Φ all over a square. No instance satisfies the theorem's assumption everywhere: far away,
+where policies are nearly deterministic, Φ is flat in some directions, and may be higher there than at any maximum nearby,
+and in others it falls linearly, so that ‖∇Φ‖/(Φ* − Φ) → 0. So the theorem is tried locally, on the square |φ_i| ≤ `RADIUS`
+where runs are. Φ* is the highest to which ascents lead: at w = 3 within the square; at w = 0.5 outside, while runs end in a
+lower maximum.
 """
 
 import math
@@ -45,17 +43,12 @@ ESTIMATORS, EXACT = ("independent", "weighted"), "exact gradients"
 ROUNDING = 1e-9  # a gap below it is none
 
 
-# The instance ---------------------------------------------------------------------------------------------------------
-
-
 def instance() -> MDP:
-    """The MDP with its true reward."""
     transition = jnp.array([[[0.9, 0.1], [0.1, 0.9]], [[1.0, 0.0], [0.7, 0.3]]])
     return MDP(jnp.array([0.8, 0.2]), transition, jnp.array([[-0.8, 0.1], [1.7, 0.9]]))
 
 
 def coefficients(kl_weight: Array | float) -> Coefficients:
-    """γ, w and κ of the problem."""
     return Coefficients(DISCOUNT, kl_weight, 1.0)
 
 
@@ -89,23 +82,14 @@ def _values(params, kl_weight):
 
 
 class Assumption(NamedTuple):
-    """Weak gradient domination, as far as it was looked at.
+    """Weak gradient domination, as far as it was looked at."""
 
-    Attributes:
-        best: [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square.
-        reached: [] share of the random φ from which they get there.
-        domination: [] μ̂₁ over all φ that they visited, in 1/(unit of φ)²; 0 with a stationary point below Φ* in the square.
-        below: [] the number of different such points.
-        beyond: [] the largest Φ that was seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats.
-        start: [3] the mean gap of the random φ, which are drawn as those of runs, with its 95 % interval, nats.
-    """
-
-    best: np.ndarray
-    reached: np.ndarray
-    domination: np.ndarray
-    below: np.ndarray
-    beyond: np.ndarray
-    start: np.ndarray
+    best: np.ndarray  # [] Φ*: the largest Φ to which plain ascents climb from random φ and from a grid on the square
+    reached: np.ndarray  # [] share of the random φ from which they get there
+    domination: np.ndarray  # [] μ̂₁ over these ascents, in 1/(unit of φ)²; 0 with a stationary point below Φ*
+    below: np.ndarray  # [] the number of such points in the square
+    beyond: np.ndarray  # [] the largest Φ seen outside of the square, up to |φ_i| = `FAR`, less Φ*, at least; nats
+    start: np.ndarray  # [3] the mean gap of the random φ, drawn as those of runs, with its 95 % interval, nats
 
 
 def assumption(kl_weight: float, num_starts: int = 64, num_steps: int = 1500) -> Assumption:
@@ -151,19 +135,15 @@ def _looked_at(starts, square, kl_weight, num_steps):
     return ends, climbed, norms, jax.lax.map(lambda start: landscape.search(land, start, False, 200), square)
 
 
-# Algorithm 1 on it ----------------------------------------------------------------------------------------------------
-
-
 class Counts(NamedTuple):
-    """The counts of Algorithm 1 and of its critic: the paper's T, K, B, n and L, and the chains that give the n
-    transitions."""
+    """The counts of Algorithm 1 and of its critic, with the paper's letters."""
 
-    num_steps: int
-    num_policy_steps: int
-    batch_size: int
-    num_transitions: int
-    num_targets: int = 2
-    num_chains: int = 16
+    num_steps: int  # T
+    num_policy_steps: int  # K
+    batch_size: int  # B
+    num_transitions: int  # n
+    num_targets: int = 2  # L
+    num_chains: int = 16  # that give the n transitions
 
 
 class Numbers(NamedTuple):
@@ -177,9 +157,7 @@ class Numbers(NamedTuple):
 
 
 def schedule(epsilon: float) -> tuple[Counts, Numbers]:
-    """Of the theorem for a gap of ε, samples ∝ ε^(−7/2) as ε falls:
-
-        σ = c √ε,  B = c/ε,  T = c/ε,  K = c/√ε,  n = c/ε²            so that gap ∝ samples^(−2/7)
+    """Of the theorem for a gap of ε: σ = c √ε, B = c/ε, T = c/ε, K = c/√ε, n = c/ε², so that gap ∝ samples^(−2/7).
 
     The paper leaves the split over T, K and n, the constants and η_t open (2410.15610): this is one with the right total,
     with η_t ∝ 1/t, and with √n chains in Algorithm 2, since with a fixed number of them a bias stays (claim P1.critic).
@@ -221,7 +199,6 @@ def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: i
 
 
 def step_transitions(arm: str, counts: Counts) -> int:
-    """Transitions of one outer step."""
     kl_weight, task = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
     gradients = gradients_of(arm, counts, task, kl_weight)
     hypergradient = line_7(task, gradients, BilevelHyper())
@@ -229,15 +206,11 @@ def step_transitions(arm: str, counts: Counts) -> int:
 
 
 class Learned(NamedTuple):
-    """params [seed, 2] φ_T, transitions [] a seed."""
-
-    params: np.ndarray
-    transitions: np.ndarray
+    params: np.ndarray  # [seed, 2] φ_T
+    transitions: np.ndarray  # [] a seed
 
 
 def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seeds: int) -> Learned:
-    """The ends of that many runs."""
-
     def single(key):
         return end_of(key, arm, counts, numbers, kl_weight)
 
@@ -246,33 +219,23 @@ def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seed
 
 
 def end_of(key: Array, arm: str, counts: Counts, numbers: Numbers, kl_weight) -> Array:
-    """φ_T [2] of one run."""
     algorithm = algorithm_1(arm, counts, numbers, kl_weight)
     state, _ = run(algorithm, key, start(algorithm, key), counts.num_steps)
     return algorithm.params(state.algorithm).reward
 
 
-# Gaps along a ladder of budgets, [level, seed] ------------------------------------------------------------------------
-
-
 def law(budgets: np.ndarray, gap: np.ndarray) -> Fit:
-    """The power law of gaps, without a floor: the claim is that the gap goes to zero.
-
-    Where runs ended with a gap that is no number it decides nothing.
-    """
+    """The power law of gaps, without a floor: the claim is that the gap goes to zero. It decides nothing with runs lost."""
     why = without_gap(gap)
     return unfitted(why) if why else power_law(budgets, gap, floor=False)
 
 
 def without_gap(gap: np.ndarray) -> str:
     """At which level, and in how many runs, gaps first are no numbers, in words; "" if all are."""
-    seeds = (~np.isfinite(gap)).sum(axis=1)
-    if not seeds.any():
-        return ""
-    level = np.argmax(seeds > 0)
-    return (
-        f"{seeds[level]} of {gap.shape[1]} runs at level {level + 1} of {len(gap)} ended with a gap that is no number"
-    )
+    for level, seeds in enumerate((~np.isfinite(gap)).sum(axis=1), 1):
+        if seeds:
+            return f"{seeds} of {gap.shape[1]} runs at level {level} of {len(gap)} ended with a gap that is no number"
+    return ""
 
 
 def means(gap: np.ndarray) -> Interval:

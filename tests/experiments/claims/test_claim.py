@@ -11,7 +11,7 @@ from experiments.statistics.rates import power_law
 
 def claim(**margins):
     margins = {name: Margin(*ends) for name, ends in margins.items()}
-    return Claim("A < B & C.", "a paper", "one", False, margins, (0.1, 0.2), None, None)
+    return Claim("A < B & C.", "a paper", "one", (0.1, 0.2), None, None, margins=margins)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_constant_counts_where_it_is_used(edit):
         ("experiments.claims.p1.bias", '"‖∇Φ_σ − ∇Φ‖, nats a unit of φ"', '"size"', {"P1.bias"}),  # drawn
         ("experiments.claims.p1.value", "found.value.min()", "found.value.max()", {"P1.value"}),  # judged
         ("experiments.claims.p1.bias", "Margin(0.95, 1.05)", "Margin(0.9, 1.1)", {"P1.bias"}),  # stated
-        ("experiments.claims.claim", 'return "reported"', 'return "told"', {*OURS}),  # the rule
+        ("experiments.claims.claim", '"reported")', '"told")', {*OURS}),  # the rule
         ("experiments.claims.panels", "alpha=0.3", "alpha=0.4", {*OURS}),
         ("experiments.files", "file.flush()", "file.flush(), file.flush()", set()),  # where it is kept
     ],
