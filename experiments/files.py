@@ -59,9 +59,6 @@ def refusing(what: str) -> Iterator[None]:
         ) from error
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
 def write_json(folder: Path, name: str, value: Any) -> None:
     """Writes a value, of which `as_json` is what is read back, as `<folder>/<name>`; see `write_atomically`."""
     write_atomically(folder, name, (json.dumps(as_json(value), indent=2) + "\n").encode())
@@ -88,14 +85,12 @@ def write_atomically(folder: Path, name: str, content: bytes) -> None:
     """Writes `<folder>/<name>`, which after a kill or a loss of power is the old file or the new one.
 
     A link of that name is replaced, not followed. What killed processes have left in the same folder is taken away.
+    Raises RunFolderError where a subfolder is a link, something in the way is no file, or the disk refuses.
 
     Args:
         folder: created if need be; may be reached through links.
         name: the file's, below subfolders that are created if need be and may not be links, as in `figures/cost.png`.
         content: all that the file will hold.
-
-    Raises:
-        RunFolderError: a subfolder is a link, something in the way is no file, or the disk refuses.
     """
     *subfolders, last = Path(name).parts
     temporary = f".{secrets.token_hex(8)}.tmp"
@@ -123,14 +118,12 @@ def _refuse_folder(name: str, directory: int) -> None:
 
 
 def make_folder(path: str | os.PathLike[str], name: str = "") -> Path:
-    """The folder `<path>/<name>`, in which files can be created; it is made if need be.
+    """The folder `<path>/<name>`, in which files can be created; it is made if need be. Raises RunFolderError where it
+    cannot be created or written, or a subfolder is a link.
 
     Args:
         path: may be reached through links.
         name: of subfolders, which may not be links.
-
-    Raises:
-        RunFolderError: it cannot be created or written, or a subfolder is a link.
     """
     folder = Path(path) / name
     probe = f".{secrets.token_hex(8)}.tmp"
@@ -173,9 +166,6 @@ def _clear(directory: int, now: float) -> None:
                 os.unlink(name, dir_fd=directory)
 
 
-# Values -----------------------------------------------------------------------------------------------------------------
-
-
 def as_json(value: Any) -> Any:
     """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None for
     what is no number.
@@ -201,15 +191,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
 def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a file; never waits, as an open of a pipe does.
-
-    Raises:
-        OSError: it cannot be opened, or is a folder, a pipe or a device.
-    """
+    """A descriptor of a file; never waits, as an open of a pipe does. Raises OSError where it cannot be opened, or is a
+    folder, a pipe or a device."""
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -218,11 +202,7 @@ def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """All that a file holds.
-
-    Raises:
-        OSError: it is not there, is no file, or holds more than `most` bytes.
-    """
+    """All that a file holds. Raises OSError where it is not there, is no file, or holds more than `most` bytes."""
     with open(open_file(path), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -231,27 +211,20 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file.
-
-    Raises:
-        OSError: it is not there, or is no file.
-    """
+    """Hexadecimal SHA-256 of a file. Raises OSError where it is not there, or is no file."""
     with open(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -> Any:
-    """The value in `<folder>/<name>`.
+    """The value in `<folder>/<name>`. Raises RunFolderError where the file is missing, is not JSON, is larger or nests
+    deeper than any that is written here, or holds something of another shape.
 
     Args:
         folder: of a run.
         name: of the file.
         shape: the type that the value is of, see `misfit`.
         missing: what is returned where there is no such file; None: that is an error.
-
-    Raises:
-        RunFolderError: the file is missing, is not JSON, is larger or nests deeper than any that is written here, or holds
-            something of another shape.
     """
     path = folder / name
     try:
@@ -331,16 +304,14 @@ def _dotted(place: str, key: str) -> str:
 def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name, none of them of Python's objects.
+    """The arrays of an .npz file by name, none of them of Python's objects. Raises ValueError where the file is missing,
+    damaged, of another kind, or larger than that; the message is one line.
 
     Args:
         path: of the file.
         names: which arrays to unpack, of which some may be missing; None: all.
         most: bytes that they may unpack to, together; None: as many as the file has on the disk, which is enough for
             what `write_arrays` wrote, since that is not compressed.
-
-    Raises:
-        ValueError: the file is missing, damaged, of another kind, or larger than that; the message is one line.
     """
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:

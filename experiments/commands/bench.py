@@ -271,9 +271,6 @@ def bench(
     }
 
 
-# What is shown --------------------------------------------------------------------------------------------------------
-
-
 def table(result: dict) -> str:
     """The rows, and the ratios that matter."""
     lines = [
@@ -328,9 +325,6 @@ def measure(out: Path, say=print) -> None:
     write_figure(out, "bench.png", draw(result), dpi=120)
     say(table(result))
     say(f"figure: {out / 'bench.png'}")
-
-
-# The command ----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

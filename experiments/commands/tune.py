@@ -73,9 +73,6 @@ class TuneOptions:
     """Folder of the results."""
 
 
-# The command ----------------------------------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str], voice: Voice) -> int:
     """Searches for the run that the arguments ask for; the exit code."""
     config, options = parse_run(arguments, "tune", __doc__, unwritten=RANGES, search=TuneOptions)
@@ -87,11 +84,8 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
 
 
 def check(config: Config, names: Sequence[str]) -> list[str]:
-    """The names to search, of those that the run has.
-
-    Raises:
-        OptionError: there is nothing to search, or no single problem to search it for.
-    """
+    """The names to search, of those that the run has. Raises OptionError where there is nothing to search, or no single
+    problem to search it for."""
     if config.algorithm_name != "bilevel":
         raise OptionError(
             f"--algorithm is {config.algorithm_name}; tune is for Algorithm 1; required: --algorithm bilevel"

@@ -232,9 +232,6 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
     return found | {"seeds": num}
 
 
-# In words -------------------------------------------------------------------------------------------------------------
-
-
 def point_label(point: dict[str, Any]) -> str:
     """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
     return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
@@ -284,9 +281,6 @@ def sign_sentences(summary: dict[str, Any]) -> list[str]:
 def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
     more = f" and {len(items) - MOST_NAMED:,} more" if len(items) > MOST_NAMED else ""
     return separator.join(map(str, items[:MOST_NAMED])) + more
-
-
-# As a table -----------------------------------------------------------------------------------------------------------
 
 
 def format_table(summary: dict[str, Any]) -> str:

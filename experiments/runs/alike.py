@@ -33,10 +33,8 @@ _comparisons = itertools.count()
 def refuse_differences(config: Config, out: str | Path | None, allow_layout_change: bool) -> None:
     """Compares what was asked of this process, with what and where it runs, with all others; each must call this.
 
-    Nothing is compiled, and no device is used until all have been asked for the same.
-
-    Raises:
-        OptionError: in every process, where one differs.
+    Nothing is compiled, and no device is used until all have been asked for the same. Raises OptionError in every
+    process, where one differs.
     """
     if distributed.global_state.client is None:
         return
@@ -45,11 +43,8 @@ def refuse_differences(config: Config, out: str | Path | None, allow_layout_chan
 
 
 def refuse_other_options(options: Mapping[str, Any]) -> None:
-    """Compares options of the command that a run knows nothing of, by their flags, as `refuse_differences` does; before it.
-
-    Raises:
-        OptionError: in every process, where one differs.
-    """
+    """Compares options of the command that a run knows nothing of, by their flags, as `refuse_differences` does; before
+    it. Raises OptionError in every process, where one differs."""
     if distributed.global_state.client is not None:
         _compare(options)
 

@@ -38,11 +38,8 @@ class Group(NamedTuple):
 
 
 def all_groups(folder: Path, num_seeds: int = 0) -> list[Group]:
-    """The groups of the folder's run, and one for seeds below `num_seeds` that are new.
-
-    Raises:
-        RunFolderError: the folder has more seeds than `num_seeds`, which is not 0, or its groups cannot be told.
-    """
+    """The groups of the folder's run, and one for seeds below `num_seeds` that are new. Raises RunFolderError where the
+    folder has more seeds than `num_seeds`, which is not 0, or its groups cannot be told."""
     groups = [Group(*group) for group in groups_of(folder)]
     covered = sum(group.num_seeds for group in groups)
     if 0 < num_seeds < covered:
@@ -63,11 +60,8 @@ def strangers(folder: Path, groups: list[Group]) -> list[str]:
 
 
 def prepare(folder: Path, groups: list[list[int]], job: Job, say) -> list["Cohort"]:
-    """The groups, each [first seed, number of seeds], with their programs.
-
-    Raises:
-        OptionError: the last one is new and needs more memory than there is; nothing has been written then.
-    """
+    """The groups, each [first seed, number of seeds], with their programs. Raises OptionError where the last one is new and
+    needs more memory than there is; nothing has been written then."""
     cohorts = [Cohort(job, Group(*group)) for group in groups]
     if not agree(lambda: (folder / "checkpoints" / cohorts[-1].group.name).exists()):
         say("compiling, and checking that the run fits into memory")
@@ -76,11 +70,8 @@ def prepare(folder: Path, groups: list[list[int]], job: Job, say) -> list["Cohor
 
 
 def run_cohorts(folder: Path, cohorts: list["Cohort"], requests: Requests, say) -> tuple[Learned, list[str]]:
-    """Runs every group to the last step; what was learned, [hyper, seed, …], and notes.
-
-    Raises:
-        Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
-    """
+    """Runs every group to the last step; what was learned, [hyper, seed, …], and notes. Raises Stopped,
+    KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk."""
     learned, notes = [], []
     with Progress(cohorts[0].job.config.run.steps * len(cohorts), say) as progress:
         for cohort in cohorts:
@@ -240,11 +231,7 @@ class Cohort:
         return self.compiled[chunk], memory.need(self.compiled[chunk], lanes, _size(state) // parts)
 
     def check_memory(self, chunk: int) -> jax.stages.Compiled:
-        """The compiled advance of that many steps.
-
-        Raises:
-            OptionError: it needs more memory than there is.
-        """
+        """The compiled advance of that many steps. Raises OptionError where it needs more memory than there is."""
         advance, wanted = self.compile(chunk)
         devices, width = self.layout.devices, self.job.config.run.width
         room = memory.room(devices)

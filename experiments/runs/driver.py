@@ -101,10 +101,8 @@ def hold(path: Path) -> Iterator[Path]:
 def compare(folder: Path, job: Job, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
     """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
 
-    The manifest is empty where the run was finished on another layout: nothing is to be run then.
-
-    Raises:
-        RunFolderError: it is another run; the message lists what differs.
+    The manifest is empty where the run was finished on another layout: nothing is to be run then. Raises
+    RunFolderError where it is another run; the message lists what differs.
     """
     config, run = job.config, job.config.run
     flat = {name: value for name, value in as_dict(config).items() if name not in PLACEMENT}
@@ -155,10 +153,7 @@ def ignored(folder: Path, groups: list[Group]) -> list[str]:
 
 def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
     """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now.
-
-    Raises:
-        RunFolderError: it would be another run.
-    """
+    Raises RunFolderError where it would be another run."""
     old = read_json(folder, "manifest.json", Manifest)
     changes = old.get("layout_changes", [])
     before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}
@@ -205,9 +200,6 @@ def announce(job: Job, folder: Path, say) -> None:
     say(f"run folder: {folder}")
 
 
-# The end of a run -----------------------------------------------------------------------------------------------------
-
-
 def finish(folder: Path, job: Job, learned: Learned, notes: list[str], command: str, say) -> None:
     """Writes what a reader wants to see, and prints the table."""
     if job.world.mdp is not None:
@@ -226,11 +218,8 @@ def finish(folder: Path, job: Job, learned: Learned, notes: list[str], command: 
 
 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Writes summary.json, the figures and report.html of a run from its own files, and says its table.
-
-    Raises:
-        RunFolderError: one of these files is damaged, or not of this run.
-    """
+    """Writes summary.json, the figures and report.html of a run from its own files, and says its table. Raises
+    RunFolderError where one of these files is damaged, or not of this run."""
     check_description(folder)
     dataset = load_run(folder)
     told = read_json(folder, "notes.json", Notes, {}).get("notes", [])  # a run that ends has said its own
@@ -264,15 +253,13 @@ def check_description(folder: Path) -> None:
 def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
     """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
 
-    Warns of each newer one that is damaged, or of another run, and of a seed that diverged.
+    Warns of each newer one that is damaged, or of another run, and of a seed that diverged. Raises RunFolderError where it
+    is not a run, or has no such seed or point.
 
     Args:
         path: the run's folder.
         seed: its number, as in `load_run`'s coordinate.
         point: of the sweep, as in `load_run`'s dimension `hyper`.
-
-    Raises:
-        RunFolderError: it is not a run, or has no such seed or point.
     """
     folder = Path(path)
     config = read_config(folder)

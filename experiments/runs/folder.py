@@ -116,9 +116,7 @@ def groups_of(folder: Path) -> list[list[int]]:
     """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others.
 
     Where there are none in it, since it is missing or older than that: those whose folders hold what a run writes.
-
-    Raises:
-        RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
+    Raises RunFolderError where the manifest cannot be read, or the groups do not follow each other from seed 0.
     """
     manifest = manifest_of(folder)
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
@@ -141,11 +139,8 @@ def _found_groups(folder: Path) -> list[list[int]]:
 
 @contextmanager
 def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The run's folder, created if need be and held until the block is left or the process dies.
-
-    Raises:
-        RunFolderError: if another process holds it, if it cannot be written, or if it is not empty and not a run.
-    """
+    """The run's folder, created if need be and held until the block is left or the process dies. Raises RunFolderError
+    if another process holds it, if it cannot be written, or if it is not empty and not a run."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is no folder; the folder of a run, or a new one, is required: name another")

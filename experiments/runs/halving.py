@@ -27,9 +27,6 @@ RANGES = {  # of the log-uniform law: four or five decades, since a network want
 RATE = 3  # of each rung one candidate in so many goes on
 
 
-# Successive halving ---------------------------------------------------------------------------------------------------
-
-
 class Rung(NamedTuple):
     """How many candidates it has, and the outer steps that each has taken by its end."""
 
@@ -46,15 +43,13 @@ class Ranking(NamedTuple):
 
 
 def plan_rungs(budget: int, num_candidates: int, transitions: int) -> tuple[Rung, ...]:
-    """The rungs that a budget pays for.
+    """The rungs that a budget pays for. Raises OptionError where the budget is less than one step a rung costs, or pays for
+    more steps than can be counted.
 
     Args:
         budget: of transitions.
         num_candidates: of the first rung, ≥ 2.
         transitions: of one outer step of one candidate, all its seeds together.
-
-    Raises:
-        OptionError: the budget is less than one step a rung costs, or pays for more steps than can be counted.
     """
     sizes = [num_candidates]
     while sizes[-1] // RATE > 1:
@@ -97,9 +92,6 @@ def successive_halving(
         order = np.argsort(-scores, axis=-1, kind="stable")
         candidates, scores = (np.take_along_axis(x, order, axis=-1) for x in (candidates, scores))
         yield Ranking(rung, candidates, scores)
-
-
-# Candidates as lanes --------------------------------------------------------------------------------------------------
 
 
 def draw_candidates(seed: int, num: int, names: Sequence[str], point: Point) -> Point:

@@ -88,23 +88,18 @@ class Piece(NamedTuple):
         return self.first_step, not self.is_merged
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
 def write_metrics(folder: Path, group: str, first_step: int, arrays: Arrays) -> None:
     """Drops the metrics of a group from `first_step` on, which a resumed run computes anew, and writes one chunk of them.
 
     Call it before the checkpoint at the chunk's end is saved: a kill in between then repeats a chunk, leaving no hole.
     Takes as long whatever came before, except that each `MERGED`th chunk is merged with those before it into one file.
+    Raises RunFolderError where the shapes differ, the metrics before `first_step` are gone, or the disk refuses.
 
     Args:
         folder: of the run.
         group: from `group_name`.
         first_step: outer step of the first column, counted from 0.
         arrays: metric -> [lanes, steps of the chunk].
-
-    Raises:
-        RunFolderError: the shapes differ, the metrics before `first_step` are gone, or the disk refuses.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     shapes = {array.shape for array in arrays.values()}
@@ -164,9 +159,6 @@ def digest_of_arrays(arrays: Arrays) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
 def strange_metrics(directory: Path) -> list[str]:
     """Names, sorted, of what is in a group's folder and is no file of metrics, nor an unfinished one: all ignore it."""
     return sorted(x for x in _names(directory) if not (_piece(x) or LEFTOVER.fullmatch(x)))
@@ -174,14 +166,12 @@ def strange_metrics(directory: Path) -> list[str]:
 
 def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]:
     """(step, note): the newest of some steps up to which all metrics of a group are whole; why not the first, or "".
+    Raises RunFolderError where there is none.
 
     Args:
         folder: of the run.
         group: from `group_name`.
         steps: numbers of outer steps done, newest first, as of the checkpoints that there are.
-
-    Raises:
-        RunFolderError: there is none.
     """
     directory, covered = folder / "metrics" / group, 0
     try:
@@ -199,14 +189,12 @@ def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]
 
 
 def read_metrics(folder: Path, last_step: int | None = None) -> tuple[Arrays, np.ndarray]:
-    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once.
+    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once. Raises RunFolderError if steps are missing,
+    a file is damaged or of another run, or files do not fit together.
 
     Args:
         folder: of the run.
         last_step: how many outer steps to read, ≥ 1; None for all that every seed has, warning if some have more.
-
-    Raises:
-        RunFolderError: if steps are missing, a file is damaged or of another run, or files do not fit together.
     """
     groups = {group_name(*group): np.arange(group[1]) + group[0] for group in groups_of(folder)}
     begun = [name for name in groups if _pieces(folder / "metrics" / name)]
@@ -238,10 +226,7 @@ def _parts(
     directory: Path, owner: str, pieces: list[Piece], first_step: int, last_step: int | None = None
 ) -> Iterator[Arrays]:
     """The metrics from `first_step` to before `last_step`, metric -> [lanes, steps], in their order, each step once.
-
-    Raises:
-        Damaged: at the first step that is not there as it was written.
-    """
+    Raises Damaged at the first step that is not there as it was written."""
     pieces = [piece for piece in pieces if last_step is None or piece.first_step < last_step]
     ends = [*(piece.first_step for piece in pieces[1:]), last_step][: len(pieces)]
     covered, first = first_step, None
@@ -324,13 +309,11 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The metrics of a run: dimensions (hyper, seed, step), a coordinate along `hyper` for every swept hyperparameter.
 
     Attribute `config` holds the configuration as JSON. Where the world names its score, `true_score` has the attributes
-    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be read.
+    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be
+    read. Raises RunFolderError if it is not a run, or its metrics cannot be read; see `read_metrics`.
 
     Args:
         path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
-
-    Raises:
-        RunFolderError: if it is not a run, or its metrics cannot be read; see `read_metrics`.
     """
     import xarray  # takes a second, and only readers need it
 

@@ -44,15 +44,13 @@ class Policy(NamedTuple):
 
 
 def load_policy(path: str | Path, seed: int, point: int = 0) -> Policy:
-    """The policy of one seed of a run, from its newest whole checkpoint.
+    """The policy of one seed of a run, from its newest whole checkpoint. Raises RunFolderError where it is not a run, or has
+    no such seed or point.
 
     Args:
         path: the run's folder.
         seed: its number, as in `load_run`'s coordinate.
         point: of the sweep, as in `load_run`'s dimension `hyper`.
-
-    Raises:
-        RunFolderError: it is not a run, or has no such seed or point.
     """
     params = load_params(path, seed, point).policy
     return policy_of(read_config(Path(path)), params)

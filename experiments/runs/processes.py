@@ -56,12 +56,10 @@ class ProcessOptions:
 def joined(options: ProcessOptions) -> Iterator[None]:
     """Joins the other processes of the run, where that is asked for; enter it before any device is used.
 
-    When not all come, each that did says so and ends with exit code 2, `peer_timeout` seconds after it came. When another
-    dies or fails inside the block, this one says so in a line and ends with 1: at once if that is process 0, otherwise
-    `peer_timeout` seconds later at most.
-
-    Raises:
-        OptionError: an option is out of its range or missing, the port is taken, or there is no cluster.
+    When not all come, each that did says so and ends with exit code 2, `peer_timeout` seconds after it came. When
+    another dies or fails inside the block, this one says so in a line and ends with 1: at once if that is process 0,
+    otherwise `peer_timeout` seconds later at most. Raises OptionError where an option is out of its range or missing, the
+    port is taken, or there is no cluster.
     """
     check_fields(options)
     given = _check_place(options)
@@ -107,11 +105,8 @@ class _Stages(NamedTuple):
 
 
 def _check_place(options: ProcessOptions) -> bool:
-    """Whether the options say where this process belongs; otherwise JAX detects it.
-
-    Raises:
-        OptionError: they say a part of it, or what cannot be.
-    """
+    """Whether the options say where this process belongs; otherwise JAX detects it. Raises OptionError where they say a part
+    of it, or what cannot be."""
     place = {
         "--coordinator": options.coordinator != "",
         "--num-processes": options.num_processes > 0,
@@ -214,11 +209,7 @@ def bindable(address: str) -> str | None:
 
 
 def _is_here(host: str, port: int) -> bool:
-    """Whether it is an address of this machine.
-
-    Raises:
-        OptionError: it is, and another program listens there.
-    """
+    """Whether it is an address of this machine. Raises OptionError where it is, and another program listens there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what listened there before may have just ended
         try:
@@ -314,11 +305,8 @@ def is_main() -> bool:
 
 
 def agree(function: Callable[[], Any]) -> Any:
-    """What `function` returns in process 0, a JSON value, in every process; each must call this.
-
-    Raises:
-        RefusedByMain: in the others, where it raised a refusal in process 0.
-    """
+    """What `function` returns in process 0, a JSON value, in every process; each must call this. Raises RefusedByMain
+    in the others, where it raised a refusal in process 0."""
     if jax.process_count() == 1:
         return function()
     refusal, text = None, b""

@@ -146,17 +146,12 @@ ALGORITHMS = {
 }
 
 
-# Optimizers by name ---------------------------------------------------------------------------------------------------
-
 SHARES = ("b1", "b2", "b3", "decay", "momentum", "rho")  # of the past that an optimizer's running means keep
 
 
 def optimizer(option: str, text: str) -> Optimizer:
-    """An optax optimizer from `name` or `name:argument=number,…`, as a function of its step size.
-
-    Raises:
-        OptionError: optax has none of that name, or it does not take those arguments.
-    """
+    """An optax optimizer from `name` or `name:argument=number,…`, as a function of its step size. Raises OptionError where
+    optax has none of that name, or it does not take those arguments."""
     name, colon, rest = text.partition(":")
     constructor = choose(spelled(option), name, OPTIMIZERS)
     try:

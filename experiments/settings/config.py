@@ -72,15 +72,13 @@ def config_of(world: str, algorithm: str, parts: Mapping[str, Any]) -> Config:
 
 
 def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
-    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place.
+    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place. Raises
+    OptionError where an option is unknown, out of its range or swept without effect, or two do not fit each other.
 
     Args:
         world: a name in `experiments.settings.worlds.WORLDS`.
         algorithm: a name in `experiments.settings.algorithms.ALGORITHMS`.
         options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
-
-    Raises:
-        OptionError: an option is unknown, out of its range or swept without effect, or two do not fit each other.
     """
     config = _assemble(world, algorithm, options)
     refuse_idle_sweep(config)
@@ -162,11 +160,8 @@ class Named(TypedDict):
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run from its folder.
-
-    Raises:
-        RunFolderError: it is not a run, or its `config.json` does not hold a configuration.
-    """
+    """The configuration of a run from its folder. Raises RunFolderError where it is not a run, or its `config.json` does not
+    hold a configuration."""
     flat = read_json(folder, "config.json", Named)
     try:
         return from_dict(flat)
@@ -186,9 +181,6 @@ def _from_json(value):
     return float(value) if value in ("inf", "-inf") else value
 
 
-# Sweeps ---------------------------------------------------------------------------------------------------------------
-
-
 def swept_values(config: Config) -> dict[str, Values]:
     """The values of every real-valued hyperparameter of the run, of which those with several are swept."""
     kinds = {name: x.kind for part in config.parts.values() for name, x in options_of(type(part)).items()}
@@ -201,8 +193,6 @@ def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [name for name, values in axes.items() if len(values) > 1], points
 
-
-# Options without effect -----------------------------------------------------------------------------------------------
 
 CRITIC = tuple(name for name in options_of(NAMED_PARTS["critic"]) if name != "critic")
 SAMPLES = ("critic", *CRITIC, "batch_size", "num_pairs", "rollout_length", "estimator")
@@ -244,9 +234,6 @@ def refuse_idle_sweep(config: Config) -> None:
     """Raises OptionError for a sweep of an option without effect, whose points would be one. A single value does no harm."""
     for sentence in idle(config, sweep(config)[0]):
         raise OptionError(f"{sentence}: give it one value, or leave it out")
-
-
-# Checks across options ------------------------------------------------------------------------------------------------
 
 
 def check(config: Config) -> Config:

@@ -69,12 +69,8 @@ def arithmetic(config: Config) -> Iterator[None]:
 
 
 def resolve(config: Config) -> Job:
-    """The job of a configuration.
-
-    Raises:
-        OptionError: a file does not fit the world, an exact oracle is out of reach, or there are too few devices; before
-            anything compiles.
-    """
+    """The job of a configuration. Raises OptionError where a file does not fit the world, an exact oracle is out of reach,
+    or there are too few devices; before anything compiles."""
     world, options, entry = config.world.build(), config.options, ALGORITHMS[config.algorithm_name]
     devices = choose_devices(config)
     check_segments(config, world)
@@ -211,9 +207,6 @@ def build_measure(config: Config, world: World, problem: Problem, coefficients: 
         return exact_measure(problem, world.mdp, coefficients)
     length = max(config.options.get("rollout_length", 1), world.env.horizon or 0)
     return sampled_measure(problem, world, coefficients, config.run.evaluation_rollouts, length)
-
-
-# What a report shows of a finite world --------------------------------------------------------------------------------
 
 
 def tables(job: Job, learned: Learned) -> dict[str, np.ndarray]:

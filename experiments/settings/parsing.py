@@ -22,7 +22,8 @@ ASKS_HELP = {"-h", "--help"}
 
 
 def parse(default: Any, arguments: Sequence[str], command: str, about: str, required: str) -> Any:
-    """The record as the arguments of a command change it; help prints and exits with 0.
+    """The record as the arguments of a command change it; help prints and exits with 0. Raises OptionError with one
+    line.
 
     Args:
         default: a record, in which an empty text stands for what must be given.
@@ -30,9 +31,6 @@ def parse(default: Any, arguments: Sequence[str], command: str, about: str, requ
         command: its name.
         about: what it does, for its help.
         required: what may follow it, in words, for whoever gives something else.
-
-    Raises:
-        OptionError: with one line.
     """
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
@@ -56,11 +54,8 @@ def show_help(default: Any, arguments: Iterable[str], command: str, about: str) 
 def known(
     default: Any, arguments: Sequence[str], explain: Callable[[], OptionError] | None = None
 ) -> tuple[Any, list[str]]:
-    """The record as those arguments change it that it knows, and the others.
-
-    Raises:
-        OptionError: a value does not fit its option; `explain` makes it, or `mistake` where that is None.
-    """
+    """The record as those arguments change it that it knows, and the others. Raises OptionError where a value does not fit
+    its option; `explain` makes it, or `mistake` where that is None."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(type(default), default=default, args=arguments, return_unknown_args=True, add_help=False)
@@ -91,9 +86,6 @@ def mistake(
     return OptionError(f"these arguments cannot be read: {shlex.join(arguments)}")
 
 
-# Records and flags ----------------------------------------------------------------------------------------------------
-
-
 def types_of(record: Any) -> dict[str, Any]:
     """The type of each option of a record, by name."""
     return {name: option.kind for name, option in options_of(type(record)).items()}
@@ -115,9 +107,6 @@ def by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         else:
             values.append(argument)
     yield flag, values
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
 
 
 def refuse_beyond_floats(records: Iterable[Any], arguments: Iterable[str]) -> None:

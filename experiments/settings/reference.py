@@ -19,16 +19,14 @@ FIT_STEPS, FIT_STEP_SIZE = 500, 0.01  # of the supervised fit
 
 
 def build_reference(path: str, seed: int, world: World, policy: Model):
-    """π_ref, and the policy model: where the reference was fitted to demonstrations, the policy starts from it.
+    """π_ref, and the policy model: where the reference was fitted to demonstrations, the policy starts from it. Raises
+    OptionError where the file does not fit the world.
 
     Args:
         path: `uniform`, or of an .npz file.
         seed: of the fit.
         world: that it is a policy of.
         policy: the model that is fitted.
-
-    Raises:
-        OptionError: the file does not fit the world.
     """
     env = world.env
     if path == "uniform":

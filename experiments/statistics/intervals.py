@@ -50,9 +50,6 @@ def bars(of: Interval) -> np.ndarray:
     return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
 
 
-# Means ----------------------------------------------------------------------------------------------------------------
-
-
 def interquartile_mean(values: np.ndarray, axis: int = 0) -> Interval:
     """The mean of the middle half of the seeds; see `mean`."""
     return mean(values, QUARTER, axis)
@@ -100,9 +97,6 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
     return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
 
 
-# Shares and correlations ----------------------------------------------------------------------------------------------
-
-
 def proportion(events: np.ndarray, axis: int = 0) -> Interval:
     """The share of instances, along `axis` of booleans, of which something is true, with Clopper and Pearson's interval."""
     count, num = np.sum(events, axis=axis), np.shape(events)[axis]
@@ -137,9 +131,6 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a, b = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (stats.rankdata(v, axis=-1) for v in (x, y)))
     with np.errstate(invalid="ignore"):  # 0/0 is NaN
         return np.sum(a * b, axis=-1) / np.sqrt(np.sum(a**2, axis=-1) * np.sum(b**2, axis=-1))
-
-
-# The bootstrap --------------------------------------------------------------------------------------------------------
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], num: int) -> Interval:

@@ -77,9 +77,6 @@ class Slope(NamedTuple):
     slopes: np.ndarray
 
 
-# Fits -----------------------------------------------------------------------------------------------------------------
-
-
 def rms(values: np.ndarray, axis: int) -> np.ndarray:
     """√ mean(x²), for use as a `statistic`."""
     return np.sqrt(np.mean(np.square(values), axis=axis))
@@ -203,15 +200,12 @@ def unfitted(why: str) -> Fit:
 def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     """The slope of log y against log x of exact data: least squares in each instance, the mean over instances.
 
-    Nothing is dropped: choose an x at which higher orders stay below the margin.
+    Nothing is dropped: choose an x at which higher orders stay below the margin. Raises ValueError for other input.
 
     Args:
         x: [levels] > 0, all different, at least 2; the last are nearest to the limit that the claim is about.
         y: [levels, instances] > 0, without noise; at least 2 instances, fewer than 5 decide nothing.
         num_resamples: at least 100.
-
-    Raises:
-        ValueError: for other input.
     """
     x, y = _checked(x, y, 2, "instance", num_resamples)
     if len(np.unique(x)) < len(x):
@@ -222,9 +216,6 @@ def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     low, high = ends(np.mean(slopes[picks], axis=1), num).tolist()
     tail = _tail(np.mean(-_end_slopes(u, logs)[:, picks], axis=-1), num)
     return Slope(float(np.mean(slopes)), (low, high), tail, (float(x[0]), float(x[-1])), undecided(num), slopes)
-
-
-# Verdicts -------------------------------------------------------------------------------------------------------------
 
 
 def verdict(interval: tuple[float, float], low: float, high: float, tail: tuple[float, float] | None = None) -> Verdict:
@@ -260,9 +251,6 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_shor
     if span < MIN_SPAN * (1 - 1e-9):  # a decade of budgets 10^x may be less by rounding
         return f"the power law spans a factor {span:.3g} of the budget; {MIN_SPAN:g} is needed"
     return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if too_short else ""
-
-
-# Bootstrap ------------------------------------------------------------------------------------------------------------
 
 
 def _logs(errors: np.ndarray, statistic: Callable[..., np.ndarray], num_resamples: int) -> np.ndarray:
@@ -306,6 +294,7 @@ def _curvature(u: np.ndarray, logs: np.ndarray) -> float:
 # Least squares, for many rows at once: u [levels], logs [rows, levels] -> exponents, log floors, Σ residual² [rows] -----
 
 
+# Least squares, for many rows at once: u [levels], logs [rows, levels] -> exponents, log floors, Σ residual² [rows].
 def _curve(u: np.ndarray, exponent, log_floor) -> np.ndarray:
     return np.logaddexp(-np.multiply.outer(exponent, u), np.expand_dims(log_floor, -1))
 
@@ -346,9 +335,6 @@ def _centre(rows: np.ndarray) -> np.ndarray:
 
 def _squares(rows: np.ndarray) -> np.ndarray:
     return np.sum(_centre(rows) ** 2, axis=1)
-
-
-# Input ----------------------------------------------------------------------------------------------------------------
 
 
 def _checked(x, y, min_levels: int, column: str, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:
