@@ -52,29 +52,17 @@ WORKLOADS = {
 
 
 class Row(NamedTuple):
-    """What was measured of a workload at one number of seeds.
+    """What was measured of a workload at one number of seeds."""
 
-    Attributes:
-        workload: its name in `WORKLOADS`.
-        seeds: run beside each other, or one at a time where driven from Python.
-        driver: "one program", or "Python" for a jitted outer step in a loop, one seed at a time.
-        compile_seconds: of all programs, without a cache.
-        step_seconds: of one outer step of all seeds.
-        per_second: transitions, queries, labels and gradient evaluations a second.
-        bytes_a_seed: memory that grows with the seeds.
-        fixed_bytes: memory a device that does not.
-        flops: matrix-product FLOP a second.
-    """
-
-    workload: str
-    seeds: int
-    driver: str
-    compile_seconds: float
-    step_seconds: float
-    per_second: dict[str, float]
-    bytes_a_seed: float
-    fixed_bytes: float
-    flops: float
+    workload: str  # its name in `WORKLOADS`
+    seeds: int  # run beside each other, or one at a time where driven from Python
+    driver: str  # "one program", or "Python" for a jitted outer step in a loop, one seed at a time
+    compile_seconds: float  # of all programs, without a cache
+    step_seconds: float  # of one outer step of all seeds
+    per_second: dict[str, float]  # transitions, queries, labels and gradient evaluations a second
+    bytes_a_seed: float  # memory that grows with the seeds
+    fixed_bytes: float  # memory a device that does not
+    flops: float  # matrix-product FLOP a second
 
 
 def cohort_of(name: str, seeds: int, **options) -> Cohort:

@@ -39,25 +39,15 @@ class PlanOptions:
 
 
 class Plan(NamedTuple):
-    """The prediction.
+    """The prediction."""
 
-    Attributes:
-        lanes: seeds × points of the sweep.
-        blocks: that follow each other.
-        bytes_a_device: while a chunk runs.
-        room: bytes that a device has; None where the target is not this machine.
-        compile_seconds: here.
-        run_seconds: of all steps; None where the target is not this machine.
-        flops: matrix-product FLOP of the whole run.
-    """
-
-    lanes: int
-    blocks: int
-    bytes_a_device: float
-    room: float | None
-    compile_seconds: float
-    run_seconds: float | None
-    flops: float
+    lanes: int  # seeds × points of the sweep
+    blocks: int  # that follow each other
+    bytes_a_device: float  # while a chunk runs
+    room: float | None  # bytes that a device has; None where the target is not this machine
+    compile_seconds: float  # here
+    run_seconds: float | None  # of all steps; None where the target is not this machine
+    flops: float  # matrix-product FLOP of the whole run
 
 
 def plan(config: Config, target: str, num_devices: int) -> Plan:

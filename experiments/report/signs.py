@@ -28,33 +28,21 @@ JUMP = 20.0  # times the median squared difference of successive values, above w
 
 
 class Goal(NamedTuple):
-    """What the seeds of a run are judged by.
+    """What the seeds of a run are judged by."""
 
-    Attributes:
-        name: of the metric, in `values`.
-        label: of the metric, for people.
-        reference: its value under the reference policy; None where it is unknown: each seed's first value then.
-        best: the most that is possible; None where it is unknown: the most that was measured then.
-    """
-
-    name: str
-    label: str
+    name: str  # of the metric, in `values`
+    label: str  # of the metric, for people
+    # Its value under the reference policy; None where it is unknown: each seed's first value then.
     reference: float | None = None
-    best: float | None = None
+    best: float | None = None  # the most that is possible; None where it is unknown: the most that was measured then
 
 
 class Sign(NamedTuple):
-    """One way to fail.
+    """One way to fail."""
 
-    Attributes:
-        what: in words, without numbers of a seed's own.
-        seeds: [seed] bool, who shows it.
-        helps: what usually does.
-    """
-
-    what: str
-    seeds: np.ndarray
-    helps: str
+    what: str  # in words, without numbers of a seed's own
+    seeds: np.ndarray  # [seed] bool, who shows it
+    helps: str  # what usually does
 
 
 LOOKED_FOR = {  # what, and the metrics of which one at least is needed to see it

@@ -69,17 +69,11 @@ def group_name(first_seed: int, num_seeds: int) -> str:
 
 
 class Manifest(TypedDict, total=False):
-    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less.
+    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less."""
 
-    Attributes:
-        identity: hexadecimal, 128 random bits, made when the run was begun.
-        groups: [first seed, number of seeds] of each group, in order from seed 0.
-        layout_changes: how layouts differed, one list a change.
-    """
-
-    identity: str
-    groups: list[list[int]]
-    layout_changes: list[list[str]]
+    identity: str  # hexadecimal, 128 random bits, made when the run was begun
+    groups: list[list[int]]  # [first seed, number of seeds] of each group, in order from seed 0
+    layout_changes: list[list[str]]  # how layouts differed, one list a change
 
 
 def new_identity() -> str:
@@ -186,17 +180,12 @@ def _take(folder: Path, lock: int) -> None:
 
 
 class Differences(NamedTuple):
-    """What changed between two manifests, one line each.
+    """What changed between two manifests, one line each."""
 
-    Attributes:
-        refused: the continued run would be another experiment.
-        layout: devices or XLA flags; the bits may change, the experiment does not: allow it by an explicit option.
-        warnings: to be told.
-    """
-
-    refused: list[str]
+    refused: list[str]  # the continued run would be another experiment
+    # Devices or XLA flags; the bits may change, the experiment does not: allow it by an explicit option.
     layout: list[str]
-    warnings: list[str]
+    warnings: list[str]  # to be told
 
 
 def make_manifest(

@@ -15,15 +15,10 @@ OVER = threading.Event()  # a run that listened has ended
 
 
 class Ending(NamedTuple):
-    """How a signal ends a process.
+    """How a signal ends a process."""
 
-    Attributes:
-        code: exit code.
-        line: what is said of it.
-    """
-
-    code: int
-    line: str
+    code: int  # exit code
+    line: str  # what is said of it
 
 
 def end_at_once(endings: Mapping[int, Ending]) -> None:

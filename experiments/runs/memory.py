@@ -13,18 +13,13 @@ from experiments.settings.options import OptionError
 
 
 class Need(NamedTuple):
-    """Bytes that a device needs while a chunk runs.
+    """Bytes that a device needs while a chunk runs."""
 
-    Attributes:
-        fixed: whatever the number of lanes: the temporaries of one block.
-        per_lane: of each lane on the device: its state before and after the chunk, its copy on the way to the disk, and
-            its metrics.
-        num_lanes: lanes on the device, padding among them.
-    """
-
-    fixed: int
+    fixed: int  # whatever the number of lanes: the temporaries of one block
+    # Of each lane on the device: its state before and after the chunk, its copy on the way to the disk, and its
+    # metrics.
     per_lane: float
-    num_lanes: int
+    num_lanes: int  # lanes on the device, padding among them
 
     @property
     def total(self) -> float:

@@ -62,15 +62,10 @@ class Damaged(Exception):
 
 
 class Piece(NamedTuple):
-    """A file of metrics, by its name.
+    """A file of metrics, by its name."""
 
-    Attributes:
-        first_step: of its first column, counted from 0.
-        last_step: of its last column; -1: that is not in its name, which is that of a single chunk.
-    """
-
-    first_step: int
-    last_step: int
+    first_step: int  # of its first column, counted from 0
+    last_step: int  # of its last column; -1: that is not in its name, which is that of a single chunk
 
     @property
     def name(self) -> str:

@@ -91,17 +91,11 @@ def joined(options: ProcessOptions) -> Iterator[None]:
 
 
 class _Stages(NamedTuple):
-    """How far this process is.
+    """How far this process is."""
 
-    Attributes:
-        joined: all processes have come.
-        over: it needs the others no more, and says nothing more to them.
-        left: that is so for all of them: it does not matter any more who ends.
-    """
-
-    joined: threading.Event
-    over: threading.Event
-    left: threading.Event
+    joined: threading.Event  # all processes have come
+    over: threading.Event  # it needs the others no more, and says nothing more to them
+    left: threading.Event  # that is so for all of them: it does not matter any more who ends
 
 
 def _check_place(options: ProcessOptions) -> bool:

@@ -40,33 +40,23 @@ OBJECTIVES = {
 
 
 class Parts(NamedTuple):
-    """What an algorithm may be made of, at one point of a sweep.
+    """What an algorithm may be made of, at one point of a sweep."""
 
-    Attributes:
-        problem: of the run; its reward model is None where the algorithm does not name one.
-        gradients: (upper objective, estimator of line 7's difference) -> the derivatives, for those that name them.
-    """
-
-    problem: Problem
+    problem: Problem  # of the run; its reward model is None where the algorithm does not name one
+    # (upper objective, estimator of line 7's difference) -> the derivatives, for those that name them.
     gradients: Callable[..., Gradients]
 
 
 class Entry(NamedTuple):
-    """An algorithm of the command line.
+    """An algorithm of the command line."""
 
-    Attributes:
-        options: a record of its static options, as `options.part` makes it.
-        hyper: a NamedTuple of its real numbers, which are options too, and may be swept.
-        needs: names of the parts that it needs, of `options.NAMED_PARTS`.
-        make: (parts, options, hyper) -> Algorithm, called inside the traced function.
-        policy: (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None
-            where it names the part `policy`.
-    """
-
-    options: type
-    hyper: type
-    needs: tuple[str, ...]
+    options: type  # a record of its static options, as `options.part` makes it
+    hyper: type  # a NamedTuple of its real numbers, which are options too, and may be swept
+    needs: tuple[str, ...]  # names of the parts that it needs, of `options.NAMED_PARTS`
+    # (parts, options, hyper) -> Algorithm, called inside the traced function.
     make: Callable[[Parts, Any, Any], Algorithm]
+    # (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None where
+    # it names the part `policy`.
     policy: Callable[[Problem, Coefficients], Model] | None = None
 
 

@@ -31,27 +31,17 @@ Point = dict[str, Any]  # the value, or array, of every real-valued hyperparamet
 
 
 class Job(NamedTuple):
-    """What a configuration stands for.
+    """What a configuration stands for."""
 
-    Attributes:
-        config: the options.
-        world: with its true reward.
-        swept: names of the hyperparameters that have several values.
-        points: of the sweep, each with the value of every hyperparameter.
-        devices: that share the lanes.
-        stopping: when a seed has converged.
-        make: point -> (algorithm, measure), called inside the traced function, for `bilevel.lanes.programs`.
-        problem: point -> Problem.
-    """
-
-    config: Config
-    world: World
-    swept: tuple[str, ...]
-    points: tuple[Point, ...]
-    devices: tuple[jax.Device, ...]
-    stopping: Stopping
+    config: Config  # the options
+    world: World  # with its true reward
+    swept: tuple[str, ...]  # names of the hyperparameters that have several values
+    points: tuple[Point, ...]  # of the sweep, each with the value of every hyperparameter
+    devices: tuple[jax.Device, ...]  # that share the lanes
+    stopping: Stopping  # when a seed has converged
+    # point -> (algorithm, measure), called inside the traced function, for `bilevel.lanes.programs`.
     make: Callable[[Point], tuple[Algorithm, Measure]]
-    problem: Callable[[Point], Problem]
+    problem: Callable[[Point], Problem]  # point -> Problem
 
     def chunk(self, done: int) -> int:
         """Outer steps a call, after `done`; with `all`, those that are left."""

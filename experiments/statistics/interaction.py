@@ -8,22 +8,15 @@ from experiments.statistics.intervals import ends, resamples
 
 
 class Interaction(NamedTuple):
-    """How far two numbers are from being tunable one after the other.
+    """How far two numbers are from being tunable one after the other."""
 
-    Attributes:
-        share: of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN
-            where that variance itself is not distinguishable from 0.
-        interval: of it, 95 %, by bootstrap over seeds.
-        with_noise: the same with the seeds' noise in it, which is above 0 without any interaction.
-        factor: exp of the root mean square of what is left: by how much row + column misjudges a gap.
-        cells: of the grid, those used: without a run that diverged.
-    """
-
+    # Of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN where
+    # that variance itself is not distinguishable from 0.
     share: float
-    interval: tuple[float, float]
-    with_noise: float
-    factor: float
-    cells: int
+    interval: tuple[float, float]  # of it, 95 %, by bootstrap over seeds
+    with_noise: float  # the same with the seeds' noise in it, which is above 0 without any interaction
+    factor: float  # exp of the root mean square of what is left: by how much row + column misjudges a gap
+    cells: int  # of the grid, those used: without a run that diverged
 
 
 def interaction(gap: np.ndarray, keep: np.ndarray) -> Interaction:

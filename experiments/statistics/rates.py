@@ -31,39 +31,27 @@ NUM_CROSSINGS, NUM_STEPS = 13, 4  # on that grid, and of Gauss–Newton after it
 
 
 class Fit(NamedTuple):
-    """error ≈ constant · n^(−exponent) + floor at the levels `budgets`.
+    """error ≈ constant · n^(−exponent) + floor at the levels `budgets`."""
 
-    Attributes:
-        exponent: p; positive if the error falls.
-        interval: (low, high) of p, 95 %. Where as many levels were dropped as may be, the bend may go on beyond the data:
-            the end towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
-        tail: (low, high) of the slope of the last levels, of the same coverage. It covers two slopes, each with its
-            interval: that between the last two levels, and that of the parabola through the last five a level farther on,
-            where a bend would lead. A floor is part of what is judged here: what has reached one does not fall.
-        range: first and last n of the levels used.
-        undecided: why nothing may be concluded, in words: too few seeds or levels, no power law, a range too short to
-            tell; "" if it may.
-        constant: c, in units of error · n^p.
-        floor: in units of the error; 0 where the data ask for none.
-        burn_in: number of leading levels that were dropped.
-        budgets: [levels used] n.
-        residuals: [levels used] of the log error, nats.
-        noise: standard error of a level's log error, as the seeds show it, nats.
-        lack_of_fit: p-value that residuals of this size are noise.
-    """
-
-    exponent: float
+    exponent: float  # p; positive if the error falls
+    # (low, high) of p, 95 %. Where as many levels were dropped as may be, the bend may go on beyond the data: the end
+    # towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
     interval: tuple[float, float]
+    # (low, high) of the slope of the last levels, of the same coverage. It covers two slopes, each with its interval:
+    # that between the last two levels, and that of the parabola through the last five a level farther on, where a bend
+    # would lead. A floor is part of what is judged here: what has reached one does not fall.
     tail: tuple[float, float]
-    range: tuple[float, float]
+    range: tuple[float, float]  # first and last n of the levels used
+    # Why nothing may be concluded, in words: too few seeds or levels, no power law, a range too short to tell; "" if it
+    # may.
     undecided: str
-    constant: float
-    floor: float
-    burn_in: int
-    budgets: np.ndarray
-    residuals: np.ndarray
-    noise: float
-    lack_of_fit: float
+    constant: float  # c, in units of error · n^p
+    floor: float  # in units of the error; 0 where the data ask for none
+    burn_in: int  # number of leading levels that were dropped
+    budgets: np.ndarray  # [levels used] n
+    residuals: np.ndarray  # [levels used] of the log error, nats
+    noise: float  # standard error of a level's log error, as the seeds show it, nats
+    lack_of_fit: float  # p-value that residuals of this size are noise
 
 
 class Slope(NamedTuple):
