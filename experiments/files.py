@@ -84,13 +84,10 @@ def write_figure(folder: Path, name: str, figure: "Figure", dpi: float | None = 
 def write_atomically(folder: Path, name: str, content: bytes) -> None:
     """Writes `<folder>/<name>`, which after a kill or a loss of power is the old file or the new one.
 
-    A link of that name is replaced, not followed. What killed processes have left in the same folder is taken away.
-    Raises RunFolderError where a subfolder is a link, something in the way is no file, or the disk refuses.
-
-    Args:
-        folder: created if need be; may be reached through links.
-        name: the file's, below subfolders that are created if need be and may not be links, as in `figures/cost.png`.
-        content: all that the file will hold.
+    The folder may be reached through links; subfolders in the name, as in `figures/cost.png`, may not be links; both
+    are created if need be. A link of that name is replaced, not followed. What killed processes have left in the same
+    folder is taken away. Raises RunFolderError where a subfolder is a link, something in the way is no file, or the
+    disk refuses.
     """
     *subfolders, last = Path(name).parts
     temporary = f".{secrets.token_hex(8)}.tmp"
@@ -118,13 +115,8 @@ def _refuse_folder(name: str, directory: int) -> None:
 
 
 def make_folder(path: str | os.PathLike[str], name: str = "") -> Path:
-    """The folder `<path>/<name>`, in which files can be created; it is made if need be. Raises RunFolderError where it
-    cannot be created or written, or a subfolder is a link.
-
-    Args:
-        path: may be reached through links.
-        name: of subfolders, which may not be links.
-    """
+    """The folder `<path>/<name>`, in which files can be created; it is made if need be. The path may be reached through
+    links, the subfolders of the name not. Raises RunFolderError where it cannot be created or written."""
     folder = Path(path) / name
     probe = f".{secrets.token_hex(8)}.tmp"
     with refusing(f"{folder} cannot hold results"), _inside(Path(path), Path(name).parts) as directory:
@@ -217,15 +209,9 @@ def digest_of(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -> Any:
-    """The value in `<folder>/<name>`. Raises RunFolderError where the file is missing, is not JSON, is larger or nests
-    deeper than any that is written here, or holds something of another shape.
-
-    Args:
-        folder: of a run.
-        name: of the file.
-        shape: the type that the value is of, see `misfit`.
-        missing: what is returned where there is no such file; None: that is an error.
-    """
+    """The value in `<folder>/<name>`, of the type `shape`, see `misfit`; `missing`, unless it is None, where there is
+    no such file. Raises RunFolderError where the file is missing, is not JSON, is larger or nests deeper than any that
+    is written here, or holds something of another shape."""
     path = folder / name
     try:
         value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer)
@@ -267,11 +253,8 @@ def _check_depth(value: Any, levels: int) -> None:
 def misfit(value: Any, shape: Any, place: str = "") -> str:
     """Why a JSON value is not of a type, as in `sizes[1] is a text; required: a whole number`; "" if it is.
 
-    Args:
-        value: as `json.loads` returns it.
-        shape: None, bool, int, float (whole numbers too), str, list, dict, list[…] and dict[str, …] of such, unions of
-            them, and TypedDicts, beside whose keys there may be others.
-        place: where the value stands.
+    A shape is None, bool, int, float (whole numbers too), str, list, dict, list[…] or dict[str, …] of such, unions of
+    them, or a TypedDict, beside whose keys there may be others; `place` is where the value stands.
     """
     union = get_origin(shape) in (Union, UnionType)
     shapes = {_outer(x): x for x in (get_args(shape) if union else (shape,))}
@@ -304,15 +287,10 @@ def _dotted(place: str, key: str) -> str:
 def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name, none of them of Python's objects. Raises ValueError where the file is missing,
-    damaged, of another kind, or larger than that; the message is one line.
-
-    Args:
-        path: of the file.
-        names: which arrays to unpack, of which some may be missing; None: all.
-        most: bytes that they may unpack to, together; None: as many as the file has on the disk, which is enough for
-            what `write_arrays` wrote, since that is not compressed.
-    """
+    """The arrays of an .npz file by name, none of them of Python's objects: those `names` that it has, or all. Raises
+    ValueError, of one line, where the file is missing, damaged, of another kind, or unpacks to more than `most` bytes;
+    None: as many as the file has on the disk, which is enough for what `write_arrays` wrote, since that is not
+    compressed."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             members = {x.filename.removesuffix(".npy"): x for x in archive.infolist()}

@@ -67,17 +67,11 @@ def parse_train(arguments: Sequence[str], command: str = "train", about: str = "
 
 
 def parse_run(arguments: Sequence[str], command: str, about: str, unwritten: Collection[str] = (), **more: type):
-    """The configuration that the arguments ask for, and the command's own records.
+    """The configuration that the arguments of a command ask for, and records of the command's own options, of the
+    dataclasses `more`, in their order. --print-config leaves the options `unwritten` out unless they are given.
 
-    Help and --print-config print and exit with 0. Raises OptionError with one line, which names the file where that is
-    wrong.
-
-    Args:
-        arguments: what follows the command.
-        command: its name.
-        about: what it does, for its help.
-        unwritten: options that --print-config leaves out unless they are given.
-        more: dataclasses of the command's own options by name, in the order in which they are returned.
+    Help, `about` the command, and --print-config print and exit with 0. Raises OptionError with one line, which names
+    the file where that is wrong.
     """
     written = options_of_file(arguments)
     chosen, _ = known(ChoiceOptions(**{name: written.pop(name) for name in CHOICES if name in written}), arguments)

@@ -106,16 +106,10 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
 def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Sequence[str], say=print) -> dict:
     """Searches, says a line a rung, the survivors and the command to run next; writes and returns `tune.json`.
 
-    Args:
-        config: of the run to tune; its `seed` chooses candidates and randomness.
-        options: of the search.
-        names: hyperparameters to search, of `RANGES`; the others stay as configured.
-        rest: arguments of `train` that gave the config, for the command to run next.
-        say: takes lines.
-
-    Raises:
-        OptionError: what was asked cannot be done, or every candidate diverged.
-        RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
+    The hyperparameters `names`, of `RANGES`, are searched, the others stay as configured; the run's `seed` chooses
+    candidates and randomness; `rest` are the arguments of `train` that gave the config. Raises OptionError where what
+    was asked cannot be done, or every candidate diverged, and RunFolderError where another process writes to the
+    folder, or it cannot be written, or holds something else.
     """
     names = check(config, names)
     if not options.budget:

@@ -54,13 +54,11 @@ MAX_DOTS = 300  # in a panel, up to which each is a shape of its own; more are o
 
 @matplotlib.rc_context(STYLE)
 def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables | None = None) -> dict[str, Figure]:
-    """All figures that the run has data for, by name.
+    """All figures that the run, of dims (hyper, seed, step), has data for, by name.
 
-    Args:
-        dataset: dims (hyper, seed, step).
-        baselines: metric -> label -> value, drawn as horizontal lines.
-        tables: of a finite world: `policy` and, where one is learned, `learned_reward` [hyper, seed, S, A], `true_reward`
-            [S, A], and `grid` [rows, columns] of a grid world.
+    Baselines, metric -> label -> value, are drawn as horizontal lines. The tables are of a finite world: `policy` and,
+    where one is learned, `learned_reward` [hyper, seed, S, A], `true_reward` [S, A], and `grid` [rows, columns] of a
+    grid world.
     """
     names = shown_metrics(dataset)
     baselines = _with_bounds(dataset, names, baselines or {})

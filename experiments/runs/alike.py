@@ -127,13 +127,9 @@ def _compare(facts: Mapping[str, Any]) -> None:
 
 
 def differences(said: list[Mapping[str, Any]], groups: list[list[int]]) -> list[str]:
-    """What differs between groups of processes, as in "--seed is 0 in process 0, 1 in process 1".
-
-    Args:
-        said: what each group says, JSON values by name. A name that one leaves out belongs to another name that differs,
-            such as that of the world, unless it is a version.
-        groups: the numbers of the processes of each.
-    """
+    """What differs between groups of processes, as in "--seed is 0 in process 0, 1 in process 1", of what each says,
+    JSON values by name, and the numbers of the processes of each. A name that one group leaves out belongs to another
+    name that differs, such as that of the world, unless it is a version."""
     names = list(dict.fromkeys(name for facts in said for name in facts))
     kept = [name for name in names if name.startswith(VERSION) or all(name in facts for facts in said)]
     values = {name: [facts.get(name, "missing") for facts in said] for name in kept}

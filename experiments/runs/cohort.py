@@ -188,12 +188,8 @@ class Cohort:
         write_metrics(folder, self.group.name, first_step, metrics)
 
     def restore(self, checkpoints: Checkpoints, last_step: int | None = None) -> tuple[int, RunState | None, list[str]]:
-        """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones.
-
-        Args:
-            checkpoints: of the group.
-            last_step: the newest step that may be restored; None: any.
-        """
+        """The newest whole checkpoint's step, at most `last_step` unless that is None, and its state (0 and None where
+        there is none), and notes on damaged ones."""
         if not checkpoints.steps():
             return 0, None, []
         lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if self.saves_spread else None

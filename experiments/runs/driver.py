@@ -51,22 +51,20 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     command: str = "",
 ) -> Path:
-    """Runs a configuration to its end, from wherever its folder stands; returns the folder.
+    """Runs a configuration, as `configure` returns it, to its end, from wherever its folder stands; returns the folder.
 
-    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit. A run that was finished
-    on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
+    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit. A run that was
+    finished on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
 
-    Args:
-        config: from `experiments.settings.config.configure`.
-        out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
-        allow_layout_change: resume on other devices, where bits may differ.
-        say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
-        command: how the run was asked for, for the report.
+        Args:
+            out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
+            allow_layout_change: resume on other devices, where bits may differ.
+            say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
+            command: how the run was asked for, for the report.
 
-    Raises:
-        OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
-        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
-            raises KeyboardInterrupt.
+    Raises OptionError, RunFolderError or CheckpointError, one line each; nothing that was complete is lost. Raises
+    Stopped after SIGTERM, SIGHUP or SIGUSR1, KeyboardInterrupt after Ctrl-C; the running chunk was ended and saved
+    first.
     """
     if not isinstance(config, Config):
         raise OptionError(f"config is {config!r}; required: what configure returns, as in train(configure(seeds=32))")
@@ -251,15 +249,11 @@ def check_description(folder: Path) -> None:
 
 
 def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
-    """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
+    """The learned parameters (reward, policy) of one seed, by its number in `load_run`, from the newest whole
+    checkpoint of a run, at one point of the sweep, as in `load_run`'s dimension `hyper`.
 
-    Warns of each newer one that is damaged, or of another run, and of a seed that diverged. Raises RunFolderError where it
-    is not a run, or has no such seed or point.
-
-    Args:
-        path: the run's folder.
-        seed: its number, as in `load_run`'s coordinate.
-        point: of the sweep, as in `load_run`'s dimension `hyper`.
+    Warns of each newer one that is damaged, or of another run, and of a seed that diverged. Raises RunFolderError where
+    it is not a run, or has no such seed or point.
     """
     folder = Path(path)
     config = read_config(folder)

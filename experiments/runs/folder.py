@@ -47,12 +47,8 @@ Record = TypeVar("Record", bound=tuple)
 
 
 def config_hash(config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str:
-    """Hexadecimal SHA-256 of the configuration: the order of keys, and a tuple for a list, change nothing.
-
-    Args:
-        config: JSON values, dictionaries nested to any depth.
-        extendable: dotted keys to leave out: a run with more of them continues in the same folder.
-    """
+    """Hexadecimal SHA-256 of the configuration, JSON values nested to any depth: the order of keys, and a tuple for a
+    list, change nothing, nor do the dotted keys `extendable`: a run with more of them continues in the same folder."""
     flat = _flatten(as_json(config))
     kept = {key: value for key, value in flat.items() if key not in extendable}
     return digest(canonical_json(kept).encode())
@@ -196,16 +192,9 @@ def make_manifest(
     packages: Iterable[str] = (),
     files: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """All that the bits of a run depend on, as JSON values.
-
-    Args:
-        config: the configuration, JSON values.
-        width: lanes per device.
-        chunk: outer steps per compiled call.
-        precision: as in "float32".
-        packages: that this run uses beside `PACKAGES`.
-        files: paths of what it reads.
-    """
+    """All that the bits of a run depend on, as JSON values: its configuration, lanes a device (`width`), outer steps a
+    call (`chunk`), a precision as in "float32", the packages that it uses beside `PACKAGES`, and the paths of what it
+    reads."""
     device = jax.devices()[0]
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -229,13 +218,8 @@ def make_manifest(
 
 
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:
-    """What a run with manifest `new` would change in a run with manifest `old`.
-
-    Args:
-        old: from `manifest.json`.
-        new: from `make_manifest`.
-        extendable: dotted keys of the configuration whose number may grow, as `num_steps`.
-    """
+    """What a run with manifest `new`, from `make_manifest`, would change in a run with manifest `old`, of
+    `manifest.json`; the numbers of the configuration under the dotted keys `extendable` may grow."""
     before, after = _flatten(as_json(old)), _flatten(as_json(new))
     differences = Differences([], [], [])
     for key in sorted(before | after):

@@ -43,14 +43,9 @@ class Ranking(NamedTuple):
 
 
 def plan_rungs(budget: int, num_candidates: int, transitions: int) -> tuple[Rung, ...]:
-    """The rungs that a budget pays for. Raises OptionError where the budget is less than one step a rung costs, or pays for
-    more steps than can be counted.
-
-    Args:
-        budget: of transitions.
-        num_candidates: of the first rung, ≥ 2.
-        transitions: of one outer step of one candidate, all its seeds together.
-    """
+    """The rungs that a budget of transitions pays for, of which the first has `num_candidates` ≥ 2, where an outer step
+    of one candidate, all its seeds together, takes so many `transitions`. Raises OptionError where the budget is less
+    than one step a rung costs, or pays for more steps than can be counted."""
     sizes = [num_candidates]
     while sizes[-1] // RATE > 1:
         sizes.append(sizes[-1] // RATE)

@@ -256,13 +256,8 @@ def _leave(stages: _Stages, timeout: float) -> None:
 
 
 def _end(reason: str, timeout: float) -> None:
-    """Says the reason, once, and ends this process without the usual exit, which would wait for the dead.
-
-    Args:
-        reason: why the run cannot go on.
-        timeout: `peer_timeout`, a part of which the others have to hear the reason; 0: process 0 has gone, by which they
-            would hear it.
-    """
+    """Says the reason, once, and ends this process without the usual exit, which would wait for the dead. The others
+    have a part of `timeout` to hear the reason; 0: process 0 has gone, by which they would hear it."""
     state = distributed.global_state
     with _ending:
         if not _said.is_set():

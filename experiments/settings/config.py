@@ -72,13 +72,11 @@ def config_of(world: str, algorithm: str, parts: Mapping[str, Any]) -> Config:
 
 
 def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
-    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place. Raises
-    OptionError where an option is unknown, out of its range or swept without effect, or two do not fit each other.
+    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place, any of the
+    chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
 
-    Args:
-        world: a name in `experiments.settings.worlds.WORLDS`.
-        algorithm: a name in `experiments.settings.algorithms.ALGORITHMS`.
-        options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
+    World and algorithm are names in `settings.worlds.WORLDS` and `settings.algorithms.ALGORITHMS`. Raises OptionError
+    where an option is unknown, out of its range or swept without effect, or two do not fit each other.
     """
     config = _assemble(world, algorithm, options)
     refuse_idle_sweep(config)

@@ -22,16 +22,9 @@ ASKS_HELP = {"-h", "--help"}
 
 
 def parse(default: Any, arguments: Sequence[str], command: str, about: str, required: str) -> Any:
-    """The record as the arguments of a command change it; help prints and exits with 0. Raises OptionError with one
-    line.
-
-    Args:
-        default: a record, in which an empty text stands for what must be given.
-        arguments: what follows the command.
-        command: its name.
-        about: what it does, for its help.
-        required: what may follow it, in words, for whoever gives something else.
-    """
+    """The record `default` as the arguments of a command change it; an empty text in it stands for what must be given,
+    and `required` says in words what may follow. Help, `about` the command, is printed and exits with 0. Raises
+    OptionError with one line."""
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
     if others or "" in (getattr(options, name) for name in types_of(options)):

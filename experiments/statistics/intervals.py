@@ -151,11 +151,7 @@ def resamples(num: int, num_resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def ends(resampled: np.ndarray, num: int) -> np.ndarray:
-    """The ends of a bootstrap's interval, [2, ...]: expanded percentiles.
-
-    Args:
-        resampled: [resamples, ...] the numbers on each draw of the seeds.
-        num: seeds that were drawn, at least 2.
-    """
+    """The ends of a bootstrap's interval, [2, ...]: expanded percentiles of the numbers [resamples, ...] on each draw
+    of `num` ≥ 2 seeds."""
     farther = stats.t.ppf((1 + COVERAGE) / 2, num - 1) * np.sqrt(num / (num - 1))
     return np.quantile(resampled, stats.norm.cdf([-farther, farther]), axis=0)

@@ -188,12 +188,10 @@ def unfitted(why: str) -> Fit:
 def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     """The slope of log y against log x of exact data: least squares in each instance, the mean over instances.
 
-    Nothing is dropped: choose an x at which higher orders stay below the margin. Raises ValueError for other input.
-
-    Args:
-        x: [levels] > 0, all different, at least 2; the last are nearest to the limit that the claim is about.
-        y: [levels, instances] > 0, without noise; at least 2 instances, fewer than 5 decide nothing.
-        num_resamples: at least 100.
+    Nothing is dropped: choose an x at which higher orders stay below the margin. x [levels] > 0 are at least 2, all
+    different, the last nearest to the limit that the claim is about; y [levels, instances] > 0 is without noise, of at
+    least 2 instances, of which fewer than 5 decide nothing; resamples are at least 100. Raises ValueError for other
+    input.
     """
     x, y = _checked(x, y, 2, "instance", num_resamples)
     if len(np.unique(x)) < len(x):
@@ -224,14 +222,9 @@ def verdict(interval: tuple[float, float], low: float, high: float, tail: tuple[
 
 
 def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_short: bool = False) -> str:
-    """Why an interval decides nothing, in words; "" if it may.
-
-    Args:
-        num: seeds, or instances, that were resampled.
-        span: last over first budget of a power law.
-        lack_of_fit: p-value of its residuals.
-        too_short: there are too few levels to see a burn-in.
-    """
+    """Why an interval over `num` seeds or instances decides nothing, in words; "" if it may. Of a power law tell the
+    last over the first budget (`span`), the p-value of its residuals, and whether there are too few levels to see a
+    burn-in."""
     if num < MIN_SEEDS:
         return f"{num} are too few to resample; {MIN_SEEDS} are needed"
     if lack_of_fit < MIN_FIT:
