@@ -13,15 +13,7 @@ from experiments.settings.algorithms import ALGORITHMS
 from experiments.settings.config import check, config_of, converted, default_config, refuse_idle_sweep, unknown_option
 from experiments.settings.config_file import as_yaml, read_options
 from experiments.settings.options import OptionError, check_fields, choose, replaced, spelled
-from experiments.settings.parsing import (
-    by_flag,
-    known,
-    mistake,
-    name_of,
-    refuse_beyond_floats,
-    show_help,
-    types_of,
-)
+from experiments.settings.parsing import by_flag, known, mistake, name_of, refuse_beyond_floats, show_help, types_of
 from experiments.settings.worlds import WORLDS
 
 # As help shows them: what is changed most often comes first, and parts that are not named here before the last two.

@@ -138,9 +138,7 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def summarise(
-    dataset: xr.Dataset,
-    timing: dict[str, Any] | None = None,
-    baselines: Baselines | None = None,
+    dataset: xr.Dataset, timing: dict[str, Any] | None = None, baselines: Baselines | None = None
 ) -> dict[str, Any]:
     """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
 

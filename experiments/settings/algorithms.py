@@ -90,9 +90,7 @@ def optimizers(options: Any) -> tuple[Optimizer, Optimizer]:
 
 
 BilevelOptions = part(
-    "BilevelOptions",
-    "Algorithm 1 (bilevel).",
-    static(BilevelConfig, BilevelHyper, ESTIMATOR | fields(UpperOptions)),
+    "BilevelOptions", "Algorithm 1 (bilevel).", static(BilevelConfig, BilevelHyper, ESTIMATOR | fields(UpperOptions))
 )
 AlternatingOptions = part(
     "AlternatingOptions",
