@@ -62,13 +62,9 @@ def looked_for(names: Collection[str]) -> str:
 
 
 def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goal | None) -> list[Sign]:
-    """The signs that at least one seed shows.
-
-    Args:
-        values: metric -> [seed, step].
-        diverged: [seed] bool; of those seeds nothing else is told, since it would be what follows from that.
-        goal: None where nothing tells how good a seed is under the true reward.
-    """
+    """The signs that at least one seed shows, by metric -> [seed, step]. Of seeds that diverged, [seed] bool, nothing
+    else is told, since it would be what follows from that. Without a goal nothing tells how good a seed is under the
+    true reward."""
     seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
     goal = goal if goal is not None and goal.name in seen else None
     helps = "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"

@@ -140,20 +140,16 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
 def summarise(
     dataset: xr.Dataset, timing: dict[str, Any] | None = None, baselines: Baselines | None = None
 ) -> dict[str, Any]:
-    """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
+    """A run, dims (hyper, seed, step), in numbers, all of them JSON values: what is no number is null, and so is the
+    interval of a single seed. Timing, seconds and speeds of the run, is copied; a "reference policy" among the
+    baselines, metric -> label -> value, is what seeds are compared with.
 
-    Args:
-        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
-        timing: seconds and speeds of the run, copied.
-        baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
-
-    Returns:
-        `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values, `seeds` who
-        lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic; `cost` its exact
-        counts; `signs` of failure, each with the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show
-        any; `alike` tells whether all of several seeds have equal values throughout. Beside them `cost`, summed over the
-        points, `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where
-        what is possible is known.
+    Returns `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values,
+    `seeds` who lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic;
+    `cost` its exact counts; `signs` of failure, each with the numbers of the `seeds` that show it, and
+    `seeds_with_signs`, how many show any; `alike` tells whether all of several seeds have equal values throughout.
+    Beside them `cost`, summed over the points, `configured_steps` (null where unknown), `seconds`, and by metric
+    `labels`, `units`, and `ranges` where what is possible is known.
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]

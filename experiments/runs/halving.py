@@ -72,12 +72,11 @@ def spent(rungs: Sequence[Rung], transitions: int) -> int:
 def successive_halving(
     rungs: Sequence[Rung], advance: Callable[[np.ndarray, int], np.ndarray], candidates: np.ndarray | None = None
 ) -> Iterator[Ranking]:
-    """Each rung's ranking, as it ends; the first of the last is the winner.
+    """Each rung's ranking, as it ends; the first of the last is the winner. Rungs have falling numbers of candidates
+    and rising steps.
 
-    Args:
-        rungs: with falling numbers of candidates and rising steps.
-        advance: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many steps in all.
-        candidates: [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1.
+    `advance`: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many steps in all.
+    Candidates are [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1.
     """
     candidates = np.arange(rungs[0].candidates) if candidates is None else candidates
     for rung in rungs:
@@ -114,26 +113,16 @@ def lanes_of(hyper: Any, seeds: np.ndarray) -> Lanes:
 
 
 class Candidates:
-    """Lanes that advance as far as they are asked to, a block of one program at a time.
+    """Lanes of host arrays [candidate × try] that advance as far as they are asked to, a block of one program at a time.
 
-    Args:
-        compiled: the programs, for blocks of the layout.
-        layout: of one block.
-        lanes: of host arrays [candidate × try].
-        tries: of each candidate.
-        chunk: outer steps a call of the programs.
-        progress: counts lanes × steps; None: none.
-
-    Attributes:
-        state: RunState of host arrays [lane, …]; None before the first step.
-        objective: the reported upper objective, [lane, steps]; NaN where a lane was not advanced.
+    The programs are compiled for blocks of the layout, and `chunk` outer steps a call; `progress` counts lanes × steps.
     """
 
     def __init__(self, compiled: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
         self.compiled, self.layout, self.lanes, self.tries, self.chunk = compiled, layout, lanes, tries, chunk
         self.progress: Progress | None = progress
-        self.state: RunState | None = None
-        self.objective = np.empty((len(lanes.seed), 0))
+        self.state: RunState | None = None  # host arrays [lane, …]; None before the first step
+        self.objective = np.empty((len(lanes.seed), 0))  # as reported, [lane, steps]; NaN where a lane was not advanced
 
     def advance(self, candidates: np.ndarray, steps: int) -> np.ndarray:
         """Scores [...] of the candidates [...], once they have taken that many steps in all; all have taken equally many."""

@@ -22,14 +22,12 @@ class Ending(NamedTuple):
 
 
 def end_at_once(endings: Mapping[int, Ending]) -> None:
-    """From now on each of these signals ends this process at once; while a run listens (`requests_to_stop`), it decides.
+    """From now on each of these signals, by number, ends this process at once; while a run listens
+    (`requests_to_stop`), it decides.
 
-    At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go on.
-    Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
+    At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go
+    on. Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
     `STOPPING` do nothing once a run has ended.
-
-    Args:
-        endings: by number of the signal.
     """
 
     def end(number, frame):
@@ -53,11 +51,7 @@ class Stopped(Exception):
 
 
 class Requests:
-    """Which signals have asked the run to stop.
-
-    Attributes:
-        received: signal numbers, in their order.
-    """
+    """Which signals have asked the run to stop: their numbers, in their order."""
 
     def __init__(self):
         self.received: list[int] = []
@@ -66,14 +60,12 @@ class Requests:
         return bool(self.received)
 
     def end(self, step: int, last_step: int) -> None:
-        """Ends a run at `step`, whose checkpoint is complete.
+        """Ends a run at `step`, whose checkpoint is complete: raises KeyboardInterrupt where Ctrl-C asked, and Stopped
+        where another signal did, or another process was asked.
 
-        Each of several processes ends by the signal that it got itself. One that got none, and stops since another did, ends
-        as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go on.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C asked.
-            Stopped: another signal did, or another process was asked.
+        Each of several processes ends by the signal that it got itself. One that got none, and stops since another did,
+        ends as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go
+        on.
         """
         if signal.SIGINT in self.received:
             raise KeyboardInterrupt

@@ -32,13 +32,7 @@ class Need(NamedTuple):
 
 
 def need(advance: jax.stages.Compiled, num_lanes: int, state_bytes: int) -> Need:
-    """Of a compiled advance.
-
-    Args:
-        advance: compiled for devices that hold `num_lanes` lanes each.
-        num_lanes: lanes a device.
-        state_bytes: of the state of these lanes.
-    """
+    """Of an advance compiled for devices that hold `num_lanes` lanes each, whose state has `state_bytes` bytes."""
     analysis = advance.memory_analysis()
     resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Need(int(analysis.temp_size_in_bytes), (resident + state_bytes) / num_lanes, num_lanes)

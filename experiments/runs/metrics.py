@@ -84,17 +84,12 @@ class Piece(NamedTuple):
 
 
 def write_metrics(folder: Path, group: str, first_step: int, arrays: Arrays) -> None:
-    """Drops the metrics of a group from `first_step` on, which a resumed run computes anew, and writes one chunk of them.
+    """Drops the metrics of a group from `first_step` on, counted from 0, which a resumed run computes anew, and writes
+    one chunk of them, metric -> [lanes, steps of the chunk].
 
     Call it before the checkpoint at the chunk's end is saved: a kill in between then repeats a chunk, leaving no hole.
     Takes as long whatever came before, except that each `MERGED`th chunk is merged with those before it into one file.
     Raises RunFolderError where the shapes differ, the metrics before `first_step` are gone, or the disk refuses.
-
-    Args:
-        folder: of the run.
-        group: from `group_name`.
-        first_step: outer step of the first column, counted from 0.
-        arrays: metric -> [lanes, steps of the chunk].
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     shapes = {array.shape for array in arrays.values()}
@@ -160,14 +155,8 @@ def strange_metrics(directory: Path) -> list[str]:
 
 
 def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]:
-    """(step, note): the newest of some steps up to which all metrics of a group are whole; why not the first, or "".
-    Raises RunFolderError where there is none.
-
-    Args:
-        folder: of the run.
-        group: from `group_name`.
-        steps: numbers of outer steps done, newest first, as of the checkpoints that there are.
-    """
+    """(step, note): the newest of some numbers of steps done, newest first, as of the checkpoints that there are, up to
+    which all metrics of a group are whole; why not the first, or "". Raises RunFolderError where there is none."""
     directory, covered = folder / "metrics" / group, 0
     try:
         for part in _parts(directory, owner_of(folder, group), _pieces(directory), 0, steps[0]):
@@ -184,13 +173,9 @@ def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]
 
 
 def read_metrics(folder: Path, last_step: int | None = None) -> tuple[Arrays, np.ndarray]:
-    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once. Raises RunFolderError if steps are missing,
-    a file is damaged or of another run, or files do not fit together.
-
-    Args:
-        folder: of the run.
-        last_step: how many outer steps to read, ≥ 1; None for all that every seed has, warning if some have more.
-    """
+    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once, of the first `last_step` ≥ 1 steps; None
+    for all that every seed has, warning if some have more. Raises RunFolderError if steps are missing, a file is
+    damaged or of another run, or files do not fit together."""
     groups = {group_name(*group): np.arange(group[1]) + group[0] for group in groups_of(folder)}
     begun = [name for name in groups if _pieces(folder / "metrics" / name)]
     if not begun:
@@ -306,9 +291,6 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     Attribute `config` holds the configuration as JSON. Where the world names its score, `true_score` has the attributes
     `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be
     read. Raises RunFolderError if it is not a run, or its metrics cannot be read; see `read_metrics`.
-
-    Args:
-        path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
     """
     import xarray  # takes a second, and only readers need it
 

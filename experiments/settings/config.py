@@ -29,24 +29,15 @@ from experiments.settings.worlds import WORLDS
 
 
 class Config(NamedTuple):
-    """What a run is asked to be: names, and the parts that its world and its algorithm have, each a record of options.
+    """What a run is asked to be: names, and the parts that its world and its algorithm have, each a record of options."""
 
-    Attributes:
-        world_name, algorithm_name: of `WORLDS` and `ALGORITHMS`.
-        run: how many seeds and steps, and how they are laid out.
-        world: the options of the world.
-        algorithm: the options of the algorithm.
-        problem: discount, KL weight, rationality and reference policy.
-        named: the parts that the algorithm names, by their names in `options.NAMED_PARTS`.
-    """
-
-    world_name: str
-    algorithm_name: str
+    world_name: str  # of `WORLDS`
+    algorithm_name: str  # of `ALGORITHMS`
     run: RunOptions
     world: Any
     algorithm: Any
-    problem: Any
-    named: dict[str, Any]
+    problem: Any  # discount, KL weight, rationality and reference policy
+    named: dict[str, Any]  # the parts that the algorithm names, by their names in `options.NAMED_PARTS`
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -20,14 +20,11 @@ class Interaction(NamedTuple):
 
 
 def interaction(gap: np.ndarray, keep: np.ndarray) -> Interaction:
-    """Two-way analysis of log gap.
+    """Two-way analysis of the mean of log gap over seeds, of gaps [row, column, seed] above 0, on the cells that are
+    kept, [row, column] bool.
 
-    A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise in
-    its mean. The bootstrap draws seeds with repetition, and leaves out pairs of one seed with itself as well.
-
-    Args:
-        gap: [row, column, seed], above 0; the mean of log gap over seeds is what is modelled.
-        keep: [row, column] bool, cells that are used.
+    A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise
+    in its mean. The bootstrap draws seeds with repetition, and leaves out pairs of one seed with itself as well.
     """
     values = np.log(gap[keep]).T  # [seed, cell]
     rows, columns = (np.eye(n)[x] for n, x in zip(keep.shape, np.nonzero(keep), strict=True))

@@ -56,18 +56,13 @@ def interquartile_mean(values: np.ndarray, axis: int = 0) -> Interval:
 
 
 def mean(values: np.ndarray, trim: float = 0.0, axis: int = 0) -> Interval:
-    """The mean over seeds, of the values between the lowest and the highest that are cut off, with its interval.
+    """The mean over seeds, along `axis` of the values, with its interval, without the fraction `trim` in [0, ½) of the
+    seeds that is cut off on each side, as in `scipy.stats.trim_mean`: three arrays of the shape of `values` without
+    `axis`. Values that are not finite are left out, each column by itself: NaN where no seed is finite, no ends where
+    only one is.
 
     A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
     resampled weights [resamples, seeds] serves every column, and all columns are one product.
-
-    Args:
-        values: seeds along `axis`; those that are not finite are left out, each column by itself.
-        trim: fraction in [0, ½) of the seeds that is cut off on each side, as in `scipy.stats.trim_mean`.
-        axis: of the seeds.
-
-    Returns:
-        Three arrays of the shape of `values` without `axis`: NaN where no seed is finite, no ends where only one is.
     """
     values = np.moveaxis(np.asarray(values, float), axis, 0)
     shape = values.shape[1:]
@@ -134,12 +129,8 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], num: int) -> Interval:
-    """Any number of S seeds with its interval; draws on which it is not a number are left out.
-
-    Args:
-        statistic: seeds that are drawn [draw, S] -> the number on each draw [draw].
-        num: S, at least 2.
-    """
+    """Any number of S ≥ 2 seeds with its interval; draws on which it is not a number are left out. The statistic is a
+    function of the seeds that are drawn [draw, S], which gives the number on each draw [draw]."""
     center, drawn = statistic(np.arange(num)[None])[0], statistic(resamples(num))
     drawn = drawn[~np.isnan(drawn)]
     return Interval(center, *(ends(drawn, num) if len(drawn) else (np.nan, np.nan)))
