@@ -11,7 +11,6 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -78,8 +77,7 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
     config, options = parse_run(arguments, "tune", __doc__, unwritten=RANGES, search=TuneOptions)
     _, rest = known(TuneOptions(), arguments)
     given = {*given_options(rest), *options_of_file(rest)}
-    tune(config, options, [name for name in RANGES if name not in given], rest, voice.say)
-    voice.table(Path(options.out) / "tune.json")
+    voice.numbers(tune(config, options, [name for name in RANGES if name not in given], rest, voice.say))
     return 0
 
 

@@ -141,6 +141,12 @@ def from_dict(flat: dict[str, Any]) -> Config:
     return _assemble(flat["world"], flat["algorithm"], options)
 
 
+def _from_json(value):
+    if isinstance(value, list):
+        return tuple(map(_from_json, value))
+    return float(value) if value in ("inf", "-inf") else value
+
+
 class Named(TypedDict):
     """What `config.json` holds, beside the options that these two have."""
 
@@ -162,12 +168,6 @@ def _to_json(value):
     if isinstance(value, tuple):
         return [_to_json(x) for x in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value  # JSON has no infinity
-
-
-def _from_json(value):
-    if isinstance(value, list):
-        return tuple(_from_json(x) for x in value)
-    return float(value) if value in ("inf", "-inf") else value
 
 
 def swept_values(config: Config) -> dict[str, Values]:
