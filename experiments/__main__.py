@@ -66,10 +66,8 @@ def command() -> None:
 
 
 def endings(arguments: list[str]) -> dict[int, Ending]:
-    """How signals end a command while no run of its own listens to them, by number of the signal.
-
-    The arguments are not read by then, which takes the imports: of them the command and `--stopped-code` are looked for.
-    """
+    """How signals end a command while no run of its own listens to them, by number of the signal. The arguments are not
+    read by then, which takes the imports: of them the command and `--stopped-code` are looked for."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--stopped-code", "--stopped_code", type=int, default=0)
     try:

@@ -159,9 +159,8 @@ def _clear(directory: int, now: float) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None for
-    what is no number.
-    """
+    """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None
+    for what is no number."""
     if isinstance(value, dict):
         return {key: as_json(x) for key, x in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -251,11 +250,9 @@ def _check_depth(value: Any, levels: int) -> None:
 
 
 def misfit(value: Any, shape: Any, place: str = "") -> str:
-    """Why a JSON value is not of a type, as in `sizes[1] is a text; required: a whole number`; "" if it is.
-
-    A shape is None, bool, int, float (whole numbers too), str, list, dict, list[…] or dict[str, …] of such, unions of
-    them, or a TypedDict, beside whose keys there may be others; `place` is where the value stands.
-    """
+    """Why a JSON value is not of a type, as in `sizes[1] is a text; required: a whole number`; "" if it is. A shape is
+    None, bool, int, float (whole numbers too), str, list, dict, list[…] or dict[str, …] of such, unions of them, or a
+    TypedDict, beside whose keys there may be others; `place` is where the value stands."""
     union = get_origin(shape) in (Union, UnionType)
     shapes = {_outer(x): x for x in (get_args(shape) if union else (shape,))}
     kind = float if type(value) is int and int not in shapes else type(value)

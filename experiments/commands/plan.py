@@ -51,11 +51,9 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config, target: str, num_devices: int) -> Plan:
-    """The prediction for `num_devices` devices of a kind, from one block of lanes on the devices that are here.
-
-    Memory on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
-    temporaries. Raises OptionError if the program cannot be lowered for the target.
-    """
+    """The prediction for `num_devices` devices of a kind, from one block of lanes on the devices that are here. Memory
+    on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
+    temporaries. Raises OptionError if the program cannot be lowered for the target."""
     job, run_options = resolve(config), config.run
     lanes, width = len(job.points) * run_options.seeds, run_options.width
     some = max(min(run_options.seeds, width * len(job.devices) // len(job.points)), 1)

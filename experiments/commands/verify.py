@@ -87,10 +87,8 @@ def list_claims(patterns: Sequence[str], voice: Voice) -> dict[str, dict]:
 
 
 def compile_fast() -> None:
-    """Where there are CPUs alone, XLA optimises less, as for the programs of a run (`bilevel.lanes`): half the compile time.
-
-    Claims compile many programs outside of runs. Has no effect once a device was used.
-    """
+    """Where there are CPUs alone, XLA optimises less, as for the programs of a run (`bilevel.lanes`): half the compile
+    time. Claims compile many programs outside of runs. Has no effect once a device was used."""
     from importlib import metadata
 
     accelerators = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")

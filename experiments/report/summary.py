@@ -74,11 +74,9 @@ def metric_names(dataset: xr.Dataset) -> list[str]:
 
 
 def shown_metrics(dataset: xr.Dataset) -> list[str]:
-    """Those of `metric_names` that tell something of their own.
-
-    Left out are a loss that is 0 throughout, since nothing is fitted, and the gradient norm where it is the same numbers as
-    the policy's, whose name and unit are right then: where the reward rests.
-    """
+    """Those of `metric_names` that tell something of their own. Left out are a loss that is 0 throughout, since nothing
+    is fitted, and the gradient norm where it is the same numbers as the policy's, whose name and unit are right then:
+    where the reward rests."""
     names = metric_names(dataset)
     idle = [name for name in names if name.endswith("_loss") and _is_zero(dataset[name].values)]
     norms = [dataset[name].values for name in ("gradient_norm", "policy_gradient_norm") if name in names]
@@ -99,9 +97,7 @@ def key_metrics(names: list[str]) -> list[str]:
 
 def headline_metric(names: list[str]) -> str | None:
     """The one of `names` that a run is judged by first: what the world's players count, the score, where it has one.
-
-    None where there are no names.
-    """
+    None where there are no names."""
     return next(iter(key_metrics(names)), None)
 
 
@@ -278,10 +274,8 @@ def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """The summary as plain text of at most 100 columns.
-
-    One row a metric; of a sweep, for each key metric one row a hyperparameter point.
-    """
+    """The summary as plain text of at most 100 columns. One row a metric; of a sweep, for each key metric one row a
+    hyperparameter point."""
     points, labels, names = summary["points"], summary["labels"], list(summary["units"])
     if len(points) == 1:
         blocks = {"metric": [(labels[name], points[0], name) for name in names]}

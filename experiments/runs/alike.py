@@ -32,10 +32,8 @@ _comparisons = itertools.count()
 
 def refuse_differences(config: Config, out: str | Path | None, allow_layout_change: bool) -> None:
     """Compares what was asked of this process, with what and where it runs, with all others; each must call this.
-
     Nothing is compiled, and no device is used until all have been asked for the same. Raises OptionError in every
-    process, where one differs.
-    """
+    process, where one differs."""
     if distributed.global_state.client is None:
         return
     _compare(_asked(config, out, allow_layout_change) | _code(config) | _versions(config) | _settings())
@@ -96,11 +94,9 @@ def _hash(path: Path) -> str:
 
 
 def _compare(facts: Mapping[str, Any]) -> None:
-    """Compares the facts, JSON values by name, and the number of processes with those of all other processes.
-
-    Digests alone are exchanged unless they differ, through the store of JAX's distributed runtime: a collective would wait
-    for programs and shapes that may differ too.
-    """
+    """Compares the facts, JSON values by name, and the number of processes with those of all other processes. Digests
+    alone are exchanged unless they differ, through the store of JAX's distributed runtime: a collective would wait for
+    programs and shapes that may differ too."""
     state = distributed.global_state
     store, folder = state.client, f"bilevel/alike/{next(_comparisons)}"
     text = canonical_json({"--num-processes": state.num_processes} | facts)

@@ -208,11 +208,9 @@ class Cohort:
 
     @property
     def saves_spread(self) -> bool:
-        """Whether a checkpoint is taken from all devices; otherwise from one.
-
-        One on the CPU of one process: the digest of spread arrays is a collective of devices that share their threads with
-        copies to the disk, and one of them may then wait for ever.
-        """
+        """Whether a checkpoint is taken from all devices; otherwise from one. One on the CPU of one process: the digest
+        of spread arrays is a collective of devices that share their threads with copies to the disk, and one of them
+        may then wait for ever."""
         return jax.process_count() > 1 or self.layout.devices[0].platform != "cpu"
 
     def compile(self, chunk: int) -> tuple[jax.stages.Compiled, memory.Need]:

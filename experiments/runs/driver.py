@@ -51,20 +51,22 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     command: str = "",
 ) -> Path:
-    """Runs a configuration, as `configure` returns it, to its end, from wherever its folder stands; returns the folder.
+    """Runs a configuration to its end, from wherever its folder stands; returns the folder.
 
-    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit. A run that was
-    finished on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
+    Interrupted at any moment, the same call resumes it, and its result is the same to the last bit. A run that was finished
+    on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
 
-        Args:
-            out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
-            allow_layout_change: resume on other devices, where bits may differ.
-            say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
-            command: how the run was asked for, for the report.
+    Args:
+        config: from `configure`.
+        out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
+        allow_layout_change: resume on other devices, where bits may differ.
+        say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
+        command: how the run was asked for, for the report.
 
-    Raises OptionError, RunFolderError or CheckpointError, one line each; nothing that was complete is lost. Raises
-    Stopped after SIGTERM, SIGHUP or SIGUSR1, KeyboardInterrupt after Ctrl-C; the running chunk was ended and saved
-    first.
+    Raises:
+        OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
+        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first, as it is on Ctrl-C, which
+            raises KeyboardInterrupt.
     """
     if not isinstance(config, Config):
         raise OptionError(f"config is {config!r}; required: what configure returns, as in train(configure(seeds=32))")
@@ -97,11 +99,9 @@ def hold(path: Path) -> Iterator[Path]:
 
 
 def compare(folder: Path, job: Job, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
-    """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
-
-    The manifest is empty where the run was finished on another layout: nothing is to be run then. Raises
-    RunFolderError where it is another run; the message lists what differs.
-    """
+    """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same. The
+    manifest is empty where the run was finished on another layout: nothing is to be run then. Raises RunFolderError
+    where it is another run; the message lists what differs."""
     config, run = job.config, job.config.run
     flat = {name: value for name, value in as_dict(config).items() if name not in PLACEMENT}
     packages = getattr(config.world, "packages", ())

@@ -103,11 +103,9 @@ def refuse_another(folder: Path, group: str, owner: str) -> None:
 
 
 def groups_of(folder: Path) -> list[list[int]]:
-    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others.
-
-    Where there are none in it, since it is missing or older than that: those whose folders hold what a run writes.
-    Raises RunFolderError where the manifest cannot be read, or the groups do not follow each other from seed 0.
-    """
+    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others. Where there
+    are none in it, since it is missing or older than that: those whose folders hold what a run writes. Raises
+    RunFolderError where the manifest cannot be read, or the groups do not follow each other from seed 0."""
     manifest = manifest_of(folder)
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0

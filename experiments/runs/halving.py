@@ -73,11 +73,8 @@ def successive_halving(
     rungs: Sequence[Rung], advance: Callable[[np.ndarray, int], np.ndarray], candidates: np.ndarray | None = None
 ) -> Iterator[Ranking]:
     """Each rung's ranking, as it ends; the first of the last is the winner. Rungs have falling numbers of candidates
-    and rising steps.
-
-    `advance`: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many steps in all.
-    Candidates are [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1.
-    """
+    and rising steps. `advance`: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many
+    steps in all. Candidates are [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1."""
     candidates = np.arange(rungs[0].candidates) if candidates is None else candidates
     for rung in rungs:
         candidates = candidates[..., : rung.candidates]
@@ -113,10 +110,9 @@ def lanes_of(hyper: Any, seeds: np.ndarray) -> Lanes:
 
 
 class Candidates:
-    """Lanes of host arrays [candidate × try] that advance as far as they are asked to, a block of one program at a time.
-
-    The programs are compiled for blocks of the layout, and `chunk` outer steps a call; `progress` counts lanes × steps.
-    """
+    """Lanes of host arrays [candidate × try] that advance as far as they are asked to, a block of one program at a
+    time. The programs are compiled for blocks of the layout, and `chunk` outer steps a call; `progress` counts lanes ×
+    steps."""
 
     def __init__(self, compiled: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
         self.compiled, self.layout, self.lanes, self.tries, self.chunk = compiled, layout, lanes, tries, chunk

@@ -75,10 +75,8 @@ class Requests:
 @contextmanager
 def requests_to_stop() -> Iterator[Requests]:
     """Collects the signals of `ASKING` while the block runs; a second Ctrl-C does at once what it did before the block.
-
     That is to raise KeyboardInterrupt, unless `end_at_once` has changed it. SIGHUP stays ignored where it was, as under
-    nohup. In a thread other than the main one, which cannot listen to signals, nothing is collected.
-    """
+    nohup. In a thread other than the main one, which cannot listen to signals, nothing is collected."""
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests

@@ -182,10 +182,8 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
 
 def bindable(address: str) -> str | None:
     """The address, where process 0 can listen there and the others mean the same by it; otherwise None, which is said.
-
-    A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where the
-    others know it by another.
-    """
+    A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where
+    the others know it by another."""
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # JAX takes it from there
         return None
     host, port = split(address)
@@ -216,11 +214,9 @@ def _is_here(host: str, port: int) -> bool:
 
 
 def _watch(stages: _Stages, timeout: float) -> None:
-    """Ends this process when another has not counted on for most of `timeout` seconds.
-
-    It counts until all have left, so that one that waits for the others is not taken for dead. JAX's own heartbeats would
-    end it too, with a stack trace instead of a line.
-    """
+    """Ends this process when another has not counted on for most of `timeout` seconds. It counts until all have left,
+    so that one that waits for the others is not taken for dead. JAX's own heartbeats would end it too, with a stack
+    trace instead of a line."""
     state = distributed.global_state
     store, me = state.client, state.process_id
     patience = timeout * (LESS if me else 0.9)  # process 0 holds the others' connection: it ends after them

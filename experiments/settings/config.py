@@ -193,10 +193,8 @@ EFFECTS = (  # options, and the choices any of which gives them an effect
 
 
 def choices_wanted(config: Config, name: str) -> dict[str, str]:
-    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one.
-
-    Of the options that an algorithm brings itself nothing is known but for Algorithm 1's.
-    """
+    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one. Of the
+    options that an algorithm brings itself nothing is known but for Algorithm 1's."""
     options = config.options
     if name in options_of(type(config.algorithm)) and not isinstance(config.algorithm, BilevelOptions):
         return {}

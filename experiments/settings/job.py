@@ -200,10 +200,8 @@ def build_measure(config: Config, world: World, problem: Problem, coefficients: 
 
 
 def tables(job: Job, learned: Learned) -> dict[str, np.ndarray]:
-    """π_λ, and r_φ if one is learned, of every lane [lanes, S, A], beside the true reward [S, A].
-
-    Parameters have a leading lane axis.
-    """
+    """π_λ, and r_φ if one is learned, of every lane [lanes, S, A], beside the true reward [S, A]. Parameters have a
+    leading lane axis."""
     problem, env = job.problem(job.points[0]), job.world.env
     found = {"true_reward": np.asarray(job.world.mdp.reward)}
     policies = jax.jit(jax.vmap(lambda params: policy_table(env, bind(problem.policy, params))))
@@ -216,9 +214,7 @@ def tables(job: Job, learned: Learned) -> dict[str, np.ndarray]:
 
 def baselines(job: Job) -> dict[str, dict[str, float]]:
     """What true returns are compared with, on a finite world: the reference policy's, the best with and without KL.
-
-    Those that differ between the points of a sweep are left out.
-    """
+    Those that differ between the points of a sweep are left out."""
     env, mdp = job.world.env, job.world.mdp
 
     def at(point):

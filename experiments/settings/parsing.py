@@ -60,9 +60,7 @@ def mistake(
     records: Iterable[Any], arguments: Sequence[str], unknown: Callable[[str], OptionError] | None = None
 ) -> OptionError:
     """The error for the first argument that fits none of the records; `unknown` makes it for a name that is of none.
-
-    Without `unknown` names that are of none are left out, and switches, which words of another meaning may follow.
-    """
+    Without `unknown` names that are of none are left out, and switches, which words of another meaning may follow."""
     homes = {name: record for record in records for name in types_of(record)}
     switches = {f"no_{name}": record for name, record in homes.items() if types_of(record)[name] is bool}
     for flag, values in by_flag(arguments):

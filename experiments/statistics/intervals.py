@@ -102,11 +102,9 @@ def proportion(events: np.ndarray, axis: int = 0) -> Interval:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> dict[str, Interval]:
-    """Spearman's ρ of x and y [class, instance], with its interval over instances.
-
-    `pooled` is over classes and instances together, `within` the mean over classes of ρ over instances, without those
-    where x or y is the same on every instance, which has no order to agree with. NaN where nothing is left.
-    """
+    """Spearman's ρ of x and y [class, instance], with its interval over instances. `pooled` is over classes and
+    instances together, `within` the mean over classes of ρ over instances, without those where x or y is the same on
+    every instance, which has no order to agree with. NaN where nothing is left."""
 
     def pooled(picks):
         together = (np.moveaxis(v[:, picks], 0, 1).reshape(len(picks), -1) for v in (x, y))

@@ -288,9 +288,7 @@ def _fit_line(u: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 def _fit_floor(u: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log(e^(−p u) + e^(−p v)) + constant: the floor meets the power law at u = v, from the third to the last but one.
-
-    The best point of a grid in (p, v), then Gauss–Newton, where it helps.
-    """
+    The best point of a grid in (p, v), then Gauss–Newton, where it helps."""
     v_low, v_high = u[2], u[-2]
     p, v = (x.ravel() for x in np.meshgrid(DECAYS / (u[-1] - u[0]), np.linspace(v_low, v_high, NUM_CROSSINGS)))
     grid = _centre(_curve(u, p, -p * v))
