@@ -130,9 +130,8 @@ def version() -> str:
     from importlib import metadata  # late: no signal is heard until the imports above are over
 
     installed = {package.name: package.version for package in metadata.distributions()}
-    packages = {"bilevel": "bilevel-rlhf", "jax": "jax"}
-    versions = {name: installed.get(package, "(not installed)") for name, package in packages.items()}
-    return ", ".join(f"{name} {x}" for name, x in (versions | {"Python": platform.python_version()}).items())
+    bilevel, jax = (installed.get(name, "(not installed)") for name in ("bilevel-rlhf", "jax"))
+    return f"bilevel {bilevel}, jax {jax}, Python {platform.python_version()}"
 
 
 def set_up_jax() -> None:
