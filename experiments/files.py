@@ -159,8 +159,8 @@ def _clear(directory: int, now: float) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None
-    for what is no number."""
+    """As JSON has it: lists for tuples and arrays, Python's numbers, texts for infinities, and None for what is no
+    number."""
     if isinstance(value, dict):
         return {key: as_json(x) for key, x in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -183,8 +183,8 @@ def digest(content: bytes) -> str:
 
 
 def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a file; never waits, as an open of a pipe does. Raises OSError where it cannot be opened, or is a
-    folder, a pipe or a device."""
+    """A descriptor of a file, without waiting; raises OSError where it cannot be opened, or is a folder, a pipe or a
+    device."""
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -285,9 +285,8 @@ def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, none of them of Python's objects: those `names` that it has, or all. Raises
-    ValueError, of one line, where the file is missing, damaged, of another kind, or unpacks to more than `most` bytes;
-    None: as many as the file has on the disk, which is enough for what `write_arrays` wrote, since that is not
-    compressed."""
+    ValueError, of one line, where the file is missing, damaged, of another kind, or unpacks to more than `most` bytes,
+    or, since what `write_arrays` writes is not compressed, than it has on the disk."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             members = {x.filename.removesuffix(".npy"): x for x in archive.infolist()}

@@ -96,8 +96,8 @@ def key_metrics(names: list[str]) -> list[str]:
 
 
 def headline_metric(names: list[str]) -> str | None:
-    """The one of `names` that a run is judged by first: what the world's players count, the score, where it has one.
-    None where there are no names."""
+    """The one of `names` that a run is judged by first: the score, where the world has one; None where there are no
+    names."""
     return next(iter(key_metrics(names)), None)
 
 
@@ -274,8 +274,7 @@ def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """The summary as plain text of at most 100 columns. One row a metric; of a sweep, for each key metric one row a
-    hyperparameter point."""
+    """The summary as a text of at most 100 columns: a row a metric; of a sweep, for each key metric a row a point."""
     points, labels, names = summary["points"], summary["labels"], list(summary["units"])
     if len(points) == 1:
         blocks = {"metric": [(labels[name], points[0], name) for name in names]}

@@ -188,8 +188,8 @@ class Cohort:
         write_metrics(folder, self.group.name, first_step, metrics)
 
     def restore(self, checkpoints: Checkpoints, last_step: int | None = None) -> tuple[int, RunState | None, list[str]]:
-        """The newest whole checkpoint's step, at most `last_step` unless that is None, and its state (0 and None where
-        there is none), and notes on damaged ones."""
+        """Step and state of the newest whole checkpoint, at most of `last_step` (0 and None: none), and notes on
+        damaged ones."""
         if not checkpoints.steps():
             return 0, None, []
         lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if self.saves_spread else None

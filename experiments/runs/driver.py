@@ -150,8 +150,8 @@ def ignored(folder: Path, groups: list[Group]) -> list[str]:
 
 
 def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now.
-    Raises RunFolderError where it would be another run."""
+    """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now;
+    raises RunFolderError where it would be another run."""
     old = read_json(folder, "manifest.json", Manifest)
     changes = old.get("layout_changes", [])
     before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}

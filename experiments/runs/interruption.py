@@ -22,8 +22,8 @@ class Ending(NamedTuple):
 
 
 def end_at_once(endings: Mapping[int, Ending]) -> None:
-    """From now on each of these signals, by number, ends this process at once; while a run listens
-    (`requests_to_stop`), it decides.
+    """From now on each of these signals, by number, ends this process; while a run listens (`requests_to_stop`), it
+    decides.
 
     At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go
     on. Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
@@ -60,8 +60,8 @@ class Requests:
         return bool(self.received)
 
     def end(self, step: int, last_step: int) -> None:
-        """Ends a run at `step`, whose checkpoint is complete: raises KeyboardInterrupt where Ctrl-C asked, and Stopped
-        where another signal did, or another process was asked.
+        """Ends a run at `step`, whose checkpoint is complete: raises KeyboardInterrupt where Ctrl-C asked, else
+        Stopped.
 
         Each of several processes ends by the signal that it got itself. One that got none, and stops since another did,
         ends as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go

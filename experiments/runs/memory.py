@@ -39,9 +39,8 @@ def need(advance: jax.stages.Compiled, num_lanes: int, state_bytes: int) -> Need
 
 
 def room(devices) -> float:
-    """Bytes that each of a run's devices has left for it: those of the one that has least, in any process. Devices of a
-    CPU share its memory equally, over all processes on that host. inf where it is not known. Every process of the run
-    must call this."""
+    """Bytes that each of a run's devices has left: of the one that has least, in any process, which all must call this.
+    Devices of a CPU share its memory equally, over all processes on that host. inf where it is not known."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     hosts = of_all(np.uint32(zlib.crc32(platform.node().encode())))
     if local[0].platform == "cpu":

@@ -99,8 +99,8 @@ class _Stages(NamedTuple):
 
 
 def _check_place(options: ProcessOptions) -> bool:
-    """Whether the options say where this process belongs; otherwise JAX detects it. Raises OptionError where they say a part
-    of it, or what cannot be."""
+    """Whether the options say where this process belongs, else JAX detects it; raises OptionError where they say a part
+    of it."""
     place = {
         "--coordinator": options.coordinator != "",
         "--num-processes": options.num_processes > 0,

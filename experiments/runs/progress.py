@@ -39,8 +39,8 @@ class Progress:
         self.done_before, self.started = self.done, time.monotonic()
 
     def update(self, steps: int, words: str, where: str = "") -> None:
-        """Counts steps that were done now; `words` tell how things stand, and `where` the steps done and in all, for a
-        line; a bar shows them by itself."""
+        """Counts steps that were done now; `words` tell how things stand, `where`, for a line alone, the steps done and
+        in all."""
         self.bar.set_postfix_str(words, refresh=False)
         self._count(steps)
         now, left = time.monotonic(), self.total - self.done

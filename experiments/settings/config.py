@@ -155,8 +155,8 @@ class Named(TypedDict):
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run from its folder. Raises RunFolderError where it is not a run, or its `config.json` does not
-    hold a configuration."""
+    """The configuration of a run from its folder; raises RunFolderError where the `config.json` there does not hold
+    one."""
     flat = read_json(folder, "config.json", Named)
     try:
         return from_dict(flat)

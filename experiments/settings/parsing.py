@@ -22,9 +22,8 @@ ASKS_HELP = {"-h", "--help"}
 
 
 def parse(default: Any, arguments: Sequence[str], command: str, about: str, required: str) -> Any:
-    """The record `default` as the arguments of a command change it; an empty text in it stands for what must be given,
-    and `required` says in words what may follow. Help, `about` the command, is printed and exits with 0. Raises
-    OptionError with one line."""
+    """The record `default` as a command's arguments change it, in which "" stands for what must be given; prints the
+    help, `about` it, and exits with 0. Raises OptionError with one line, which says in words what is `required`."""
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
     if others or "" in (getattr(options, name) for name in types_of(options)):

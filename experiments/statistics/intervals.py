@@ -140,7 +140,7 @@ def resamples(num: int, num_resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def ends(resampled: np.ndarray, num: int) -> np.ndarray:
-    """The ends of a bootstrap's interval, [2, ...]: expanded percentiles of the numbers [resamples, ...] on each draw
-    of `num` ≥ 2 seeds."""
+    """Expanded percentiles, [2, ...], of the numbers [resamples, ...] on each draw of `num` ≥ 2 seeds: a bootstrap's
+    interval."""
     farther = stats.t.ppf((1 + COVERAGE) / 2, num - 1) * np.sqrt(num / (num - 1))
     return np.quantile(resampled, stats.norm.cdf([-farther, farther]), axis=0)
