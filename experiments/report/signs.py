@@ -32,9 +32,8 @@ class Goal(NamedTuple):
 
     name: str  # of the metric, in `values`
     label: str  # of the metric, for people
-    # Its value under the reference policy; None where it is unknown: each seed's first value then.
-    reference: float | None = None
-    best: float | None = None  # the most that is possible; None where it is unknown: the most that was measured then
+    reference: float | None = None  # under the reference policy; None where it is unknown: each seed's first value
+    best: float | None = None  # the most that is possible; None where it is unknown: the most that was measured
 
 
 class Sign(NamedTuple):

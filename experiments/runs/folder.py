@@ -177,8 +177,7 @@ class Differences(NamedTuple):
     """What changed between two manifests, one line each."""
 
     refused: list[str]  # the continued run would be another experiment
-    # Devices or XLA flags; the bits may change, the experiment does not: allow it by an explicit option.
-    layout: list[str]
+    layout: list[str]  # devices or XLA flags; bits may change, the experiment does not: allowed by an explicit option
     warnings: list[str]  # to be told
 
 

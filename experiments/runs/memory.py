@@ -16,9 +16,7 @@ class Need(NamedTuple):
     """Bytes that a device needs while a chunk runs."""
 
     fixed: int  # whatever the number of lanes: the temporaries of one block
-    # Of each lane on the device: its state before and after the chunk, its copy on the way to the disk, and its
-    # metrics.
-    per_lane: float
+    per_lane: float  # of a lane: its state before and after the chunk, its copy on the way to the disk, its metrics
     num_lanes: int  # lanes on the device, padding among them
 
     @property

@@ -43,8 +43,7 @@ class Parts(NamedTuple):
     """What an algorithm may be made of, at one point of a sweep."""
 
     problem: Problem  # of the run; its reward model is None where the algorithm does not name one
-    # (upper objective, estimator of line 7's difference) -> the derivatives, for those that name them.
-    gradients: Callable[..., Gradients]
+    gradients: Callable[..., Gradients]  # of an upper objective and an estimator of line 7, for those that name them
 
 
 class Entry(NamedTuple):
@@ -53,8 +52,7 @@ class Entry(NamedTuple):
     options: type  # a record of its static options, as `options.part` makes it
     hyper: type  # a NamedTuple of its real numbers, which are options too, and may be swept
     needs: tuple[str, ...]  # names of the parts that it needs, of `options.NAMED_PARTS`
-    # (parts, options, hyper) -> Algorithm, called inside the traced function.
-    make: Callable[[Parts, Any, Any], Algorithm]
+    make: Callable[[Parts, Any, Any], Algorithm]  # of parts, options and hyper, inside the traced function
     # (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None where
     # it names the part `policy`.
     policy: Callable[[Problem, Coefficients], Model] | None = None

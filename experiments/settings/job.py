@@ -33,15 +33,14 @@ Point = dict[str, Any]  # the value, or array, of every real-valued hyperparamet
 class Job(NamedTuple):
     """What a configuration stands for."""
 
-    config: Config  # the options
+    config: Config
     world: World  # with its true reward
     swept: tuple[str, ...]  # names of the hyperparameters that have several values
     points: tuple[Point, ...]  # of the sweep, each with the value of every hyperparameter
     devices: tuple[jax.Device, ...]  # that share the lanes
     stopping: Stopping  # when a seed has converged
-    # point -> (algorithm, measure), called inside the traced function, for `bilevel.lanes.programs`.
-    make: Callable[[Point], tuple[Algorithm, Measure]]
-    problem: Callable[[Point], Problem]  # point -> Problem
+    make: Callable[[Point], tuple[Algorithm, Measure]]  # inside the traced function, for `bilevel.lanes.programs`
+    problem: Callable[[Point], Problem]
 
     def chunk(self, done: int) -> int:
         """Outer steps a call, after `done`; with `all`, those that are left."""

@@ -42,9 +42,7 @@ class Fit(NamedTuple):
     # would lead. A floor is part of what is judged here: what has reached one does not fall.
     tail: tuple[float, float]
     range: tuple[float, float]  # first and last n of the levels used
-    # Why nothing may be concluded, in words: too few seeds or levels, no power law, a range too short to tell; "" if it
-    # may.
-    undecided: str
+    undecided: str  # why nothing may be concluded, in words: too few seeds or levels, no power law, …; "" if it may
     constant: float  # c, in units of error · n^p
     floor: float  # in units of the error; 0 where the data ask for none
     burn_in: int  # number of leading levels that were dropped
@@ -71,12 +69,7 @@ def rms(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def power_law(
-    budgets,
-    errors,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    burn_in: bool = True,
-    floor: bool = True,
-    num_resamples: int = RESAMPLES,
+    budgets, errors, statistic: Callable = np.mean, burn_in=True, floor=True, num_resamples: int = RESAMPLES
 ) -> Fit:
     """The exponent p of error ≈ c n^(−p) [+ floor] with its bootstrap interval; burn-in and floor are what the data ask.
 
@@ -129,8 +122,7 @@ def power_law(
         burn_in, floor: False where it is known beforehand that there is none; both False is a straight line.
         num_resamples: at least 100.
 
-    Raises:
-        ValueError: for other input, for errors that are zero, negative or not finite, and for seeds that are all equal.
+    Raises ValueError for other input, for errors that are zero, negative or not finite, and for seeds all equal.
     """
     budgets, errors = _checked(budgets, errors, MIN_LEVELS, "seed", num_resamples)
     if np.any(np.diff(budgets) <= 0):
