@@ -182,12 +182,7 @@ class Differences(NamedTuple):
 
 
 def make_manifest(
-    config: dict[str, Any],
-    width: int,
-    chunk: int,
-    precision: str,
-    packages: Iterable[str] = (),
-    files: Iterable[str] = (),
+    config: dict, width: int, chunk: int, precision: str, packages: Iterable[str] = (), files: Iterable[str] = ()
 ) -> dict[str, Any]:
     """All that the bits of a run depend on, as JSON values: its configuration, lanes a device (`width`), outer steps a
     call (`chunk`), a precision as in "float32", the packages that it uses beside `PACKAGES`, and the paths of what it

@@ -4,8 +4,7 @@
     metrics/<group>/<first step>-<last step>.npz   `MERGED` chunks, once there are so many
 
 A file holds a digest of its arrays and of whose they are: run, group and first step. Where files overlap, the one that
-starts later was written later: of the one before, only the steps until there count. Within a group lanes are ordered
-hyperparameters first: lane = hyper · seeds of the group + seed.
+starts later was written later: of the one before, only the steps until there count. For lanes see `folder`.
 """
 
 import hashlib
