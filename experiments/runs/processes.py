@@ -66,7 +66,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     if not options.distributed:
         yield
         return
-    stages = _Stages(threading.Event(), threading.Event(), threading.Event())
+    stages = _Stages(threading.Event(), threading.Event())
     try:
         _join(options, given, stages)
     except OptionError:
@@ -94,8 +94,7 @@ class _Stages(NamedTuple):
     """How far this process is."""
 
     joined: threading.Event  # all processes have come
-    over: threading.Event  # it needs the others no more, and says nothing more to them
-    left: threading.Event  # that is so for all of them: it does not matter any more who ends
+    left: threading.Event  # none needs the others any more: it does not matter who ends
 
 
 def _check_place(options: ProcessOptions) -> bool:
@@ -242,7 +241,6 @@ def _watch(stages: _Stages, timeout: float) -> None:
 
 def _leave(stages: _Stages, timeout: float) -> None:
     """Returns when all processes are over; until then, the end of process 0 is told here too."""
-    stages.over.set()
     try:
         distributed.global_state.client.wait_at_barrier("bilevel/over", LONGEST)  # the watch ends it if another dies
         stages.left.set()
