@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.output import FLAGS, VOICE, Voice, complain, discard, prepare_streams
+from experiments.output import FLAGS, VOICE, Voice, complain, discard, prepare_streams, usable_cores
 from experiments.runs.interruption import STOPPING, Ending, Stopped, end_at_once
 
 # Each is a module of `experiments.commands` with `main(arguments, voice)`, which returns the exit code: what may follow
@@ -66,10 +66,8 @@ def command() -> None:
 
 
 def endings(arguments: list[str]) -> dict[int, Ending]:
-    """How signals end a command while no run of its own listens to them, by number of the signal.
-
-    The arguments are not read by then, which takes the imports: of them the command and `--stopped-code` are looked for.
-    """
+    """How signals end a command while no run of its own listens to them, by number of the signal. The arguments are not
+    read by then, which takes the imports: of them the command and `--stopped-code` are looked for."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--stopped-code", "--stopped_code", type=int, default=0)
     try:
@@ -78,12 +76,9 @@ def endings(arguments: list[str]) -> dict[int, Ending]:
         code = 0
     name = next((argument for argument in arguments if argument not in VOICE), "")
     interrupted = Ending(INTERRUPTED, _interrupted(name))
-    if name == "verify":
-        return {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
-    if name != "train":
-        return {signal.SIGINT: interrupted}
     stopped = Ending(code, "stopped before it began, as asked; the same command begins it, or resumes it")
-    return {signal.SIGINT: interrupted, **dict.fromkeys(STOPPING, stopped)}
+    others = {"verify": {signal.SIGTERM: interrupted}, "train": dict.fromkeys(STOPPING, stopped)}
+    return {signal.SIGINT: interrupted} | others.get(name, {})
 
 
 def _interrupted(name: str) -> str:
@@ -135,21 +130,19 @@ def version() -> str:
     from importlib import metadata  # late: no signal is heard until the imports above are over
 
     installed = {package.name: package.version for package in metadata.distributions()}
-    packages = {"bilevel": "bilevel-rlhf", "jax": "jax"}
-    versions = {name: installed.get(package, "(not installed)") for name, package in packages.items()}
-    return ", ".join(f"{name} {x}" for name, x in (versions | {"Python": platform.python_version()}).items())
+    bilevel, jax = (installed.get(name, "(not installed)") for name in ("bilevel-rlhf", "jax"))
+    return f"bilevel {bilevel}, jax {jax}, Python {platform.python_version()}"
 
 
 def set_up_jax() -> None:
     """Chooses devices and compile cache before any device is used; the environment's own settings win."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # called from a program that uses JAX already: its devices stay
             # One a core: faster than one device with many threads. Two on a single core, since programs that are
             # partitioned are simplified otherwise than programs for one device, and bits should not depend on cores.
-            jax.config.update("jax_num_cpu_devices", max(cores, 2))
+            jax.config.update("jax_num_cpu_devices", max(usable_cores(), 2))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bilevel-rlhf"
         jax.config.update("jax_compilation_cache_dir", str(cache))

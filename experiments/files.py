@@ -59,9 +59,6 @@ def refusing(what: str) -> Iterator[None]:
         ) from error
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
 def write_json(folder: Path, name: str, value: Any) -> None:
     """Writes a value, of which `as_json` is what is read back, as `<folder>/<name>`; see `write_atomically`."""
     write_atomically(folder, name, (json.dumps(as_json(value), indent=2) + "\n").encode())
@@ -87,15 +84,10 @@ def write_figure(folder: Path, name: str, figure: "Figure", dpi: float | None = 
 def write_atomically(folder: Path, name: str, content: bytes) -> None:
     """Writes `<folder>/<name>`, which after a kill or a loss of power is the old file or the new one.
 
-    A link of that name is replaced, not followed. What killed processes have left in the same folder is taken away.
-
-    Args:
-        folder: created if need be; may be reached through links.
-        name: the file's, below subfolders that are created if need be and may not be links, as in `figures/cost.png`.
-        content: all that the file will hold.
-
-    Raises:
-        RunFolderError: a subfolder is a link, something in the way is no file, or the disk refuses.
+    The folder may be reached through links; subfolders in the name, as in `figures/cost.png`, may not be links; both
+    are created if need be. A link of that name is replaced, not followed. What killed processes have left in the same
+    folder is taken away. Raises RunFolderError where a subfolder is a link, something in the way is no file, or the
+    disk refuses.
     """
     *subfolders, last = Path(name).parts
     temporary = f".{secrets.token_hex(8)}.tmp"
@@ -123,15 +115,8 @@ def _refuse_folder(name: str, directory: int) -> None:
 
 
 def make_folder(path: str | os.PathLike[str], name: str = "") -> Path:
-    """The folder `<path>/<name>`, in which files can be created; it is made if need be.
-
-    Args:
-        path: may be reached through links.
-        name: of subfolders, which may not be links.
-
-    Raises:
-        RunFolderError: it cannot be created or written, or a subfolder is a link.
-    """
+    """The folder `<path>/<name>`, in which files can be created; it is made if need be. The path may be reached through
+    links, the subfolders of the name not. Raises RunFolderError where it cannot be created or written."""
     folder = Path(path) / name
     probe = f".{secrets.token_hex(8)}.tmp"
     with refusing(f"{folder} cannot hold results"), _inside(Path(path), Path(name).parts) as directory:
@@ -173,13 +158,9 @@ def _clear(directory: int, now: float) -> None:
                 os.unlink(name, dir_fd=directory)
 
 
-# Values -----------------------------------------------------------------------------------------------------------------
-
-
 def as_json(value: Any) -> Any:
-    """The value as JSON has it: lists for tuples and arrays, Python's numbers for numpy's, "inf" and "-inf", and None for
-    what is no number.
-    """
+    """As JSON has it: lists for tuples and arrays, Python's numbers, texts for infinities, and None for what is no
+    number."""
     if isinstance(value, dict):
         return {key: as_json(x) for key, x in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -201,15 +182,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
 def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a file; never waits, as an open of a pipe does.
-
-    Raises:
-        OSError: it cannot be opened, or is a folder, a pipe or a device.
-    """
+    """A descriptor of a file, without waiting; raises OSError where it cannot be opened, or is a folder, a pipe or a
+    device."""
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -218,11 +193,7 @@ def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """All that a file holds.
-
-    Raises:
-        OSError: it is not there, is no file, or holds more than `most` bytes.
-    """
+    """All that a file holds. Raises OSError where it is not there, is no file, or holds more than `most` bytes."""
     with open(open_file(path), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -231,28 +202,15 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file.
-
-    Raises:
-        OSError: it is not there, or is no file.
-    """
+    """Hexadecimal SHA-256 of a file. Raises OSError where it is not there, or is no file."""
     with open(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(folder: Path, name: str, shape: Any = dict, missing: Any = None) -> Any:
-    """The value in `<folder>/<name>`.
-
-    Args:
-        folder: of a run.
-        name: of the file.
-        shape: the type that the value is of, see `misfit`.
-        missing: what is returned where there is no such file; None: that is an error.
-
-    Raises:
-        RunFolderError: the file is missing, is not JSON, is larger or nests deeper than any that is written here, or holds
-            something of another shape.
-    """
+    """The value in `<folder>/<name>`, of the type `shape`, see `misfit`; `missing`, unless it is None, where there is
+    no such file. Raises RunFolderError where the file is missing, is not JSON, is larger or nests deeper than any that
+    is written here, or holds something of another shape."""
     path = folder / name
     try:
         value = json.loads(read_bytes(path, MOST_JSON), parse_int=_integer)
@@ -292,14 +250,9 @@ def _check_depth(value: Any, levels: int) -> None:
 
 
 def misfit(value: Any, shape: Any, place: str = "") -> str:
-    """Why a JSON value is not of a type, as in `sizes[1] is a text; required: a whole number`; "" if it is.
-
-    Args:
-        value: as `json.loads` returns it.
-        shape: None, bool, int, float (whole numbers too), str, list, dict, list[…] and dict[str, …] of such, unions of
-            them, and TypedDicts, beside whose keys there may be others.
-        place: where the value stands.
-    """
+    """Why a JSON value is not of a type, as in `sizes[1] is a text; required: a whole number`; "" if it is. A shape is
+    None, bool, int, float (whole numbers too), str, list, dict, list[…] or dict[str, …] of such, unions of them, or a
+    TypedDict, beside whose keys there may be others; `place` is where the value stands."""
     union = get_origin(shape) in (Union, UnionType)
     shapes = {_outer(x): x for x in (get_args(shape) if union else (shape,))}
     kind = float if type(value) is int and int not in shapes else type(value)
@@ -331,17 +284,9 @@ def _dotted(place: str, key: str) -> str:
 def read_arrays(
     path: str | os.PathLike[str], names: Collection[str] | None = None, most: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name, none of them of Python's objects.
-
-    Args:
-        path: of the file.
-        names: which arrays to unpack, of which some may be missing; None: all.
-        most: bytes that they may unpack to, together; None: as many as the file has on the disk, which is enough for
-            what `write_arrays` wrote, since that is not compressed.
-
-    Raises:
-        ValueError: the file is missing, damaged, of another kind, or larger than that; the message is one line.
-    """
+    """The arrays of an .npz file by name, none of them of Python's objects: those `names` that it has, or all. Raises
+    ValueError, of one line, where the file is missing, damaged, of another kind, or unpacks to more than `most` bytes,
+    or, since what `write_arrays` writes is not compressed, than it has on the disk."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             members = {x.filename.removesuffix(".npy"): x for x in archive.infolist()}

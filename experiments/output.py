@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 VOICE = {"--quiet", "--json"}
@@ -21,6 +20,11 @@ def silent(line: str) -> None:
     """Says nothing. Whatever takes lines may be given this one, and then shows no bar either."""
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare_streams() -> None:
     """Lets standard output and error take every line: a ? for a character that their encoding lacks, nothing if closed."""
     for name in ("stdout", "stderr"):
@@ -32,17 +36,12 @@ def prepare_streams() -> None:
 
 
 class Voice:
-    """How a command speaks; output that cannot be written ends nothing that runs.
-
-    Attributes:
-        json: the last table is printed as JSON, and lines go to standard error.
-        say: takes the lines that a person should see; `silent` if errors alone are wanted.
-        code: exit code that the output asks for: 2 if it could not be written; 0 also where whoever read it has left.
-    """
+    """How a command speaks; output that cannot be written ends nothing that runs."""
 
     def __init__(self, quiet: bool, json: bool):
-        self.json, self.code = json, 0
-        self.say = silent if quiet else self._say
+        self.json = json  # the last table is printed as JSON, and lines go to standard error
+        self.say = silent if quiet else self._say  # takes the lines that a person should see
+        self.code = 0  # that the output asks for: 2 if it could not be written; 0 also where whoever read it has left
 
     def _say(self, line: str) -> None:
         from tqdm import tqdm
@@ -55,10 +54,6 @@ class Voice:
         """Prints what was asked for, such as help."""
         with self.writing(sys.stdout):
             print(text)
-
-    def table(self, path: Path) -> None:
-        """Prints the last table, which the command has written to a JSON file, if it is wanted as JSON."""
-        self.numbers(json.loads(path.read_bytes()) if self.json else None)
 
     def numbers(self, table: Any) -> None:
         """Prints a last table of JSON values, if it is wanted as JSON."""

@@ -13,15 +13,7 @@ from experiments.settings.algorithms import ALGORITHMS
 from experiments.settings.config import check, config_of, converted, default_config, refuse_idle_sweep, unknown_option
 from experiments.settings.config_file import as_yaml, read_options
 from experiments.settings.options import OptionError, check_fields, choose, replaced, spelled
-from experiments.settings.parsing import (
-    by_flag,
-    known,
-    mistake,
-    name_of,
-    refuse_beyond_floats,
-    show_help,
-    types_of,
-)
+from experiments.settings.parsing import by_flag, known, mistake, name_of, refuse_beyond_floats, show_help, types_of
 from experiments.settings.worlds import WORLDS
 
 # As help shows them: what is changed most often comes first, and parts that are not named here before the last two.
@@ -67,19 +59,11 @@ def parse_train(arguments: Sequence[str], command: str = "train", about: str = "
 
 
 def parse_run(arguments: Sequence[str], command: str, about: str, unwritten: Collection[str] = (), **more: type):
-    """The configuration that the arguments ask for, and the command's own records.
+    """The configuration that the arguments of a command ask for, and records of the command's own options, of the
+    dataclasses `more`, in their order. --print-config leaves the options `unwritten` out unless they are given.
 
-    Help and --print-config print and exit with 0.
-
-    Args:
-        arguments: what follows the command.
-        command: its name.
-        about: what it does, for its help.
-        unwritten: options that --print-config leaves out unless they are given.
-        more: dataclasses of the command's own options by name, in the order in which they are returned.
-
-    Raises:
-        OptionError: with one line, which names the file where that is wrong.
+    Help, `about` the command, and --print-config print and exit with 0. Raises OptionError with one line, which names
+    the file where that is wrong.
     """
     written = options_of_file(arguments)
     chosen, _ = known(ChoiceOptions(**{name: written.pop(name) for name in CHOICES if name in written}), arguments)

@@ -10,7 +10,8 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from bilevel.run import COUNTS
 from experiments.files import make_folder, write_figure, write_json
-from experiments.output import Voice
+from experiments.output import Voice, usable_cores
 from experiments.runs.cohort import Cohort, Group
 from experiments.settings.config import configure
 from experiments.settings.job import resolve
@@ -52,29 +53,17 @@ WORKLOADS = {
 
 
 class Row(NamedTuple):
-    """What was measured of a workload at one number of seeds.
+    """What was measured of a workload at one number of seeds."""
 
-    Attributes:
-        workload: its name in `WORKLOADS`.
-        seeds: run beside each other, or one at a time where driven from Python.
-        driver: "one program", or "Python" for a jitted outer step in a loop, one seed at a time.
-        compile_seconds: of all programs, without a cache.
-        step_seconds: of one outer step of all seeds.
-        per_second: transitions, queries, labels and gradient evaluations a second.
-        bytes_a_seed: memory that grows with the seeds.
-        fixed_bytes: memory a device that does not.
-        flops: matrix-product FLOP a second.
-    """
-
-    workload: str
-    seeds: int
-    driver: str
-    compile_seconds: float
-    step_seconds: float
-    per_second: dict[str, float]
-    bytes_a_seed: float
-    fixed_bytes: float
-    flops: float
+    workload: str  # its name in `WORKLOADS`
+    seeds: int  # run beside each other, or one at a time where driven from Python
+    driver: str  # "one program", or "Python" for a jitted outer step in a loop, one seed at a time
+    compile_seconds: float  # of all programs, without a cache
+    step_seconds: float  # of one outer step of all seeds
+    per_second: dict[str, float]  # transitions, queries, labels and gradient evaluations a second
+    bytes_a_seed: float  # memory that grows with the seeds
+    fixed_bytes: float  # memory a device that does not
+    flops: float  # matrix-product FLOP a second
 
 
 def cohort_of(name: str, seeds: int, **options) -> Cohort:
@@ -85,32 +74,29 @@ def cohort_of(name: str, seeds: int, **options) -> Cohort:
     return Cohort(resolve(config), Group(0, seeds))
 
 
-def one_program(name: str, seeds: int, repeats: int) -> Row:
-    """A workload as one program for all seeds."""
-    cohort = cohort_of(name, seeds)
+def first_steps(cohort: Cohort, chunk: int) -> tuple[Callable[[], Any], float]:
+    """A call that takes the cohort's first steps, which was made once already, and the seconds of compilation before it."""
     begin = time.perf_counter()
-    advance, wanted = cohort.compile(CHUNK)
+    advance, _ = cohort.compile(chunk)
     state = jax.block_until_ready(cohort.init(cohort.lanes))
-    compile_seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
 
     def run():
         return jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
 
-    _, metrics = run()
-    seconds = fastest(run, repeats) / CHUNK
+    run()
+    return run, seconds
+
+
+def one_program(name: str, seeds: int, repeats: int) -> Row:
+    """A workload as one program for all seeds."""
+    cohort = cohort_of(name, seeds)
+    run, compile_seconds = first_steps(cohort, CHUNK)
+    seconds, (_, metrics), (_, wanted) = fastest(run, repeats) / CHUNK, run(), cohort.compile(CHUNK)
     counts = {name: float(np.sum(cohort.layout.gather(metrics[name])[:seeds])) / CHUNK for name in COUNTS}
-    flops = seeds * step_flops(cohort)
-    return Row(
-        name,
-        seeds,
-        "one program",
-        compile_seconds,
-        seconds,
-        {name: count / seconds for name, count in counts.items()},
-        wanted.per_lane,
-        wanted.fixed,
-        flops / seconds,
-    )
+    per_second = {name: count / seconds for name, count in counts.items()}
+    speed = seeds * step_flops(cohort) / seconds
+    return Row(name, seeds, "one program", compile_seconds, seconds, per_second, wanted.per_lane, wanted.fixed, speed)
 
 
 def from_python(name: str, repeats: int) -> Row:
@@ -191,11 +177,9 @@ def matrix_flops(jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * int(np.prod([shape[i] for i in contracted]))
-        inner = [
-            x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ]
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(matrix_flops(getattr(x, "jaxpr", x)) for x in inner)
+        total += times * sum(matrix_flops(x) for x in inner if hasattr(x, "eqns"))
     return total
 
 
@@ -215,14 +199,7 @@ def core_speedup(name: str, seeds: int, repeats: int) -> float | None:
     if not hasattr(os, "sched_setaffinity") or jax.devices()[0].platform != "cpu":
         return None
     cores, ratios = os.sched_getaffinity(0), []
-    cohort = cohort_of(name, seeds)
-    advance, _ = cohort.compile(CHUNK)
-    state = jax.block_until_ready(cohort.init(cohort.lanes))
-
-    def run():
-        return jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
-
-    run()
+    run, _ = first_steps(cohort_of(name, seeds), CHUNK)
     try:
         for _ in range(repeats):  # in pairs, since others use this machine too
             bind({min(cores)})
@@ -234,18 +211,11 @@ def core_speedup(name: str, seeds: int, repeats: int) -> float | None:
     return float(np.median(ratios))
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def bind(cores: set[int]) -> None:
     """Binds every thread of this process to the given cores."""
     for task in Path("/proc/self/task").iterdir():
-        try:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setaffinity(int(task.name), cores)
-        except ProcessLookupError:  # it has ended meanwhile
-            continue
 
 
 def bench(
@@ -269,9 +239,6 @@ def bench(
         "core_speedup": {name: core_speedup(name, widest, repeats) for name in names},
         "rows": [row._asdict() for row in rows],
     }
-
-
-# What is shown --------------------------------------------------------------------------------------------------------
 
 
 def table(result: dict) -> str:
@@ -321,18 +288,6 @@ def draw(result: dict) -> Figure:
     return figure
 
 
-def measure(out: Path, say=print) -> None:
-    """Runs the benchmark and writes `bench.png` and `bench.json`."""
-    result = bench(say=say)
-    write_json(out, "bench.json", result)
-    write_figure(out, "bench.png", draw(result), dpi=120)
-    say(table(result))
-    say(f"figure: {out / 'bench.png'}")
-
-
-# The command ----------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
     """Where results go."""
@@ -342,9 +297,13 @@ class BenchOptions:
 
 
 def main(arguments: Sequence[str], voice: Voice) -> int:
-    """Measures the workloads; the exit code."""
+    """Measures the workloads, and writes `bench.png` and `bench.json`; the exit code."""
     required = "--out FOLDER alone; a run is planned by bilevel plan, with the options of train"
     folder = make_folder(parse(BenchOptions(), arguments, "bench", __doc__, required).out)
-    measure(folder, voice.say)
-    voice.table(folder / "bench.json")
+    result = bench(say=voice.say)
+    write_json(folder, "bench.json", result)
+    write_figure(folder, "bench.png", draw(result), dpi=120)
+    voice.say(table(result))
+    voice.say(f"figure: {folder / 'bench.png'}")
+    voice.numbers(result)
     return 0

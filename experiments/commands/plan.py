@@ -4,17 +4,17 @@ bilevel plan --world cartpole --seeds 4096 --target cuda --target-devices 8
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bilevel.ranges import MOST, Range
 from experiments.commands.arguments import parse_run
-from experiments.commands.bench import fastest, step_flops
+from experiments.commands.bench import fastest, first_steps, step_flops
 from experiments.output import Voice
 from experiments.runs import memory
 from experiments.runs.cohort import Cohort, Group
@@ -39,57 +39,39 @@ class PlanOptions:
 
 
 class Plan(NamedTuple):
-    """The prediction.
+    """The prediction."""
 
-    Attributes:
-        lanes: seeds × points of the sweep.
-        blocks: that follow each other.
-        bytes_a_device: while a chunk runs.
-        room: bytes that a device has; None where the target is not this machine.
-        compile_seconds: here.
-        run_seconds: of all steps; None where the target is not this machine.
-        flops: matrix-product FLOP of the whole run.
-    """
-
-    lanes: int
-    blocks: int
-    bytes_a_device: float
-    room: float | None
-    compile_seconds: float
-    run_seconds: float | None
-    flops: float
+    lanes: int  # seeds × points of the sweep
+    blocks: int  # that follow each other
+    bytes_a_device: float  # while a chunk runs
+    room: float | None  # bytes that a device has; None where that is not known or the target is not this machine
+    compile_seconds: float  # here
+    run_seconds: float | None  # of all steps; None where the target is not this machine
+    flops: float  # matrix-product FLOP of the whole run
 
 
 def plan(config: Config, target: str, num_devices: int) -> Plan:
-    """The prediction for `num_devices` devices of a kind, from one block of lanes on the devices that are here.
-
-    Memory on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
-    temporaries. Raises OptionError if the program cannot be lowered for the target.
-    """
+    """The prediction for `num_devices` devices of a kind, from one block of lanes on the devices that are here. Memory
+    on another kind of device is that of the program compiled here: exact for states and metrics, an estimate for
+    temporaries. Raises OptionError if the program cannot be lowered for the target."""
     job, run_options = resolve(config), config.run
     lanes, width = len(job.points) * run_options.seeds, run_options.width
     some = max(min(run_options.seeds, width * len(job.devices) // len(job.points)), 1)
     cohort = Cohort(job, Group(0, some))
     begin = time.perf_counter()
     _, wanted = cohort.compile(job.chunk(0))
-    state = jax.block_until_ready(cohort.init(cohort.lanes))
+    jax.block_until_ready(cohort.init(cohort.lanes))
     compile_seconds = time.perf_counter() - begin
     chunk = min(job.chunk(0), 10)  # enough for its time
     lower_for(cohort, chunk, target)
-    here = jax.devices()[0].platform == TARGETS[target]
     blocks = -(-lanes // (width * num_devices))
-    seconds = None
-    if here:
-        advance, _ = cohort.compile(chunk)
-
-        def run():
-            jax.block_until_ready(advance(cohort.lanes, state, jnp.int32(0), jnp.int32(2**30)))
-
-        run()
-        measured = cohort.layout.block_shape[0]
-        seconds = fastest(run, 2) / chunk / measured * blocks * run_options.steps
+    seconds = room = None
+    if jax.devices()[0].platform == TARGETS[target]:
+        run, _ = first_steps(cohort, chunk)
+        seconds = fastest(run, 2) / chunk / cohort.layout.block_shape[0] * blocks * run_options.steps
+        room = memory.host_memory() / num_devices if target == "cpu" else memory.room(job.devices)
+        room = room if room < math.inf else None
     total = wanted._replace(num_lanes=blocks * width).total
-    room = (memory.host_memory() / num_devices if target == "cpu" else memory.room(job.devices)) if here else None
     return Plan(lanes, blocks, total, room, compile_seconds, seconds, lanes * run_options.steps * step_flops(cohort))
 
 
@@ -106,20 +88,14 @@ def lower_for(cohort: Cohort, chunk: int, target: str) -> None:
         ) from error
 
 
-def as_json(target: str, num_devices: int, made: Plan) -> dict[str, Any]:
-    """The plan as JSON values: its attributes, and for what it was made; no room where it has no bound."""
-    room = made.room if made.room is not None and np.isfinite(made.room) else None
-    return {"target": target, "devices": num_devices, **made._asdict(), "room": room}
-
-
 def describe(config: Config, target: str, num_devices: int, made: Plan) -> str:
     """The plan in words."""
     run, task = config.run, f"{config.algorithm_name} on {config.world_name}"
+    room = f", which has {made.room / 1e6:,.0f} MB" if made.room is not None else ""
     lines = [
         f"{task}: {made.lanes} lanes, {run.steps} outer steps, on {num_devices} {target} device(s): "
         f"{made.blocks} block(s) of {run.width} lanes a device",
-        f"memory: {made.bytes_a_device / 1e6:,.1f} MB a device"
-        + (f", which has {made.room / 1e6:,.0f} MB" if made.room is not None and np.isfinite(made.room) else ""),
+        f"memory: {made.bytes_a_device / 1e6:,.1f} MB a device{room}",
         f"compile: {made.compile_seconds:.0f} s here, without a cache",
     ]
     if made.run_seconds is None:
@@ -140,5 +116,5 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
     target, count = options.target, options.target_devices or len(choose_devices(config))
     made = plan(config, target, count)
     voice.say(describe(config, target, count, made))
-    voice.numbers(as_json(target, count, made))
+    voice.numbers({"target": target, "devices": count, **made._asdict()})
     return 0

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.files import read_json
 from experiments.output import Voice
 from experiments.runs.driver import report
 from experiments.settings.parsing import parse
@@ -27,5 +28,5 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
     """Reports the run that the arguments name; the exit code."""
     options = parse(ReportOptions(), arguments, "report", __doc__, "one run folder, as in bilevel report runs/NAME")
     page = report(Path(options.run), voice.say)
-    voice.table(page.with_name("summary.json"))
+    voice.numbers(read_json(page.parent, "summary.json"))
     return 0

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 
 from experiments.commands.arguments import given_options, parse_train
+from experiments.files import read_json
 from experiments.output import Voice
 from experiments.runs.alike import refuse_other_options
 from experiments.runs.driver import train
@@ -34,5 +35,5 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
             voice.say(f"bilevel: {stopped}")
             return output.stopped_code
         if is_main():
-            voice.table(folder / "summary.json")
+            voice.numbers(read_json(folder, "summary.json"))
     return 0

@@ -11,7 +11,6 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -22,18 +21,8 @@ from bilevel.run import NEVER
 from experiments.commands.arguments import given_options, options_of_file, parse_run
 from experiments.files import write_json
 from experiments.output import Voice
+from experiments.runs import halving
 from experiments.runs.folder import open_run
-from experiments.runs.halving import (
-    RANGES,
-    Candidates,
-    Ranking,
-    draw_candidates,
-    lanes_of,
-    plan_rungs,
-    spent,
-    step_transitions,
-    successive_halving,
-)
 from experiments.runs.progress import Progress
 from experiments.settings.config import Config, choices_wanted, swept_values
 from experiments.settings.job import arithmetic, resolve
@@ -73,25 +62,17 @@ class TuneOptions:
     """Folder of the results."""
 
 
-# The command ----------------------------------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str], voice: Voice) -> int:
     """Searches for the run that the arguments ask for; the exit code."""
-    config, options = parse_run(arguments, "tune", __doc__, unwritten=RANGES, search=TuneOptions)
+    config, options = parse_run(arguments, "tune", __doc__, unwritten=halving.RANGES, search=TuneOptions)
     _, rest = known(TuneOptions(), arguments)
     given = {*given_options(rest), *options_of_file(rest)}
-    tune(config, options, [name for name in RANGES if name not in given], rest, voice.say)
-    voice.table(Path(options.out) / "tune.json")
+    voice.numbers(tune(config, options, [name for name in halving.RANGES if name not in given], rest, voice.say))
     return 0
 
 
 def check(config: Config, names: Sequence[str]) -> list[str]:
-    """The names to search, of those that the run has.
-
-    Raises:
-        OptionError: there is nothing to search, or no single problem to search it for.
-    """
+    """The names to search, of those that the run has; raises OptionError where none is left, or problems are several."""
     if config.algorithm_name != "bilevel":
         raise OptionError(
             f"--algorithm is {config.algorithm_name}; tune is for Algorithm 1; required: --algorithm bilevel"
@@ -103,8 +84,8 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
         raise OptionError(f"{spelled(several[0])} has several values; required: one, the problem to tune for")
     if not names:
         raise OptionError(
-            f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, RANGES))}, as a flag and in the "
-            "file of --config"
+            f"nothing is left to tune; required: leave out one of {', '.join(map(spelled, halving.RANGES))}, as a flag and "
+            "in the file of --config"
         )
     return names
 
@@ -112,16 +93,10 @@ def check(config: Config, names: Sequence[str]) -> list[str]:
 def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Sequence[str], say=print) -> dict:
     """Searches, says a line a rung, the survivors and the command to run next; writes and returns `tune.json`.
 
-    Args:
-        config: of the run to tune; its `seed` chooses candidates and randomness.
-        options: of the search.
-        names: hyperparameters to search, of `RANGES`; the others stay as configured.
-        rest: arguments of `train` that gave the config, for the command to run next.
-        say: takes lines.
-
-    Raises:
-        OptionError: what was asked cannot be done, or every candidate diverged.
-        RunFolderError: another process writes to the folder, or it cannot be written, or holds something else.
+    The hyperparameters `names`, of `RANGES`, are searched, the others stay as configured; the run's `seed` chooses
+    candidates and randomness; `rest` are the arguments of `train` that gave the config. Raises OptionError where what
+    was asked cannot be done, or every candidate diverged, and RunFolderError where another process writes to the
+    folder, or it cannot be written, or holds something else.
     """
     names = check(config, names)
     if not options.budget:
@@ -136,10 +111,10 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Seque
         def make(hyper):
             return job.make(hyper)[0], None  # without the measurements, which know the true reward
 
-        transitions = step_transitions(make, job.points[0]) * options.tries
-        rungs = plan_rungs(budget, options.candidates, transitions)
-        cost = spent(rungs, transitions)
-        hyper = draw_candidates(config.run.seed, options.candidates, names, job.points[0])
+        transitions = halving.step_transitions(make, job.points[0]) * options.tries
+        rungs = halving.plan_rungs(budget, options.candidates, transitions)
+        cost = halving.spent(rungs, transitions)
+        hyper = halving.draw_candidates(config.run.seed, options.candidates, names, job.points[0])
         devices, chunk = job.devices, min(rungs[0].steps, 10)
         size = min(
             config.run.width * len(devices), -(-options.candidates * options.tries // len(devices)) * len(devices)
@@ -149,15 +124,15 @@ def tune(config: Config, options: TuneOptions, names: Sequence[str], rest: Seque
         seeds = FIRST_SEED + np.arange(options.tries)
         with open_run(options.out) as folder, Progress(cost // transitions * options.tries, say) as progress:
             say(f"{len(rungs)} rungs, {cost:,} of {budget:,} transitions; searching {', '.join(map(spelled, names))}")
-            lanes = Candidates(compiled, layout, lanes_of(hyper, seeds), options.tries, chunk, progress)
+            lanes = halving.Candidates(compiled, layout, halving.lanes_of(hyper, seeds), options.tries, chunk, progress)
             rankings = []
-            for ranking in successive_halving(rungs, lanes.advance):
+            for ranking in halving.successive_halving(rungs, lanes.advance):
                 rankings.append(ranking)
                 say(describe(ranking))
             return report(folder, config, options, names, rankings, hyper, cost, rest, say)
 
 
-def describe(ranking: Ranking) -> str:
+def describe(ranking: halving.Ranking) -> str:
     """A rung in one line."""
     rung, scores = ranking.rung, ranking.scores
     diverged = int(np.sum(np.isneginf(scores)))
@@ -188,7 +163,7 @@ def report(folder, config, options, names, rankings, hyper, cost, rest, say) -> 
         "budget": whole(options.budget),
         "transitions": cost,
         "seed": config.run.seed,
-        "ranges": {name: RANGES[name] for name in names},
+        "ranges": {name: halving.RANGES[name] for name in names},
         "rungs": [
             {
                 "steps": x.rung.steps,

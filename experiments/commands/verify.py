@@ -20,8 +20,8 @@ import tyro
 
 from experiments.claims import CLAIMS
 from experiments.claims.readme import publish_results
-from experiments.claims.runner import Loaded, chosen, folder_of, load_each, verify
-from experiments.files import RunFolderError
+from experiments.claims.runner import chosen, folder_of, load_each, verify
+from experiments.files import RunFolderError, read_json
 from experiments.output import Voice
 from experiments.settings.options import OptionError
 from experiments.settings.parsing import parse
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str], voice: Voice) -> int:
     folder = folder_of(options.out, options.quick)
     if options.publish:
         voice.say(f"published: {publish_results(folder)}")
-    voice.table(folder / "summary.json")
+    voice.numbers(read_json(folder, "summary.json"))
     return int(any(result["verdict"] == "fails" for result in results.values()))
 
 
@@ -78,22 +78,17 @@ def list_claims(patterns: Sequence[str], voice: Voice) -> dict[str, dict]:
         if name in broken:
             voice.say(f"  {name:18s}cannot be loaded: {broken[name]!r}")
         else:
-            found[name] = _about(loaded[name])
-            quick, full = found[name]["minutes"]
-            unjudged = "" if found[name]["judged"] else "without a verdict: "
-            voice.say(f"  {name:18s}{quick:5g} {full:5g}   {unjudged}{found[name]['statement']}")
+            claim, is_judged = loaded[name].claim, loaded[name].is_judged
+            found[name] = {"statement": claim.statement, "minutes": claim.minutes, "judged": is_judged}
+            quick, full = claim.minutes
+            unjudged = "" if is_judged else "without a verdict: "
+            voice.say(f"  {name:18s}{quick:5g} {full:5g}   {unjudged}{claim.statement}")
     return found
 
 
-def _about(loaded: Loaded) -> dict:
-    return {"statement": loaded.claim.statement, "minutes": loaded.claim.minutes, "judged": loaded.is_judged}
-
-
 def compile_fast() -> None:
-    """Where there are CPUs alone, XLA optimises less, as for the programs of a run (`bilevel.lanes`): half the compile time.
-
-    Claims compile many programs outside of runs. Has no effect once a device was used.
-    """
+    """Where there are CPUs alone, XLA optimises less, as for the programs of a run (`bilevel.lanes`): half the compile
+    time. Claims compile many programs outside of runs. Has no effect once a device was used."""
     from importlib import metadata
 
     accelerators = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")

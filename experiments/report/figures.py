@@ -54,14 +54,9 @@ MAX_DOTS = 300  # in a panel, up to which each is a shape of its own; more are o
 
 @matplotlib.rc_context(STYLE)
 def draw(dataset: xr.Dataset, baselines: Baselines | None = None, tables: Tables | None = None) -> dict[str, Figure]:
-    """All figures that the run has data for, by name.
-
-    Args:
-        dataset: dims (hyper, seed, step).
-        baselines: metric -> label -> value, drawn as horizontal lines.
-        tables: of a finite world: `policy` and, where one is learned, `learned_reward` [hyper, seed, S, A], `true_reward`
-            [S, A], and `grid` [rows, columns] of a grid world.
-    """
+    """All figures that the run, of dims (hyper, seed, step), has data for, by name. Baselines, metric -> label ->
+    value, are drawn as horizontal lines. The tables are of a finite world: `policy` and, where one is learned,
+    `learned_reward` [hyper, seed, S, A], `true_reward` [S, A], and `grid` [rows, columns] of a grid world."""
     names = shown_metrics(dataset)
     baselines = _with_bounds(dataset, names, baselines or {})
     costs = [cost for cost in COSTS if cost in dataset and _is_spent_over_time(dataset, cost)]
@@ -224,8 +219,7 @@ def _tables(tables: Tables, labels: list[str]) -> dict[str, Figure]:
 
 def centred_rewards(tables: Tables, hyper: int) -> list[np.ndarray]:
     """The learned reward, if there is one, and the true one [S, A], each less its mean over all S·A: comparisons fix a
-    reward only up to a constant. The learned one is the mean over the seeds in which it is finite.
-    """
+    reward only up to a constant. The learned one is the mean over the seeds in which it is finite."""
     learned = [_mean_over_seeds(tables["learned_reward"][hyper])] if "learned_reward" in tables else []
     return [reward - reward.mean() for reward in (*learned, np.asarray(tables["true_reward"], np.float64))]
 

@@ -86,12 +86,8 @@ def png(content: bytes, title: str) -> Markup:
 
 
 def svg(figure: Figure, title: str) -> Markup:
-    """A figure as an image whose text stays text.
-
-    Args:
-        figure: of matplotlib.
-        title: for readers who cannot see it; figures of one page need different ones.
-    """
+    """A figure of matplotlib as an image whose text stays text; the title, unique on its page, is for who cannot see
+    it."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(file, format="svg", metadata={"Date": None})

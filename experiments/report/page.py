@@ -44,17 +44,9 @@ class Notes(TypedDict, total=False):
 
 
 def write_report(folder: str | os.PathLike[str], dataset: xr.Dataset, summary: dict[str, Any]) -> Path:
-    """Writes `report.html` and `figures/*.png` into the run's folder; the path of the former.
-
-    Args:
-        folder: of the run. Of config.json, manifest.json, notes.json, baselines.json and tables.npz, it uses what there
-            is.
-        dataset: its metrics, dims (hyper, seed, step).
-        summary: of `experiments.report.summary.summarise`.
-
-    Raises:
-        RunFolderError: one of these files is damaged, or the folder cannot be written.
-    """
+    """Writes `report.html` and `figures/*.png` into the run's folder, from its metrics, dims (hyper, seed, step), their
+    summary, and what there is of config.json, manifest.json, notes.json, baselines.json and tables.npz; the path of the
+    former. Raises RunFolderError where one of these files is damaged, or the folder cannot be written."""
     folder = Path(folder)
     baselines = read_json(folder, "baselines.json", Baselines, {})
     told = read_json(folder, "notes.json", Notes, {})

@@ -28,33 +28,20 @@ JUMP = 20.0  # times the median squared difference of successive values, above w
 
 
 class Goal(NamedTuple):
-    """What the seeds of a run are judged by.
+    """What the seeds of a run are judged by."""
 
-    Attributes:
-        name: of the metric, in `values`.
-        label: of the metric, for people.
-        reference: its value under the reference policy; None where it is unknown: each seed's first value then.
-        best: the most that is possible; None where it is unknown: the most that was measured then.
-    """
-
-    name: str
-    label: str
-    reference: float | None = None
-    best: float | None = None
+    name: str  # of the metric, in `values`
+    label: str  # of the metric, for people
+    reference: float | None = None  # under the reference policy; None where it is unknown: each seed's first value
+    best: float | None = None  # the most that is possible; None where it is unknown: the most that was measured
 
 
 class Sign(NamedTuple):
-    """One way to fail.
+    """One way to fail."""
 
-    Attributes:
-        what: in words, without numbers of a seed's own.
-        seeds: [seed] bool, who shows it.
-        helps: what usually does.
-    """
-
-    what: str
-    seeds: np.ndarray
-    helps: str
+    what: str  # in words, without numbers of a seed's own
+    seeds: np.ndarray  # [seed] bool, who shows it
+    helps: str  # what usually does
 
 
 LOOKED_FOR = {  # what, and the metrics of which one at least is needed to see it
@@ -74,13 +61,9 @@ def looked_for(names: Collection[str]) -> str:
 
 
 def find_signs(values: Mapping[str, np.ndarray], diverged: np.ndarray, goal: Goal | None) -> list[Sign]:
-    """The signs that at least one seed shows.
-
-    Args:
-        values: metric -> [seed, step].
-        diverged: [seed] bool; of those seeds nothing else is told, since it would be what follows from that.
-        goal: None where nothing tells how good a seed is under the true reward.
-    """
+    """The signs that at least one seed shows, by metric -> [seed, step]. Of seeds that diverged, [seed] bool, nothing
+    else is told, since it would be what follows from that. Without a goal nothing tells how good a seed is under the
+    true reward."""
     seen = {name: x for name, x in values.items() if np.isfinite(x).any()}
     goal = goal if goal is not None and goal.name in seen else None
     helps = "smaller step sizes (--policy-step-size, --reward-step-size, --critic-step-size)"

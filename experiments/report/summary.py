@@ -74,11 +74,9 @@ def metric_names(dataset: xr.Dataset) -> list[str]:
 
 
 def shown_metrics(dataset: xr.Dataset) -> list[str]:
-    """Those of `metric_names` that tell something of their own.
-
-    Left out are a loss that is 0 throughout, since nothing is fitted, and the gradient norm where it is the same numbers as
-    the policy's, whose name and unit are right then: where the reward rests.
-    """
+    """Those of `metric_names` that tell something of their own. Left out are a loss that is 0 throughout, since nothing
+    is fitted, and the gradient norm where it is the same numbers as the policy's, whose name and unit are right then:
+    where the reward rests."""
     names = metric_names(dataset)
     idle = [name for name in names if name.endswith("_loss") and _is_zero(dataset[name].values)]
     norms = [dataset[name].values for name in ("gradient_norm", "policy_gradient_norm") if name in names]
@@ -98,10 +96,8 @@ def key_metrics(names: list[str]) -> list[str]:
 
 
 def headline_metric(names: list[str]) -> str | None:
-    """The one of `names` that a run is judged by first: what the world's players count, the score, where it has one.
-
-    None where there are no names.
-    """
+    """The one of `names` that a run is judged by first: the score, where the world has one; None where there are no
+    names."""
     return next(iter(key_metrics(names)), None)
 
 
@@ -138,24 +134,18 @@ def hyper_points(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def summarise(
-    dataset: xr.Dataset,
-    timing: dict[str, Any] | None = None,
-    baselines: Baselines | None = None,
+    dataset: xr.Dataset, timing: dict[str, Any] | None = None, baselines: Baselines | None = None
 ) -> dict[str, Any]:
-    """A run in numbers, all of them JSON values: what is no number is null, and so is the interval of a single seed.
+    """A run, dims (hyper, seed, step), in numbers, all of them JSON values: what is no number is null, and so is the
+    interval of a single seed. Timing, seconds and speeds of the run, is copied; a "reference policy" among the
+    baselines, metric -> label -> value, is what seeds are compared with.
 
-    Args:
-        dataset: dims (hyper, seed, step); see `metric_names`, and `shown_metrics` for those with a label and a unit.
-        timing: seconds and speeds of the run, copied.
-        baselines: metric -> label -> value; a "reference policy" there is what seeds are compared with.
-
-    Returns:
-        `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values, `seeds` who
-        lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic; `cost` its exact
-        counts; `signs` of failure, each with the numbers of the `seeds` that show it, and `seeds_with_signs`, how many show
-        any; `alike` tells whether all of several seeds have equal values throughout. Beside them `cost`, summed over the
-        points, `configured_steps` (null where unknown), `seconds`, and by metric `labels`, `units`, and `ranges` where
-        what is possible is known.
+    Returns `steps` and `seeds`, how many it is of, and `points`, one a hyperparameter point: `hyper` its values,
+    `seeds` who lives, `metrics` by name, then `first` and `last`, then `all` and `survivors`, then each statistic;
+    `cost` its exact counts; `signs` of failure, each with the numbers of the `seeds` that show it, and
+    `seeds_with_signs`, how many show any; `alike` tells whether all of several seeds have equal values throughout.
+    Beside them `cost`, summed over the points, `configured_steps` (null where unknown), `seconds`, and by metric
+    `labels`, `units`, and `ranges` where what is possible is known.
     """
     goal = _goal(dataset, baselines or {})
     points = [_summarise_point(dataset, i, point, goal) for i, point in enumerate(hyper_points(dataset))]
@@ -232,9 +222,6 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
     return found | {"seeds": num}
 
 
-# In words -------------------------------------------------------------------------------------------------------------
-
-
 def point_label(point: dict[str, Any]) -> str:
     """A hyperparameter point in words, as in `sigma = 0.1, kl_weight = 1`."""
     return ", ".join(f"{name} = {number(value, 6)}" for name, value in point.items())
@@ -286,14 +273,8 @@ def _first_named(items: Sequence[Any], separator: str = ", ") -> str:
     return separator.join(map(str, items[:MOST_NAMED])) + more
 
 
-# As a table -----------------------------------------------------------------------------------------------------------
-
-
 def format_table(summary: dict[str, Any]) -> str:
-    """The summary as plain text of at most 100 columns.
-
-    One row a metric; of a sweep, for each key metric one row a hyperparameter point.
-    """
+    """The summary as a text of at most 100 columns: a row a metric; of a sweep, for each key metric a row a point."""
     points, labels, names = summary["points"], summary["labels"], list(summary["units"])
     if len(points) == 1:
         blocks = {"metric": [(labels[name], points[0], name) for name in names]}

@@ -32,12 +32,8 @@ _comparisons = itertools.count()
 
 def refuse_differences(config: Config, out: str | Path | None, allow_layout_change: bool) -> None:
     """Compares what was asked of this process, with what and where it runs, with all others; each must call this.
-
-    Nothing is compiled, and no device is used until all have been asked for the same.
-
-    Raises:
-        OptionError: in every process, where one differs.
-    """
+    Nothing is compiled, and no device is used until all have been asked for the same. Raises OptionError in every
+    process, where one differs."""
     if distributed.global_state.client is None:
         return
     _compare(_asked(config, out, allow_layout_change) | _code(config) | _versions(config) | _settings())
@@ -45,11 +41,8 @@ def refuse_differences(config: Config, out: str | Path | None, allow_layout_chan
 
 
 def refuse_other_options(options: Mapping[str, Any]) -> None:
-    """Compares options of the command that a run knows nothing of, by their flags, as `refuse_differences` does; before it.
-
-    Raises:
-        OptionError: in every process, where one differs.
-    """
+    """Compares options of the command that a run knows nothing of, by their flags, as `refuse_differences` does; before
+    it. Raises OptionError in every process, where one differs."""
     if distributed.global_state.client is not None:
         _compare(options)
 
@@ -101,11 +94,9 @@ def _hash(path: Path) -> str:
 
 
 def _compare(facts: Mapping[str, Any]) -> None:
-    """Compares the facts, JSON values by name, and the number of processes with those of all other processes.
-
-    Digests alone are exchanged unless they differ, through the store of JAX's distributed runtime: a collective would wait
-    for programs and shapes that may differ too.
-    """
+    """Compares the facts, JSON values by name, and the number of processes with those of all other processes. Digests
+    alone are exchanged unless they differ, through the store of JAX's distributed runtime: a collective would wait for
+    programs and shapes that may differ too."""
     state = distributed.global_state
     store, folder = state.client, f"bilevel/alike/{next(_comparisons)}"
     text = canonical_json({"--num-processes": state.num_processes} | facts)
@@ -132,13 +123,9 @@ def _compare(facts: Mapping[str, Any]) -> None:
 
 
 def differences(said: list[Mapping[str, Any]], groups: list[list[int]]) -> list[str]:
-    """What differs between groups of processes, as in "--seed is 0 in process 0, 1 in process 1".
-
-    Args:
-        said: what each group says, JSON values by name. A name that one leaves out belongs to another name that differs,
-            such as that of the world, unless it is a version.
-        groups: the numbers of the processes of each.
-    """
+    """What differs between groups of processes, as in "--seed is 0 in process 0, 1 in process 1", of what each says,
+    JSON values by name, and the numbers of the processes of each. A name that one group leaves out belongs to another
+    name that differs, such as that of the world, unless it is a version."""
     names = list(dict.fromkeys(name for facts in said for name in facts))
     kept = [name for name in names if name.startswith(VERSION) or all(name in facts for facts in said)]
     values = {name: [facts.get(name, "missing") for facts in said] for name in kept}

@@ -38,11 +38,8 @@ class Group(NamedTuple):
 
 
 def all_groups(folder: Path, num_seeds: int = 0) -> list[Group]:
-    """The groups of the folder's run, and one for seeds below `num_seeds` that are new.
-
-    Raises:
-        RunFolderError: the folder has more seeds than `num_seeds`, which is not 0, or its groups cannot be told.
-    """
+    """The groups of the folder's run, and one for seeds below `num_seeds` that are new. Raises RunFolderError where the
+    folder has more seeds than `num_seeds`, which is not 0, or its groups cannot be told."""
     groups = [Group(*group) for group in groups_of(folder)]
     covered = sum(group.num_seeds for group in groups)
     if 0 < num_seeds < covered:
@@ -63,11 +60,8 @@ def strangers(folder: Path, groups: list[Group]) -> list[str]:
 
 
 def prepare(folder: Path, groups: list[list[int]], job: Job, say) -> list["Cohort"]:
-    """The groups, each [first seed, number of seeds], with their programs.
-
-    Raises:
-        OptionError: the last one is new and needs more memory than there is; nothing has been written then.
-    """
+    """The groups, each [first seed, number of seeds], with their programs. Raises OptionError where the last one is new and
+    needs more memory than there is; nothing has been written then."""
     cohorts = [Cohort(job, Group(*group)) for group in groups]
     if not agree(lambda: (folder / "checkpoints" / cohorts[-1].group.name).exists()):
         say("compiling, and checking that the run fits into memory")
@@ -76,11 +70,8 @@ def prepare(folder: Path, groups: list[list[int]], job: Job, say) -> list["Cohor
 
 
 def run_cohorts(folder: Path, cohorts: list["Cohort"], requests: Requests, say) -> tuple[Learned, list[str]]:
-    """Runs every group to the last step; what was learned, [hyper, seed, …], and notes.
-
-    Raises:
-        Stopped, KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk.
-    """
+    """Runs every group to the last step; what was learned, [hyper, seed, …], and notes. Raises Stopped,
+    KeyboardInterrupt: a signal asked for it; everything computed until then is on the disk."""
     learned, notes = [], []
     with Progress(cohorts[0].job.config.run.steps * len(cohorts), say) as progress:
         for cohort in cohorts:
@@ -197,12 +188,8 @@ class Cohort:
         write_metrics(folder, self.group.name, first_step, metrics)
 
     def restore(self, checkpoints: Checkpoints, last_step: int | None = None) -> tuple[int, RunState | None, list[str]]:
-        """The newest whole checkpoint's step and state (0 and None where there is none), and notes on damaged ones.
-
-        Args:
-            checkpoints: of the group.
-            last_step: the newest step that may be restored; None: any.
-        """
+        """Step and state of the newest whole checkpoint, at most of `last_step` (0 and None: none), and notes on
+        damaged ones."""
         if not checkpoints.steps():
             return 0, None, []
         lanes, sharding = self.layout.num_lanes, self.layout.flat_sharding if self.saves_spread else None
@@ -221,11 +208,9 @@ class Cohort:
 
     @property
     def saves_spread(self) -> bool:
-        """Whether a checkpoint is taken from all devices; otherwise from one.
-
-        One on the CPU of one process: the digest of spread arrays is a collective of devices that share their threads with
-        copies to the disk, and one of them may then wait for ever.
-        """
+        """Whether a checkpoint is taken from all devices; otherwise from one. One on the CPU of one process: the digest
+        of spread arrays is a collective of devices that share their threads with copies to the disk, and one of them
+        may then wait for ever."""
         return jax.process_count() > 1 or self.layout.devices[0].platform != "cpu"
 
     def compile(self, chunk: int) -> tuple[jax.stages.Compiled, memory.Need]:
@@ -240,11 +225,7 @@ class Cohort:
         return self.compiled[chunk], memory.need(self.compiled[chunk], lanes, _size(state) // parts)
 
     def check_memory(self, chunk: int) -> jax.stages.Compiled:
-        """The compiled advance of that many steps.
-
-        Raises:
-            OptionError: it needs more memory than there is.
-        """
+        """The compiled advance of that many steps. Raises OptionError where it needs more memory than there is."""
         advance, wanted = self.compile(chunk)
         devices, width = self.layout.devices, self.job.config.run.width
         room = memory.room(devices)

@@ -57,7 +57,7 @@ def train(
     on other devices has nothing to go on with: its report is written anew, and the rest is left as it is.
 
     Args:
-        config: from `experiments.settings.config.configure`.
+        config: from `configure`.
         out: the run's folder; None: `runs/<world>-<algorithm>-<hash of the configuration>`.
         allow_layout_change: resume on other devices, where bits may differ.
         say: takes the lines that a person should see, among them, in a log that is no terminal, how far the run is.
@@ -65,7 +65,7 @@ def train(
 
     Raises:
         OptionError, RunFolderError, CheckpointError: one line each; nothing that was complete is lost.
-        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first. Ctrl-C does the same and
+        Stopped: SIGTERM, SIGHUP or SIGUSR1 came; the running chunk was ended and saved first, as it is on Ctrl-C, which
             raises KeyboardInterrupt.
     """
     if not isinstance(config, Config):
@@ -99,13 +99,9 @@ def hold(path: Path) -> Iterator[Path]:
 
 
 def compare(folder: Path, job: Job, allow_layout_change: bool) -> tuple[dict[str, Any], list[str]]:
-    """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same.
-
-    The manifest is empty where the run was finished on another layout: nothing is to be run then.
-
-    Raises:
-        RunFolderError: it is another run; the message lists what differs.
-    """
+    """The manifest of this run and what should be noted of it, once the folder's run is seen to be the same. The
+    manifest is empty where the run was finished on another layout: nothing is to be run then. Raises RunFolderError
+    where it is another run; the message lists what differs."""
     config, run = job.config, job.config.run
     flat = {name: value for name, value in as_dict(config).items() if name not in PLACEMENT}
     packages = getattr(config.world, "packages", ())
@@ -154,11 +150,8 @@ def ignored(folder: Path, groups: list[Group]) -> list[str]:
 
 
 def _continue(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now.
-
-    Raises:
-        RunFolderError: it would be another run.
-    """
+    """How the layout changes, and notes on a run that goes on with this manifest, which gets all changes until now;
+    raises RunFolderError where it would be another run."""
     old = read_json(folder, "manifest.json", Manifest)
     changes = old.get("layout_changes", [])
     before = {name: value for name, value in old.items() if name not in Manifest.__annotations__}
@@ -205,9 +198,6 @@ def announce(job: Job, folder: Path, say) -> None:
     say(f"run folder: {folder}")
 
 
-# The end of a run -----------------------------------------------------------------------------------------------------
-
-
 def finish(folder: Path, job: Job, learned: Learned, notes: list[str], command: str, say) -> None:
     """Writes what a reader wants to see, and prints the table."""
     if job.world.mdp is not None:
@@ -226,11 +216,8 @@ def finish(folder: Path, job: Job, learned: Learned, notes: list[str], command: 
 
 
 def report(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Writes summary.json, the figures and report.html of a run from its own files, and says its table.
-
-    Raises:
-        RunFolderError: one of these files is damaged, or not of this run.
-    """
+    """Writes summary.json, the figures and report.html of a run from its own files, and says its table. Raises
+    RunFolderError where one of these files is damaged, or not of this run."""
     check_description(folder)
     dataset = load_run(folder)
     told = read_json(folder, "notes.json", Notes, {}).get("notes", [])  # a run that ends has said its own
@@ -262,17 +249,11 @@ def check_description(folder: Path) -> None:
 
 
 def load_params(path: str | Path, seed: int, point: int = 0) -> Learned:
-    """The learned parameters (reward, policy) of one seed, from the newest whole checkpoint of a run.
+    """The learned parameters (reward, policy) of one seed, by its number in `load_run`, from the newest whole
+    checkpoint of a run, at one point of the sweep, as in `load_run`'s dimension `hyper`.
 
-    Warns of each newer one that is damaged, or of another run, and of a seed that diverged.
-
-    Args:
-        path: the run's folder.
-        seed: its number, as in `load_run`'s coordinate.
-        point: of the sweep, as in `load_run`'s dimension `hyper`.
-
-    Raises:
-        RunFolderError: it is not a run, or has no such seed or point.
+    Warns of each newer one that is damaged, or of another run, and of a seed that diverged. Raises RunFolderError where
+    it is not a run, or has no such seed or point.
     """
     folder = Path(path)
     config = read_config(folder)

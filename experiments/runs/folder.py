@@ -47,12 +47,8 @@ Record = TypeVar("Record", bound=tuple)
 
 
 def config_hash(config: dict[str, Any], extendable: tuple[str, ...] = ()) -> str:
-    """Hexadecimal SHA-256 of the configuration: the order of keys, and a tuple for a list, change nothing.
-
-    Args:
-        config: JSON values, dictionaries nested to any depth.
-        extendable: dotted keys to leave out: a run with more of them continues in the same folder.
-    """
+    """Hexadecimal SHA-256 of the configuration, JSON values nested to any depth: the order of keys, and a tuple for a
+    list, change nothing, nor do the dotted keys `extendable`: a run with more of them continues in the same folder."""
     flat = _flatten(as_json(config))
     kept = {key: value for key, value in flat.items() if key not in extendable}
     return digest(canonical_json(kept).encode())
@@ -69,17 +65,11 @@ def group_name(first_seed: int, num_seeds: int) -> str:
 
 
 class Manifest(TypedDict, total=False):
-    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less.
+    """What `manifest.json` holds beside what `make_manifest` made; one from before there were identities holds less."""
 
-    Attributes:
-        identity: hexadecimal, 128 random bits, made when the run was begun.
-        groups: [first seed, number of seeds] of each group, in order from seed 0.
-        layout_changes: how layouts differed, one list a change.
-    """
-
-    identity: str
-    groups: list[list[int]]
-    layout_changes: list[list[str]]
+    identity: str  # hexadecimal, 128 random bits, made when the run was begun
+    groups: list[list[int]]  # [first seed, number of seeds] of each group, in order from seed 0
+    layout_changes: list[list[str]]  # how layouts differed, one list a change
 
 
 def new_identity() -> str:
@@ -113,13 +103,9 @@ def refuse_another(folder: Path, group: str, owner: str) -> None:
 
 
 def groups_of(folder: Path) -> list[list[int]]:
-    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others.
-
-    Where there are none in it, since it is missing or older than that: those whose folders hold what a run writes.
-
-    Raises:
-        RunFolderError: the manifest cannot be read, or the groups do not follow each other from seed 0.
-    """
+    """[first seed, number of seeds] of each group of a run, in order: those in its manifest, and no others. Where there
+    are none in it, since it is missing or older than that: those whose folders hold what a run writes. Raises
+    RunFolderError where the manifest cannot be read, or the groups do not follow each other from seed 0."""
     manifest = manifest_of(folder)
     groups = manifest["groups"] if "groups" in manifest else _found_groups(folder)
     covered = 0
@@ -141,11 +127,8 @@ def _found_groups(folder: Path) -> list[list[int]]:
 
 @contextmanager
 def open_run(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The run's folder, created if need be and held until the block is left or the process dies.
-
-    Raises:
-        RunFolderError: if another process holds it, if it cannot be written, or if it is not empty and not a run.
-    """
+    """The run's folder, created if need be and held until the block is left or the process dies. Raises RunFolderError
+    if another process holds it, if it cannot be written, or if it is not empty and not a run."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is no folder; the folder of a run, or a new one, is required: name another")
@@ -191,37 +174,19 @@ def _take(folder: Path, lock: int) -> None:
 
 
 class Differences(NamedTuple):
-    """What changed between two manifests, one line each.
+    """What changed between two manifests, one line each."""
 
-    Attributes:
-        refused: the continued run would be another experiment.
-        layout: devices or XLA flags; the bits may change, the experiment does not: allow it by an explicit option.
-        warnings: to be told.
-    """
-
-    refused: list[str]
-    layout: list[str]
-    warnings: list[str]
+    refused: list[str]  # the continued run would be another experiment
+    layout: list[str]  # devices or XLA flags; bits may change, the experiment does not: allowed by an explicit option
+    warnings: list[str]  # to be told
 
 
 def make_manifest(
-    config: dict[str, Any],
-    width: int,
-    chunk: int,
-    precision: str,
-    packages: Iterable[str] = (),
-    files: Iterable[str] = (),
+    config: dict, width: int, chunk: int, precision: str, packages: Iterable[str] = (), files: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """All that the bits of a run depend on, as JSON values.
-
-    Args:
-        config: the configuration, JSON values.
-        width: lanes per device.
-        chunk: outer steps per compiled call.
-        precision: as in "float32".
-        packages: that this run uses beside `PACKAGES`.
-        files: paths of what it reads.
-    """
+    """All that the bits of a run depend on, as JSON values: its configuration, lanes a device (`width`), outer steps a
+    call (`chunk`), a precision as in "float32", the packages that it uses beside `PACKAGES`, and the paths of what it
+    reads."""
     device = jax.devices()[0]
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -245,13 +210,8 @@ def make_manifest(
 
 
 def compare_manifests(old: dict[str, Any], new: dict[str, Any], extendable: tuple[str, ...] = ()) -> Differences:
-    """What a run with manifest `new` would change in a run with manifest `old`.
-
-    Args:
-        old: from `manifest.json`.
-        new: from `make_manifest`.
-        extendable: dotted keys of the configuration whose number may grow, as `num_steps`.
-    """
+    """What a run with manifest `new`, from `make_manifest`, would change in a run with manifest `old`, of
+    `manifest.json`; the numbers of the configuration under the dotted keys `extendable` may grow."""
     before, after = _flatten(as_json(old)), _flatten(as_json(new))
     differences = Differences([], [], [])
     for key in sorted(before | after):

@@ -27,9 +27,6 @@ RANGES = {  # of the log-uniform law: four or five decades, since a network want
 RATE = 3  # of each rung one candidate in so many goes on
 
 
-# Successive halving ---------------------------------------------------------------------------------------------------
-
-
 class Rung(NamedTuple):
     """How many candidates it has, and the outer steps that each has taken by its end."""
 
@@ -46,16 +43,9 @@ class Ranking(NamedTuple):
 
 
 def plan_rungs(budget: int, num_candidates: int, transitions: int) -> tuple[Rung, ...]:
-    """The rungs that a budget pays for.
-
-    Args:
-        budget: of transitions.
-        num_candidates: of the first rung, ≥ 2.
-        transitions: of one outer step of one candidate, all its seeds together.
-
-    Raises:
-        OptionError: the budget is less than one step a rung costs, or pays for more steps than can be counted.
-    """
+    """The rungs that a budget of transitions pays for, of which the first has `num_candidates` ≥ 2, where an outer step
+    of one candidate, all its seeds together, takes so many `transitions`. Raises OptionError where the budget is less
+    than one step a rung costs, or pays for more steps than can be counted."""
     sizes = [num_candidates]
     while sizes[-1] // RATE > 1:
         sizes.append(sizes[-1] // RATE)
@@ -82,13 +72,9 @@ def spent(rungs: Sequence[Rung], transitions: int) -> int:
 def successive_halving(
     rungs: Sequence[Rung], advance: Callable[[np.ndarray, int], np.ndarray], candidates: np.ndarray | None = None
 ) -> Iterator[Ranking]:
-    """Each rung's ranking, as it ends; the first of the last is the winner.
-
-    Args:
-        rungs: with falling numbers of candidates and rising steps.
-        advance: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many steps in all.
-        candidates: [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1.
-    """
+    """Each rung's ranking, as it ends; the first of the last is the winner. Rungs have falling numbers of candidates
+    and rising steps. `advance`: (candidates [..., n], steps) -> scores [..., n], higher is better, after that many
+    steps in all. Candidates are [..., N₀] ints, whose leading axes are separate searches; None: 0 … N₀ − 1."""
     candidates = np.arange(rungs[0].candidates) if candidates is None else candidates
     for rung in rungs:
         candidates = candidates[..., : rung.candidates]
@@ -97,9 +83,6 @@ def successive_halving(
         order = np.argsort(-scores, axis=-1, kind="stable")
         candidates, scores = (np.take_along_axis(x, order, axis=-1) for x in (candidates, scores))
         yield Ranking(rung, candidates, scores)
-
-
-# Candidates as lanes --------------------------------------------------------------------------------------------------
 
 
 def draw_candidates(seed: int, num: int, names: Sequence[str], point: Point) -> Point:
@@ -127,26 +110,15 @@ def lanes_of(hyper: Any, seeds: np.ndarray) -> Lanes:
 
 
 class Candidates:
-    """Lanes that advance as far as they are asked to, a block of one program at a time.
-
-    Args:
-        compiled: the programs, for blocks of the layout.
-        layout: of one block.
-        lanes: of host arrays [candidate × try].
-        tries: of each candidate.
-        chunk: outer steps a call of the programs.
-        progress: counts lanes × steps; None: none.
-
-    Attributes:
-        state: RunState of host arrays [lane, …]; None before the first step.
-        objective: the reported upper objective, [lane, steps]; NaN where a lane was not advanced.
-    """
+    """Lanes of host arrays [candidate × try] that advance as far as they are asked to, a block of one program at a
+    time. The programs are compiled for blocks of the layout, and `chunk` outer steps a call; `progress` counts lanes ×
+    steps."""
 
     def __init__(self, compiled: Programs, layout: Layout, lanes: Lanes, tries: int, chunk: int, progress=None):
         self.compiled, self.layout, self.lanes, self.tries, self.chunk = compiled, layout, lanes, tries, chunk
         self.progress: Progress | None = progress
-        self.state: RunState | None = None
-        self.objective = np.empty((len(lanes.seed), 0))
+        self.state: RunState | None = None  # host arrays [lane, …]; None before the first step
+        self.objective = np.empty((len(lanes.seed), 0))  # as reported, [lane, steps]; NaN where a lane was not advanced
 
     def advance(self, candidates: np.ndarray, steps: int) -> np.ndarray:
         """Scores [...] of the candidates [...], once they have taken that many steps in all; all have taken equally many."""

@@ -15,26 +15,19 @@ OVER = threading.Event()  # a run that listened has ended
 
 
 class Ending(NamedTuple):
-    """How a signal ends a process.
+    """How a signal ends a process."""
 
-    Attributes:
-        code: exit code.
-        line: what is said of it.
-    """
-
-    code: int
-    line: str
+    code: int  # exit code
+    line: str  # what is said of it
 
 
 def end_at_once(endings: Mapping[int, Ending]) -> None:
-    """From now on each of these signals ends this process at once; while a run listens (`requests_to_stop`), it decides.
+    """From now on each of these signals, by number, ends this process; while a run listens (`requests_to_stop`), it
+    decides.
 
-    At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go on.
-    Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
+    At once, and by no exception, which Python drops where it collects garbage or ends an object: the command would go
+    on. Nothing is lost by it, for files are written whole. Signals that are ignored stay so, as under nohup; those of
     `STOPPING` do nothing once a run has ended.
-
-    Args:
-        endings: by number of the signal.
     """
 
     def end(number, frame):
@@ -58,11 +51,7 @@ class Stopped(Exception):
 
 
 class Requests:
-    """Which signals have asked the run to stop.
-
-    Attributes:
-        received: signal numbers, in their order.
-    """
+    """Which signals have asked the run to stop: their numbers, in their order."""
 
     def __init__(self):
         self.received: list[int] = []
@@ -71,14 +60,12 @@ class Requests:
         return bool(self.received)
 
     def end(self, step: int, last_step: int) -> None:
-        """Ends a run at `step`, whose checkpoint is complete.
+        """Ends a run at `step`, whose checkpoint is complete: raises KeyboardInterrupt where Ctrl-C asked, else
+        Stopped.
 
-        Each of several processes ends by the signal that it got itself. One that got none, and stops since another did, ends
-        as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go on.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C asked.
-            Stopped: another signal did, or another process was asked.
+        Each of several processes ends by the signal that it got itself. One that got none, and stops since another did,
+        ends as a scheduler would end it: nobody pressed Ctrl-C there, and `--stopped-code` tells that the run is to go
+        on.
         """
         if signal.SIGINT in self.received:
             raise KeyboardInterrupt
@@ -88,10 +75,8 @@ class Requests:
 @contextmanager
 def requests_to_stop() -> Iterator[Requests]:
     """Collects the signals of `ASKING` while the block runs; a second Ctrl-C does at once what it did before the block.
-
     That is to raise KeyboardInterrupt, unless `end_at_once` has changed it. SIGHUP stays ignored where it was, as under
-    nohup. In a thread other than the main one, which cannot listen to signals, nothing is collected.
-    """
+    nohup. In a thread other than the main one, which cannot listen to signals, nothing is collected."""
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests

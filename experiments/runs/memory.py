@@ -13,18 +13,11 @@ from experiments.settings.options import OptionError
 
 
 class Need(NamedTuple):
-    """Bytes that a device needs while a chunk runs.
+    """Bytes that a device needs while a chunk runs."""
 
-    Attributes:
-        fixed: whatever the number of lanes: the temporaries of one block.
-        per_lane: of each lane on the device: its state before and after the chunk, its copy on the way to the disk, and
-            its metrics.
-        num_lanes: lanes on the device, padding among them.
-    """
-
-    fixed: int
-    per_lane: float
-    num_lanes: int
+    fixed: int  # whatever the number of lanes: the temporaries of one block
+    per_lane: float  # of a lane: its state before and after the chunk, its copy on the way to the disk, its metrics
+    num_lanes: int  # lanes on the device, padding among them
 
     @property
     def total(self) -> float:
@@ -37,24 +30,15 @@ class Need(NamedTuple):
 
 
 def need(advance: jax.stages.Compiled, num_lanes: int, state_bytes: int) -> Need:
-    """Of a compiled advance.
-
-    Args:
-        advance: compiled for devices that hold `num_lanes` lanes each.
-        num_lanes: lanes a device.
-        state_bytes: of the state of these lanes.
-    """
+    """Of an advance compiled for devices that hold `num_lanes` lanes each, whose state has `state_bytes` bytes."""
     analysis = advance.memory_analysis()
     resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Need(int(analysis.temp_size_in_bytes), (resident + state_bytes) / num_lanes, num_lanes)
 
 
 def room(devices) -> float:
-    """Bytes that each of a run's devices has left for it: those of the one that has least, in any process.
-
-    Devices of a CPU share its memory equally, over all processes on that host. inf where it is not known. Every process of
-    the run must call this.
-    """
+    """Bytes that each of a run's devices has left: of the one that has least, in any process, which all must call this.
+    Devices of a CPU share its memory equally, over all processes on that host. inf where it is not known."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     hosts = of_all(np.uint32(zlib.crc32(platform.node().encode())))
     if local[0].platform == "cpu":

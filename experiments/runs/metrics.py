@@ -4,8 +4,7 @@
     metrics/<group>/<first step>-<last step>.npz   `MERGED` chunks, once there are so many
 
 A file holds a digest of its arrays and of whose they are: run, group and first step. Where files overlap, the one that
-starts later was written later: of the one before, only the steps until there count. Within a group lanes are ordered
-hyperparameters first: lane = hyper · seeds of the group + seed.
+starts later was written later: of the one before, only the steps until there count. For lanes see `folder`.
 """
 
 import hashlib
@@ -62,15 +61,10 @@ class Damaged(Exception):
 
 
 class Piece(NamedTuple):
-    """A file of metrics, by its name.
+    """A file of metrics, by its name."""
 
-    Attributes:
-        first_step: of its first column, counted from 0.
-        last_step: of its last column; -1: that is not in its name, which is that of a single chunk.
-    """
-
-    first_step: int
-    last_step: int
+    first_step: int  # of its first column, counted from 0
+    last_step: int  # of its last column; -1: that is not in its name, which is that of a single chunk
 
     @property
     def name(self) -> str:
@@ -88,23 +82,13 @@ class Piece(NamedTuple):
         return self.first_step, not self.is_merged
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
 def write_metrics(folder: Path, group: str, first_step: int, arrays: Arrays) -> None:
-    """Drops the metrics of a group from `first_step` on, which a resumed run computes anew, and writes one chunk of them.
+    """Drops the metrics of a group from `first_step` on, counted from 0, which a resumed run computes anew, and writes
+    one chunk of them, metric -> [lanes, steps of the chunk].
 
     Call it before the checkpoint at the chunk's end is saved: a kill in between then repeats a chunk, leaving no hole.
     Takes as long whatever came before, except that each `MERGED`th chunk is merged with those before it into one file.
-
-    Args:
-        folder: of the run.
-        group: from `group_name`.
-        first_step: outer step of the first column, counted from 0.
-        arrays: metric -> [lanes, steps of the chunk].
-
-    Raises:
-        RunFolderError: the shapes differ, the metrics before `first_step` are gone, or the disk refuses.
+    Raises RunFolderError where the shapes differ, the metrics before `first_step` are gone, or the disk refuses.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     shapes = {array.shape for array in arrays.values()}
@@ -164,25 +148,14 @@ def digest_of_arrays(arrays: Arrays) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
 def strange_metrics(directory: Path) -> list[str]:
     """Names, sorted, of what is in a group's folder and is no file of metrics, nor an unfinished one: all ignore it."""
     return sorted(x for x in _names(directory) if not (_piece(x) or LEFTOVER.fullmatch(x)))
 
 
 def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]:
-    """(step, note): the newest of some steps up to which all metrics of a group are whole; why not the first, or "".
-
-    Args:
-        folder: of the run.
-        group: from `group_name`.
-        steps: numbers of outer steps done, newest first, as of the checkpoints that there are.
-
-    Raises:
-        RunFolderError: there is none.
-    """
+    """(step, note): the newest of some numbers of steps done, newest first, as of the checkpoints that there are, up to
+    which all metrics of a group are whole; why not the first, or "". Raises RunFolderError where there is none."""
     directory, covered = folder / "metrics" / group, 0
     try:
         for part in _parts(directory, owner_of(folder, group), _pieces(directory), 0, steps[0]):
@@ -199,15 +172,9 @@ def check_metrics(folder: Path, group: str, steps: list[int]) -> tuple[int, str]
 
 
 def read_metrics(folder: Path, last_step: int | None = None) -> tuple[Arrays, np.ndarray]:
-    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once.
-
-    Args:
-        folder: of the run.
-        last_step: how many outer steps to read, ≥ 1; None for all that every seed has, warning if some have more.
-
-    Raises:
-        RunFolderError: if steps are missing, a file is damaged or of another run, or files do not fit together.
-    """
+    """(metric -> [hyper, seed, step], [seed] seed numbers), each step once, of the first `last_step` ≥ 1 steps; None
+    for all that every seed has, warning if some have more. Raises RunFolderError if steps are missing, a file is
+    damaged or of another run, or files do not fit together."""
     groups = {group_name(*group): np.arange(group[1]) + group[0] for group in groups_of(folder)}
     begun = [name for name in groups if _pieces(folder / "metrics" / name)]
     if not begun:
@@ -238,10 +205,7 @@ def _parts(
     directory: Path, owner: str, pieces: list[Piece], first_step: int, last_step: int | None = None
 ) -> Iterator[Arrays]:
     """The metrics from `first_step` to before `last_step`, metric -> [lanes, steps], in their order, each step once.
-
-    Raises:
-        Damaged: at the first step that is not there as it was written.
-    """
+    Raises Damaged at the first step that is not there as it was written."""
     pieces = [piece for piece in pieces if last_step is None or piece.first_step < last_step]
     ends = [*(piece.first_step for piece in pieces[1:]), last_step][: len(pieces)]
     covered, first = first_step, None
@@ -324,13 +288,8 @@ def load_run(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The metrics of a run: dimensions (hyper, seed, step), a coordinate along `hyper` for every swept hyperparameter.
 
     Attribute `config` holds the configuration as JSON. Where the world names its score, `true_score` has the attributes
-    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be read.
-
-    Args:
-        path: of the run's folder; `sweep.json` in it, if there is one, holds a `Sweep`.
-
-    Raises:
-        RunFolderError: if it is not a run, or its metrics cannot be read; see `read_metrics`.
+    `long_name`, `units` and, of its bounds, those that are known: `valid_min`, `valid_max`. A run that goes on may be
+    read. Raises RunFolderError if it is not a run, or its metrics cannot be read; see `read_metrics`.
     """
     import xarray  # takes a second, and only readers need it
 

@@ -44,16 +44,8 @@ class Policy(NamedTuple):
 
 
 def load_policy(path: str | Path, seed: int, point: int = 0) -> Policy:
-    """The policy of one seed of a run, from its newest whole checkpoint.
-
-    Args:
-        path: the run's folder.
-        seed: its number, as in `load_run`'s coordinate.
-        point: of the sweep, as in `load_run`'s dimension `hyper`.
-
-    Raises:
-        RunFolderError: it is not a run, or has no such seed or point.
-    """
+    """The policy of one seed of a run, from its newest whole checkpoint; seed, point and what is raised are as in
+    `load_params`."""
     params = load_params(path, seed, point).policy
     return policy_of(read_config(Path(path)), params)
 
@@ -108,13 +100,9 @@ def over_batches(function: Callable, shape: tuple[int, ...]) -> Callable:
 
 
 def check_observation(observation, shape: tuple[int, ...], num_states: int | None) -> np.ndarray:
-    """The observation as an array, or an OptionError for what is wrong with it.
-
-    Args:
-        observation: numbers, nested in lists to any depth.
-        shape: of one; leading axes are a batch.
-        num_states: its entries are whole numbers below this; None: any finite numbers.
-    """
+    """The observation, numbers nested in lists to any depth, as an array of the shape of one behind batch axes, or an
+    OptionError for what is wrong with it. Entries are whole numbers below `num_states`, where that is None any finite
+    numbers."""
     try:
         array = np.asarray(observation)
     except ValueError as error:  # lists of different lengths

@@ -56,19 +56,17 @@ class ProcessOptions:
 def joined(options: ProcessOptions) -> Iterator[None]:
     """Joins the other processes of the run, where that is asked for; enter it before any device is used.
 
-    When not all come, each that did says so and ends with exit code 2, `peer_timeout` seconds after it came. When another
-    dies or fails inside the block, this one says so in a line and ends with 1: at once if that is process 0, otherwise
-    `peer_timeout` seconds later at most.
-
-    Raises:
-        OptionError: an option is out of its range or missing, the port is taken, or there is no cluster.
+    When not all come, each that did says so and ends with exit code 2, `peer_timeout` seconds after it came. When
+    another dies or fails inside the block, this one says so in a line and ends with 1: at once if that is process 0,
+    otherwise `peer_timeout` seconds later at most. Raises OptionError where an option is out of its range or missing, the
+    port is taken, or there is no cluster.
     """
     check_fields(options)
     given = _check_place(options)
     if not options.distributed:
         yield
         return
-    stages = _Stages(threading.Event(), threading.Event(), threading.Event())
+    stages = _Stages(threading.Event(), threading.Event())
     try:
         _join(options, given, stages)
     except OptionError:
@@ -93,25 +91,15 @@ def joined(options: ProcessOptions) -> Iterator[None]:
 
 
 class _Stages(NamedTuple):
-    """How far this process is.
+    """How far this process is."""
 
-    Attributes:
-        joined: all processes have come.
-        over: it needs the others no more, and says nothing more to them.
-        left: that is so for all of them: it does not matter any more who ends.
-    """
-
-    joined: threading.Event
-    over: threading.Event
-    left: threading.Event
+    joined: threading.Event  # all processes have come
+    left: threading.Event  # none needs the others any more: it does not matter who ends
 
 
 def _check_place(options: ProcessOptions) -> bool:
-    """Whether the options say where this process belongs; otherwise JAX detects it.
-
-    Raises:
-        OptionError: they say a part of it, or what cannot be.
-    """
+    """Whether the options say where this process belongs, else JAX detects it; raises OptionError where they say a part
+    of it."""
     place = {
         "--coordinator": options.coordinator != "",
         "--num-processes": options.num_processes > 0,
@@ -193,10 +181,8 @@ def _join(options: ProcessOptions, given: bool, stages: _Stages) -> None:
 
 def bindable(address: str) -> str | None:
     """The address, where process 0 can listen there and the others mean the same by it; otherwise None, which is said.
-
-    A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where the
-    others know it by another.
-    """
+    A service in front of this machine is no address of it; and a machine may call itself by a loopback address, where
+    the others know it by another."""
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # JAX takes it from there
         return None
     host, port = split(address)
@@ -214,11 +200,7 @@ def bindable(address: str) -> str | None:
 
 
 def _is_here(host: str, port: int) -> bool:
-    """Whether it is an address of this machine.
-
-    Raises:
-        OptionError: it is, and another program listens there.
-    """
+    """Whether it is an address of this machine. Raises OptionError where it is, and another program listens there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what listened there before may have just ended
         try:
@@ -231,11 +213,9 @@ def _is_here(host: str, port: int) -> bool:
 
 
 def _watch(stages: _Stages, timeout: float) -> None:
-    """Ends this process when another has not counted on for most of `timeout` seconds.
-
-    It counts until all have left, so that one that waits for the others is not taken for dead. JAX's own heartbeats would
-    end it too, with a stack trace instead of a line.
-    """
+    """Ends this process when another has not counted on for most of `timeout` seconds. It counts until all have left,
+    so that one that waits for the others is not taken for dead. JAX's own heartbeats would end it too, with a stack
+    trace instead of a line."""
     state = distributed.global_state
     store, me = state.client, state.process_id
     patience = timeout * (LESS if me else 0.9)  # process 0 holds the others' connection: it ends after them
@@ -261,7 +241,6 @@ def _watch(stages: _Stages, timeout: float) -> None:
 
 def _leave(stages: _Stages, timeout: float) -> None:
     """Returns when all processes are over; until then, the end of process 0 is told here too."""
-    stages.over.set()
     try:
         distributed.global_state.client.wait_at_barrier("bilevel/over", LONGEST)  # the watch ends it if another dies
         stages.left.set()
@@ -271,13 +250,8 @@ def _leave(stages: _Stages, timeout: float) -> None:
 
 
 def _end(reason: str, timeout: float) -> None:
-    """Says the reason, once, and ends this process without the usual exit, which would wait for the dead.
-
-    Args:
-        reason: why the run cannot go on.
-        timeout: `peer_timeout`, a part of which the others have to hear the reason; 0: process 0 has gone, by which they
-            would hear it.
-    """
+    """Says the reason, once, and ends this process without the usual exit, which would wait for the dead. The others
+    have a part of `timeout` to hear the reason; 0: process 0 has gone, by which they would hear it."""
     state = distributed.global_state
     with _ending:
         if not _said.is_set():
@@ -314,11 +288,8 @@ def is_main() -> bool:
 
 
 def agree(function: Callable[[], Any]) -> Any:
-    """What `function` returns in process 0, a JSON value, in every process; each must call this.
-
-    Raises:
-        RefusedByMain: in the others, where it raised a refusal in process 0.
-    """
+    """What `function` returns in process 0, a JSON value, in every process; each must call this. Raises RefusedByMain
+    in the others, where it raised a refusal in process 0."""
     if jax.process_count() == 1:
         return function()
     refusal, text = None, b""

@@ -16,12 +16,8 @@ INTERVAL = 30.0  # seconds between two lines
 
 
 class Progress:
-    """A bar on a terminal; in a log a line after the first update, at most one every INTERVAL seconds, and one at the end.
-
-    Args:
-        total: steps.
-        say: takes lines; `silent`: there is no bar either.
-    """
+    """A bar of so many steps on a terminal; in a log a line after the first update, at most one every INTERVAL seconds,
+    and one at the end. `say` takes the lines; where it is `silent` there is no bar either."""
 
     def __init__(self, total: int, say: Callable[[str], None]):
         self.total, self.done, self.say = total, 0, say
@@ -43,13 +39,8 @@ class Progress:
         self.done_before, self.started = self.done, time.monotonic()
 
     def update(self, steps: int, words: str, where: str = "") -> None:
-        """Counts steps that were done now.
-
-        Args:
-            steps: how many.
-            words: how things stand.
-            where: steps done and in all, for a line; a bar shows them by itself.
-        """
+        """Counts steps that were done now; `words` tell how things stand, `where`, for a line alone, the steps done and
+        in all."""
         self.bar.set_postfix_str(words, refresh=False)
         self._count(steps)
         now, left = time.monotonic(), self.total - self.done
@@ -75,12 +66,9 @@ def duration(seconds: float) -> str:
 
 
 def standing(metrics: dict[str, np.ndarray], num_points: int) -> str:
-    """How lanes stand after the last of some steps, as in `32/32 seeds alive, true return 3.41`.
-
-    Args:
-        metrics: name -> [lanes, steps], lanes in the order of hyperparameters first.
-        num_points: of the sweep; of several, the least and the greatest interquartile mean over seeds are said.
-    """
+    """How lanes stand after the last of some steps, as in `32/32 seeds alive, true return 3.41`, by metrics [lanes,
+    steps], lanes in the order of hyperparameters first; of several points of a sweep, the least and the greatest
+    interquartile mean over seeds are said."""
     alive = metrics["status"][:, -1] != DIVERGED
     words = f"{np.sum(alive)}/{len(alive)} {'seeds' if num_points == 1 else 'lanes'} alive"
     name = headline_metric([name for name in metrics if name not in (*COUNTS, "status")])

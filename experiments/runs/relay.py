@@ -20,14 +20,9 @@ def split(address: str) -> tuple[str, int]:
 
 
 def open_relay(address: str, patience: float, lost: Callable[[str], None], joined: threading.Event) -> str:
-    """HOST:PORT on this machine that leads to `address`.
-
-    Args:
-        address: HOST:PORT of process 0, which may come later.
-        patience: seconds without a byte from process 0 after which it counts as gone.
-        lost: is told why it counts as gone, again and again, until the client leaves or process 0 is heard.
-        joined: no further connection is accepted once it is set; those that were made last.
-    """
+    """HOST:PORT on this machine that leads to `address`, that of process 0, which may come later. It counts as gone
+    after `patience` seconds without a byte; `lost` is told why, again and again, until the client leaves or process 0
+    is heard. Once `joined` is set no further connection is accepted; those that were made last."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(LOOK)
     _start(_accept, listener, address, patience, lost, joined)

@@ -40,33 +40,21 @@ OBJECTIVES = {
 
 
 class Parts(NamedTuple):
-    """What an algorithm may be made of, at one point of a sweep.
+    """What an algorithm may be made of, at one point of a sweep."""
 
-    Attributes:
-        problem: of the run; its reward model is None where the algorithm does not name one.
-        gradients: (upper objective, estimator of line 7's difference) -> the derivatives, for those that name them.
-    """
-
-    problem: Problem
-    gradients: Callable[..., Gradients]
+    problem: Problem  # of the run; its reward model is None where the algorithm does not name one
+    gradients: Callable[..., Gradients]  # of an upper objective and an estimator of line 7, for those that name them
 
 
 class Entry(NamedTuple):
-    """An algorithm of the command line.
+    """An algorithm of the command line."""
 
-    Attributes:
-        options: a record of its static options, as `options.part` makes it.
-        hyper: a NamedTuple of its real numbers, which are options too, and may be swept.
-        needs: names of the parts that it needs, of `options.NAMED_PARTS`.
-        make: (parts, options, hyper) -> Algorithm, called inside the traced function.
-        policy: (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None
-            where it names the part `policy`.
-    """
-
-    options: type
-    hyper: type
-    needs: tuple[str, ...]
-    make: Callable[[Parts, Any, Any], Algorithm]
+    options: type  # a record of its static options, as `options.part` makes it
+    hyper: type  # a NamedTuple of its real numbers, which are options too, and may be swept
+    needs: tuple[str, ...]  # names of the parts that it needs, of `options.NAMED_PARTS`
+    make: Callable[[Parts, Any, Any], Algorithm]  # of parts, options and hyper, inside the traced function
+    # (problem, coefficients) -> its own policy model, such as the Gibbs policy of the reward's parameters; None where
+    # it names the part `policy`.
     policy: Callable[[Problem, Coefficients], Model] | None = None
 
 
@@ -100,9 +88,7 @@ def optimizers(options: Any) -> tuple[Optimizer, Optimizer]:
 
 
 BilevelOptions = part(
-    "BilevelOptions",
-    "Algorithm 1 (bilevel).",
-    static(BilevelConfig, BilevelHyper, ESTIMATOR | fields(UpperOptions)),
+    "BilevelOptions", "Algorithm 1 (bilevel).", static(BilevelConfig, BilevelHyper, ESTIMATOR | fields(UpperOptions))
 )
 AlternatingOptions = part(
     "AlternatingOptions",
@@ -146,17 +132,12 @@ ALGORITHMS = {
 }
 
 
-# Optimizers by name ---------------------------------------------------------------------------------------------------
-
 SHARES = ("b1", "b2", "b3", "decay", "momentum", "rho")  # of the past that an optimizer's running means keep
 
 
 def optimizer(option: str, text: str) -> Optimizer:
-    """An optax optimizer from `name` or `name:argument=number,…`, as a function of its step size.
-
-    Raises:
-        OptionError: optax has none of that name, or it does not take those arguments.
-    """
+    """An optax optimizer from `name` or `name:argument=number,…`, as a function of its step size. Raises OptionError where
+    optax has none of that name, or it does not take those arguments."""
     name, colon, rest = text.partition(":")
     constructor = choose(spelled(option), name, OPTIMIZERS)
     try:

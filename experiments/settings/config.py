@@ -29,24 +29,15 @@ from experiments.settings.worlds import WORLDS
 
 
 class Config(NamedTuple):
-    """What a run is asked to be: names, and the parts that its world and its algorithm have, each a record of options.
+    """What a run is asked to be: names, and the parts that its world and its algorithm have, each a record of options."""
 
-    Attributes:
-        world_name, algorithm_name: of `WORLDS` and `ALGORITHMS`.
-        run: how many seeds and steps, and how they are laid out.
-        world: the options of the world.
-        algorithm: the options of the algorithm.
-        problem: discount, KL weight, rationality and reference policy.
-        named: the parts that the algorithm names, by their names in `options.NAMED_PARTS`.
-    """
-
-    world_name: str
-    algorithm_name: str
+    world_name: str  # of `WORLDS`
+    algorithm_name: str  # of `ALGORITHMS`
     run: RunOptions
     world: Any
     algorithm: Any
-    problem: Any
-    named: dict[str, Any]
+    problem: Any  # discount, KL weight, rationality and reference policy
+    named: dict[str, Any]  # the parts that the algorithm names, by their names in `options.NAMED_PARTS`
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -72,15 +63,11 @@ def config_of(world: str, algorithm: str, parts: Mapping[str, Any]) -> Config:
 
 
 def configure(world: str = "gridworld", algorithm: str = "bilevel", **options: Any) -> Config:
-    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place.
+    """A checked configuration: the defaults of the algorithm on the world, with `options` in their place, any of the
+    chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
 
-    Args:
-        world: a name in `experiments.settings.worlds.WORLDS`.
-        algorithm: a name in `experiments.settings.algorithms.ALGORITHMS`.
-        options: any options of the chosen parts, such as seeds=64, sigma=(0.01, 0.1); a single number stands for itself.
-
-    Raises:
-        OptionError: an option is unknown, out of its range or swept without effect, or two do not fit each other.
+    World and algorithm are names in `settings.worlds.WORLDS` and `settings.algorithms.ALGORITHMS`. Raises OptionError
+    where an option is unknown, out of its range or swept without effect, or two do not fit each other.
     """
     config = _assemble(world, algorithm, options)
     refuse_idle_sweep(config)
@@ -154,6 +141,12 @@ def from_dict(flat: dict[str, Any]) -> Config:
     return _assemble(flat["world"], flat["algorithm"], options)
 
 
+def _from_json(value):
+    if isinstance(value, list):
+        return tuple(map(_from_json, value))
+    return float(value) if value in ("inf", "-inf") else value
+
+
 class Named(TypedDict):
     """What `config.json` holds, beside the options that these two have."""
 
@@ -162,11 +155,8 @@ class Named(TypedDict):
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run from its folder.
-
-    Raises:
-        RunFolderError: it is not a run, or its `config.json` does not hold a configuration.
-    """
+    """The configuration of a run from its folder; raises RunFolderError where the `config.json` there does not hold
+    one."""
     flat = read_json(folder, "config.json", Named)
     try:
         return from_dict(flat)
@@ -178,15 +168,6 @@ def _to_json(value):
     if isinstance(value, tuple):
         return [_to_json(x) for x in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value  # JSON has no infinity
-
-
-def _from_json(value):
-    if isinstance(value, list):
-        return tuple(_from_json(x) for x in value)
-    return float(value) if value in ("inf", "-inf") else value
-
-
-# Sweeps ---------------------------------------------------------------------------------------------------------------
 
 
 def swept_values(config: Config) -> dict[str, Values]:
@@ -202,8 +183,6 @@ def sweep(config: Config) -> tuple[list[str], list[dict[str, float]]]:
     return [name for name, values in axes.items() if len(values) > 1], points
 
 
-# Options without effect -----------------------------------------------------------------------------------------------
-
 CRITIC = tuple(name for name in options_of(NAMED_PARTS["critic"]) if name != "critic")
 SAMPLES = ("critic", *CRITIC, "batch_size", "num_pairs", "rollout_length", "estimator")
 EFFECTS = (  # options, and the choices any of which gives them an effect
@@ -214,10 +193,8 @@ EFFECTS = (  # options, and the choices any of which gives them an effect
 
 
 def choices_wanted(config: Config, name: str) -> dict[str, str]:
-    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one.
-
-    Of the options that an algorithm brings itself nothing is known but for Algorithm 1's.
-    """
+    """The choices any of which would give the option an effect on the run, which it lacks; none if it has one. Of the
+    options that an algorithm brings itself nothing is known but for Algorithm 1's."""
     options = config.options
     if name in options_of(type(config.algorithm)) and not isinstance(config.algorithm, BilevelOptions):
         return {}
@@ -244,9 +221,6 @@ def refuse_idle_sweep(config: Config) -> None:
     """Raises OptionError for a sweep of an option without effect, whose points would be one. A single value does no harm."""
     for sentence in idle(config, sweep(config)[0]):
         raise OptionError(f"{sentence}: give it one value, or leave it out")
-
-
-# Checks across options ------------------------------------------------------------------------------------------------
 
 
 def check(config: Config) -> Config:

@@ -41,11 +41,8 @@ def as_yaml(options: Mapping[str, Any]) -> str:
 
 
 def read_options(path: str) -> dict[str, Any]:
-    """The options that a file holds, by name with underscores: numbers, truths, texts, and lists of these.
-
-    Raises:
-        OptionError: the file is missing, damaged, of another kind, or holds anything else.
-    """
+    """The options that a file holds, by name with underscores: numbers, truths, texts, and lists of these. Raises
+    OptionError where the file is missing, damaged, of another kind, or holds anything else."""
     required = "a YAML or TOML file of options, as bilevel train --print-config > run.yaml writes it"
     read = {".yaml": _pairs_of_yaml, ".yml": _pairs_of_yaml, ".toml": _pairs_of_toml}.get(Path(path).suffix)
     if read is None:

@@ -31,26 +31,15 @@ Point = dict[str, Any]  # the value, or array, of every real-valued hyperparamet
 
 
 class Job(NamedTuple):
-    """What a configuration stands for.
-
-    Attributes:
-        config: the options.
-        world: with its true reward.
-        swept: names of the hyperparameters that have several values.
-        points: of the sweep, each with the value of every hyperparameter.
-        devices: that share the lanes.
-        stopping: when a seed has converged.
-        make: point -> (algorithm, measure), called inside the traced function, for `bilevel.lanes.programs`.
-        problem: point -> Problem.
-    """
+    """What a configuration stands for."""
 
     config: Config
-    world: World
-    swept: tuple[str, ...]
-    points: tuple[Point, ...]
-    devices: tuple[jax.Device, ...]
-    stopping: Stopping
-    make: Callable[[Point], tuple[Algorithm, Measure]]
+    world: World  # with its true reward
+    swept: tuple[str, ...]  # names of the hyperparameters that have several values
+    points: tuple[Point, ...]  # of the sweep, each with the value of every hyperparameter
+    devices: tuple[jax.Device, ...]  # that share the lanes
+    stopping: Stopping  # when a seed has converged
+    make: Callable[[Point], tuple[Algorithm, Measure]]  # inside the traced function, for `bilevel.lanes.programs`
     problem: Callable[[Point], Problem]
 
     def chunk(self, done: int) -> int:
@@ -69,12 +58,8 @@ def arithmetic(config: Config) -> Iterator[None]:
 
 
 def resolve(config: Config) -> Job:
-    """The job of a configuration.
-
-    Raises:
-        OptionError: a file does not fit the world, an exact oracle is out of reach, or there are too few devices; before
-            anything compiles.
-    """
+    """The job of a configuration. Raises OptionError where a file does not fit the world, an exact oracle is out of reach,
+    or there are too few devices; before anything compiles."""
     world, options, entry = config.world.build(), config.options, ALGORITHMS[config.algorithm_name]
     devices = choose_devices(config)
     check_segments(config, world)
@@ -213,14 +198,9 @@ def build_measure(config: Config, world: World, problem: Problem, coefficients: 
     return sampled_measure(problem, world, coefficients, config.run.evaluation_rollouts, length)
 
 
-# What a report shows of a finite world --------------------------------------------------------------------------------
-
-
 def tables(job: Job, learned: Learned) -> dict[str, np.ndarray]:
-    """π_λ, and r_φ if one is learned, of every lane [lanes, S, A], beside the true reward [S, A].
-
-    Parameters have a leading lane axis.
-    """
+    """π_λ, and r_φ if one is learned, of every lane [lanes, S, A], beside the true reward [S, A]. Parameters have a
+    leading lane axis."""
     problem, env = job.problem(job.points[0]), job.world.env
     found = {"true_reward": np.asarray(job.world.mdp.reward)}
     policies = jax.jit(jax.vmap(lambda params: policy_table(env, bind(problem.policy, params))))
@@ -233,9 +213,7 @@ def tables(job: Job, learned: Learned) -> dict[str, np.ndarray]:
 
 def baselines(job: Job) -> dict[str, dict[str, float]]:
     """What true returns are compared with, on a finite world: the reference policy's, the best with and without KL.
-
-    Those that differ between the points of a sweep are left out.
-    """
+    Those that differ between the points of a sweep are left out."""
     env, mdp = job.world.env, job.world.mdp
 
     def at(point):

@@ -42,9 +42,6 @@ class Option(NamedTuple):
     range: Range | None
 
 
-# Records of options ---------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a part by name; `kind` is its dataclass or NamedTuple."""
@@ -111,8 +108,6 @@ def _texts(kind: type) -> dict[str, str]:
     }
 
 
-# Parts of every run ---------------------------------------------------------------------------------------------------
-
 Chunk = Annotated[
     str, Range("a whole number, at least 1, or all", lambda x: x == "all" or (x.isdecimal() and int(x) > 0))
 ]
@@ -161,9 +156,6 @@ ProblemOptions = part(
     "The problem: discount, KL, rationality, reference.",
     swept(Coefficients) | fields(ReferenceOptions),
 )
-
-
-# Parts that an algorithm names ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +217,6 @@ NAMED_PARTS = {
     "gradients": GradientOptions,
     "critic": TDOptions,
 }
-
-
-# Checks ---------------------------------------------------------------------------------------------------------------
 
 
 def spelled(name: str) -> str:

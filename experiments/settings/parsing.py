@@ -22,18 +22,8 @@ ASKS_HELP = {"-h", "--help"}
 
 
 def parse(default: Any, arguments: Sequence[str], command: str, about: str, required: str) -> Any:
-    """The record as the arguments of a command change it; help prints and exits with 0.
-
-    Args:
-        default: a record, in which an empty text stands for what must be given.
-        arguments: what follows the command.
-        command: its name.
-        about: what it does, for its help.
-        required: what may follow it, in words, for whoever gives something else.
-
-    Raises:
-        OptionError: with one line.
-    """
+    """The record `default` as a command's arguments change it, in which "" stands for what must be given; prints the
+    help, `about` it, and exits with 0. Raises OptionError with one line, which says in words what is `required`."""
     show_help(default, arguments, command, about)
     options, others = known(default, arguments)
     if others or "" in (getattr(options, name) for name in types_of(options)):
@@ -56,11 +46,8 @@ def show_help(default: Any, arguments: Iterable[str], command: str, about: str) 
 def known(
     default: Any, arguments: Sequence[str], explain: Callable[[], OptionError] | None = None
 ) -> tuple[Any, list[str]]:
-    """The record as those arguments change it that it knows, and the others.
-
-    Raises:
-        OptionError: a value does not fit its option; `explain` makes it, or `mistake` where that is None.
-    """
+    """The record as those arguments change it that it knows, and the others. Raises OptionError where a value does not fit
+    its option; `explain` makes it, or `mistake` where that is None."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(type(default), default=default, args=arguments, return_unknown_args=True, add_help=False)
@@ -72,9 +59,7 @@ def mistake(
     records: Iterable[Any], arguments: Sequence[str], unknown: Callable[[str], OptionError] | None = None
 ) -> OptionError:
     """The error for the first argument that fits none of the records; `unknown` makes it for a name that is of none.
-
-    Without `unknown` names that are of none are left out, and switches, which words of another meaning may follow.
-    """
+    Without `unknown` names that are of none are left out, and switches, which words of another meaning may follow."""
     homes = {name: record for record in records for name in types_of(record)}
     switches = {f"no_{name}": record for name, record in homes.items() if types_of(record)[name] is bool}
     for flag, values in by_flag(arguments):
@@ -89,9 +74,6 @@ def mistake(
         except OptionError as error:
             return error
     return OptionError(f"these arguments cannot be read: {shlex.join(arguments)}")
-
-
-# Records and flags ----------------------------------------------------------------------------------------------------
 
 
 def types_of(record: Any) -> dict[str, Any]:
@@ -115,9 +97,6 @@ def by_flag(arguments: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         else:
             values.append(argument)
     yield flag, values
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
 
 
 def refuse_beyond_floats(records: Iterable[Any], arguments: Iterable[str]) -> None:

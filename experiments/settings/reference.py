@@ -19,17 +19,9 @@ FIT_STEPS, FIT_STEP_SIZE = 500, 0.01  # of the supervised fit
 
 
 def build_reference(path: str, seed: int, world: World, policy: Model):
-    """π_ref, and the policy model: where the reference was fitted to demonstrations, the policy starts from it.
-
-    Args:
-        path: `uniform`, or of an .npz file.
-        seed: of the fit.
-        world: that it is a policy of.
-        policy: the model that is fitted.
-
-    Raises:
-        OptionError: the file does not fit the world.
-    """
+    """π_ref of a world, and the policy model, from `uniform` or the path of an .npz file: where the reference was
+    fitted to demonstrations, with that seed, the policy starts from it. Raises OptionError where the file does not fit
+    the world."""
     env = world.env
     if path == "uniform":
         return models.uniform_reference(env), policy
@@ -44,14 +36,8 @@ def build_reference(path: str, seed: int, world: World, policy: Model):
 
 
 def fit_policy(policy: Model, key, obs, action) -> Any:
-    """Parameters of maximum likelihood on demonstrations: supervised fine-tuning, the first stage of RLHF.
-
-    Args:
-        policy: the model.
-        key: of its initial parameters.
-        obs: [N] indices or [N, D].
-        action: [N] indices or [N, action_size].
-    """
+    """Parameters of maximum likelihood on demonstrations, obs [N] or [N, D] and action [N] or [N, action_size], started
+    by the key: supervised fine-tuning, the first stage of RLHF."""
 
     def likelihood(params):
         return jnp.mean(jax.vmap(lambda o, a: policy.apply(params, o).log_prob(a))(obs, action))

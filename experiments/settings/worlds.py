@@ -266,14 +266,8 @@ def _check_size(rows: str, count: int, actions: int) -> None:
 
 
 def load_arrays(option: str, path: str, names: tuple[str, ...], instead: str | None = None) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, or an OptionError that says what the file lacks.
-
-    Args:
-        option: its name on the command line.
-        path: of the file.
-        names: of the arrays.
-        instead: an array that makes the others superfluous.
-    """
+    """The named arrays of an option's .npz file, or an OptionError that says what the file lacks; the array `instead`
+    makes the others superfluous."""
     required = f"an .npz file with {', '.join(names)}; write it with numpy.savez"
     try:
         arrays = read_arrays(path, {*names, instead}, MOST_ARRAYS)

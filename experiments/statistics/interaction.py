@@ -8,33 +8,23 @@ from experiments.statistics.intervals import ends, resamples
 
 
 class Interaction(NamedTuple):
-    """How far two numbers are from being tunable one after the other.
+    """How far two numbers are from being tunable one after the other."""
 
-    Attributes:
-        share: of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN
-            where that variance itself is not distinguishable from 0.
-        interval: of it, 95 %, by bootstrap over seeds.
-        with_noise: the same with the seeds' noise in it, which is above 0 without any interaction.
-        factor: exp of the root mean square of what is left: by how much row + column misjudges a gap.
-        cells: of the grid, those used: without a run that diverged.
-    """
-
+    # Of the variance of the mean log gap over the grid, what row + column leaves; free of the seeds' noise. NaN where
+    # that variance itself is not distinguishable from 0.
     share: float
-    interval: tuple[float, float]
-    with_noise: float
-    factor: float
-    cells: int
+    interval: tuple[float, float]  # of it, 95 %, by bootstrap over seeds
+    with_noise: float  # the same with the seeds' noise in it, which is above 0 without any interaction
+    factor: float  # exp of the root mean square of what is left: by how much row + column misjudges a gap
+    cells: int  # of the grid, those used: without a run that diverged
 
 
 def interaction(gap: np.ndarray, keep: np.ndarray) -> Interaction:
-    """Two-way analysis of log gap.
+    """Two-way analysis of the mean of log gap over seeds, of gaps [row, column, seed] above 0, on the cells that are
+    kept, [row, column] bool.
 
-    A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise in
-    its mean. The bootstrap draws seeds with repetition, and leaves out pairs of one seed with itself as well.
-
-    Args:
-        gap: [row, column, seed], above 0; the mean of log gap over seeds is what is modelled.
-        keep: [row, column] bool, cells that are used.
+    A variance is a sum of ⟨y_s, y_t⟩ over seeds s, t; without s = t, whose noises are one and the same, it has no noise
+    in its mean. The bootstrap draws seeds with repetition, and leaves out pairs of one seed with itself as well.
     """
     values = np.log(gap[keep]).T  # [seed, cell]
     rows, columns = (np.eye(n)[x] for n, x in zip(keep.shape, np.nonzero(keep), strict=True))

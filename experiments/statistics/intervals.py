@@ -50,27 +50,19 @@ def bars(of: Interval) -> np.ndarray:
     return np.maximum([of.center - of.low, of.high - of.center], 0)  # of equal seeds rounding may leave −ε
 
 
-# Means ----------------------------------------------------------------------------------------------------------------
-
-
 def interquartile_mean(values: np.ndarray, axis: int = 0) -> Interval:
     """The mean of the middle half of the seeds; see `mean`."""
     return mean(values, QUARTER, axis)
 
 
 def mean(values: np.ndarray, trim: float = 0.0, axis: int = 0) -> Interval:
-    """The mean over seeds, of the values between the lowest and the highest that are cut off, with its interval.
+    """The mean over seeds, along `axis` of the values, with its interval, without the fraction `trim` in [0, ½) of the
+    seeds that is cut off on each side, as in `scipy.stats.trim_mean`: three arrays of the shape of `values` without
+    `axis`. Values that are not finite are left out, each column by itself: NaN where no seed is finite, no ends where
+    only one is.
 
     A trimmed mean is linear in the order statistics, and to resample seeds is to resample ranks. So one matrix of
     resampled weights [resamples, seeds] serves every column, and all columns are one product.
-
-    Args:
-        values: seeds along `axis`; those that are not finite are left out, each column by itself.
-        trim: fraction in [0, ½) of the seeds that is cut off on each side, as in `scipy.stats.trim_mean`.
-        axis: of the seeds.
-
-    Returns:
-        Three arrays of the shape of `values` without `axis`: NaN where no seed is finite, no ends where only one is.
     """
     values = np.moveaxis(np.asarray(values, float), axis, 0)
     shape = values.shape[1:]
@@ -100,9 +92,6 @@ def _resampled_weights(size: int, cut: int) -> np.ndarray:
     return np.bincount(cells.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size) / ranks.shape[1]
 
 
-# Shares and correlations ----------------------------------------------------------------------------------------------
-
-
 def proportion(events: np.ndarray, axis: int = 0) -> Interval:
     """The share of instances, along `axis` of booleans, of which something is true, with Clopper and Pearson's interval."""
     count, num = np.sum(events, axis=axis), np.shape(events)[axis]
@@ -113,11 +102,9 @@ def proportion(events: np.ndarray, axis: int = 0) -> Interval:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> dict[str, Interval]:
-    """Spearman's ρ of x and y [class, instance], with its interval over instances.
-
-    `pooled` is over classes and instances together, `within` the mean over classes of ρ over instances, without those
-    where x or y is the same on every instance, which has no order to agree with. NaN where nothing is left.
-    """
+    """Spearman's ρ of x and y [class, instance], with its interval over instances. `pooled` is over classes and
+    instances together, `within` the mean over classes of ρ over instances, without those where x or y is the same on
+    every instance, which has no order to agree with. NaN where nothing is left."""
 
     def pooled(picks):
         together = (np.moveaxis(v[:, picks], 0, 1).reshape(len(picks), -1) for v in (x, y))
@@ -139,16 +126,9 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.sum(a * b, axis=-1) / np.sqrt(np.sum(a**2, axis=-1) * np.sum(b**2, axis=-1))
 
 
-# The bootstrap --------------------------------------------------------------------------------------------------------
-
-
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], num: int) -> Interval:
-    """Any number of S seeds with its interval; draws on which it is not a number are left out.
-
-    Args:
-        statistic: seeds that are drawn [draw, S] -> the number on each draw [draw].
-        num: S, at least 2.
-    """
+    """Any number of S ≥ 2 seeds with its interval; draws on which it is not a number are left out. The statistic is a
+    function of the seeds that are drawn [draw, S], which gives the number on each draw [draw]."""
     center, drawn = statistic(np.arange(num)[None])[0], statistic(resamples(num))
     drawn = drawn[~np.isnan(drawn)]
     return Interval(center, *(ends(drawn, num) if len(drawn) else (np.nan, np.nan)))
@@ -160,11 +140,7 @@ def resamples(num: int, num_resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def ends(resampled: np.ndarray, num: int) -> np.ndarray:
-    """The ends of a bootstrap's interval, [2, ...]: expanded percentiles.
-
-    Args:
-        resampled: [resamples, ...] the numbers on each draw of the seeds.
-        num: seeds that were drawn, at least 2.
-    """
+    """Expanded percentiles, [2, ...], of the numbers [resamples, ...] on each draw of `num` ≥ 2 seeds: a bootstrap's
+    interval."""
     farther = stats.t.ppf((1 + COVERAGE) / 2, num - 1) * np.sqrt(num / (num - 1))
     return np.quantile(resampled, stats.norm.cdf([-farther, farther]), axis=0)

@@ -31,39 +31,25 @@ NUM_CROSSINGS, NUM_STEPS = 13, 4  # on that grid, and of Gauss–Newton after it
 
 
 class Fit(NamedTuple):
-    """error ≈ constant · n^(−exponent) + floor at the levels `budgets`.
+    """error ≈ constant · n^(−exponent) + floor at the levels `budgets`."""
 
-    Attributes:
-        exponent: p; positive if the error falls.
-        interval: (low, high) of p, 95 %. Where as many levels were dropped as may be, the bend may go on beyond the data:
-            the end towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
-        tail: (low, high) of the slope of the last levels, of the same coverage. It covers two slopes, each with its
-            interval: that between the last two levels, and that of the parabola through the last five a level farther on,
-            where a bend would lead. A floor is part of what is judged here: what has reached one does not fall.
-        range: first and last n of the levels used.
-        undecided: why nothing may be concluded, in words: too few seeds or levels, no power law, a range too short to
-            tell; "" if it may.
-        constant: c, in units of error · n^p.
-        floor: in units of the error; 0 where the data ask for none.
-        burn_in: number of leading levels that were dropped.
-        budgets: [levels used] n.
-        residuals: [levels used] of the log error, nats.
-        noise: standard error of a level's log error, as the seeds show it, nats.
-        lack_of_fit: p-value that residuals of this size are noise.
-    """
-
-    exponent: float
+    exponent: float  # p; positive if the error falls
+    # (low, high) of p, 95 %. Where as many levels were dropped as may be, the bend may go on beyond the data: the end
+    # towards which it goes is then infinite, −∞ for a curve that flattens, as at a floor.
     interval: tuple[float, float]
+    # (low, high) of the slope of the last levels, of the same coverage. It covers two slopes, each with its interval:
+    # that between the last two levels, and that of the parabola through the last five a level farther on, where a bend
+    # would lead. A floor is part of what is judged here: what has reached one does not fall.
     tail: tuple[float, float]
-    range: tuple[float, float]
-    undecided: str
-    constant: float
-    floor: float
-    burn_in: int
-    budgets: np.ndarray
-    residuals: np.ndarray
-    noise: float
-    lack_of_fit: float
+    range: tuple[float, float]  # first and last n of the levels used
+    undecided: str  # why nothing may be concluded, in words: too few seeds or levels, no power law, …; "" if it may
+    constant: float  # c, in units of error · n^p
+    floor: float  # in units of the error; 0 where the data ask for none
+    burn_in: int  # number of leading levels that were dropped
+    budgets: np.ndarray  # [levels used] n
+    residuals: np.ndarray  # [levels used] of the log error, nats
+    noise: float  # standard error of a level's log error, as the seeds show it, nats
+    lack_of_fit: float  # p-value that residuals of this size are noise
 
 
 class Slope(NamedTuple):
@@ -77,21 +63,13 @@ class Slope(NamedTuple):
     slopes: np.ndarray
 
 
-# Fits -----------------------------------------------------------------------------------------------------------------
-
-
 def rms(values: np.ndarray, axis: int) -> np.ndarray:
     """√ mean(x²), for use as a `statistic`."""
     return np.sqrt(np.mean(np.square(values), axis=axis))
 
 
 def power_law(
-    budgets,
-    errors,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    burn_in: bool = True,
-    floor: bool = True,
-    num_resamples: int = RESAMPLES,
+    budgets, errors, statistic: Callable = np.mean, burn_in=True, floor=True, num_resamples: int = RESAMPLES
 ) -> Fit:
     """The exponent p of error ≈ c n^(−p) [+ floor] with its bootstrap interval; burn-in and floor are what the data ask.
 
@@ -144,8 +122,7 @@ def power_law(
         burn_in, floor: False where it is known beforehand that there is none; both False is a straight line.
         num_resamples: at least 100.
 
-    Raises:
-        ValueError: for other input, for errors that are zero, negative or not finite, and for seeds that are all equal.
+    Raises ValueError for other input, for errors that are zero, negative or not finite, and for seeds all equal.
     """
     budgets, errors = _checked(budgets, errors, MIN_LEVELS, "seed", num_resamples)
     if np.any(np.diff(budgets) <= 0):
@@ -203,15 +180,10 @@ def unfitted(why: str) -> Fit:
 def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     """The slope of log y against log x of exact data: least squares in each instance, the mean over instances.
 
-    Nothing is dropped: choose an x at which higher orders stay below the margin.
-
-    Args:
-        x: [levels] > 0, all different, at least 2; the last are nearest to the limit that the claim is about.
-        y: [levels, instances] > 0, without noise; at least 2 instances, fewer than 5 decide nothing.
-        num_resamples: at least 100.
-
-    Raises:
-        ValueError: for other input.
+    Nothing is dropped: choose an x at which higher orders stay below the margin. x [levels] > 0 are at least 2, all
+    different, the last nearest to the limit that the claim is about; y [levels, instances] > 0 is without noise, of at
+    least 2 instances, of which fewer than 5 decide nothing; resamples are at least 100. Raises ValueError for other
+    input.
     """
     x, y = _checked(x, y, 2, "instance", num_resamples)
     if len(np.unique(x)) < len(x):
@@ -222,9 +194,6 @@ def slope(x, y, num_resamples: int = RESAMPLES) -> Slope:
     low, high = ends(np.mean(slopes[picks], axis=1), num).tolist()
     tail = _tail(np.mean(-_end_slopes(u, logs)[:, picks], axis=-1), num)
     return Slope(float(np.mean(slopes)), (low, high), tail, (float(x[0]), float(x[-1])), undecided(num), slopes)
-
-
-# Verdicts -------------------------------------------------------------------------------------------------------------
 
 
 def verdict(interval: tuple[float, float], low: float, high: float, tail: tuple[float, float] | None = None) -> Verdict:
@@ -245,14 +214,9 @@ def verdict(interval: tuple[float, float], low: float, high: float, tail: tuple[
 
 
 def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_short: bool = False) -> str:
-    """Why an interval decides nothing, in words; "" if it may.
-
-    Args:
-        num: seeds, or instances, that were resampled.
-        span: last over first budget of a power law.
-        lack_of_fit: p-value of its residuals.
-        too_short: there are too few levels to see a burn-in.
-    """
+    """Why an interval over `num` seeds or instances decides nothing, in words; "" if it may. Of a power law tell the
+    last over the first budget (`span`), the p-value of its residuals, and whether there are too few levels to see a
+    burn-in."""
     if num < MIN_SEEDS:
         return f"{num} are too few to resample; {MIN_SEEDS} are needed"
     if lack_of_fit < MIN_FIT:
@@ -260,9 +224,6 @@ def undecided(num: int, span: float = np.inf, lack_of_fit: float = 1.0, too_shor
     if span < MIN_SPAN * (1 - 1e-9):  # a decade of budgets 10^x may be less by rounding
         return f"the power law spans a factor {span:.3g} of the budget; {MIN_SPAN:g} is needed"
     return f"burn-in may reach the last {MIN_LEVELS} levels; more levels are needed" if too_short else ""
-
-
-# Bootstrap ------------------------------------------------------------------------------------------------------------
 
 
 def _logs(errors: np.ndarray, statistic: Callable[..., np.ndarray], num_resamples: int) -> np.ndarray:
@@ -306,6 +267,7 @@ def _curvature(u: np.ndarray, logs: np.ndarray) -> float:
 # Least squares, for many rows at once: u [levels], logs [rows, levels] -> exponents, log floors, Σ residual² [rows] -----
 
 
+# Least squares, for many rows at once: u [levels], logs [rows, levels] -> exponents, log floors, Σ residual² [rows].
 def _curve(u: np.ndarray, exponent, log_floor) -> np.ndarray:
     return np.logaddexp(-np.multiply.outer(exponent, u), np.expand_dims(log_floor, -1))
 
@@ -318,9 +280,7 @@ def _fit_line(u: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 def _fit_floor(u: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log(e^(−p u) + e^(−p v)) + constant: the floor meets the power law at u = v, from the third to the last but one.
-
-    The best point of a grid in (p, v), then Gauss–Newton, where it helps.
-    """
+    The best point of a grid in (p, v), then Gauss–Newton, where it helps."""
     v_low, v_high = u[2], u[-2]
     p, v = (x.ravel() for x in np.meshgrid(DECAYS / (u[-1] - u[0]), np.linspace(v_low, v_high, NUM_CROSSINGS)))
     grid = _centre(_curve(u, p, -p * v))
@@ -346,9 +306,6 @@ def _centre(rows: np.ndarray) -> np.ndarray:
 
 def _squares(rows: np.ndarray) -> np.ndarray:
     return np.sum(_centre(rows) ** 2, axis=1)
-
-
-# Input ----------------------------------------------------------------------------------------------------------------
 
 
 def _checked(x, y, min_levels: int, column: str, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:

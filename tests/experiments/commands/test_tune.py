@@ -8,11 +8,9 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.commands.arguments import parse_train
-from experiments.commands.tune import (
-    RANGES,
-    whole,
-)
+from experiments.commands.tune import whole
 from experiments.runs.folder import open_run
+from experiments.runs.halving import RANGES
 
 TINY = ["--world", "garnet", "--states", "3", "--actions", "2", "--policy", "table", "--reward", "table"]
 TINY += ["--critic-model", "table", "--num-policy-steps", "1", "--batch-size", "4", "--rollout-length", "4"]
@@ -45,7 +43,7 @@ def test_the_command_says_what_to_run_next(tmp_path, capsys):
 
 
 def test_two_searches_at_once_and_a_folder_of_something_else_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.commands.tune.successive_halving", None)  # nothing is searched
+    monkeypatch.setattr("experiments.runs.halving.successive_halving", None)  # nothing is searched
     arguments = ["tune", *TINY, "--budget", "2000", "--candidates", "5", "--out"]
     with open_run(tmp_path / "held"):
         assert main([*arguments, str(tmp_path / "held")]) == 2
