@@ -47,6 +47,8 @@ class Margin(NamedTuple):
 
 
 class Budget(NamedTuple):
+    """How much a claim may compute, and where."""
+
     quick: bool  # a run of a minute or two
     folder: Path  # of this claim, for what it keeps to resume from
     say: Callable[[str], None] = lambda line: None  # takes the lines that a person should see
@@ -60,11 +62,15 @@ class Budget(NamedTuple):
 
 
 class Table(NamedTuple):
+    """Rows that a reader wants beside the numbers, each a dictionary from column to text or number."""
+
     title: str
     rows: list[dict[str, Any]]  # that a reader wants beside the numbers: column -> text or number
 
 
 class Measurement(NamedTuple):
+    """What was measured, as it is reported."""
+
     numbers: dict[str, Number]  # name -> number; those named in the claim's margins decide, the others are reported
     cost: dict[str, float]  # what it took, such as transitions, labels, gradient evaluations
     notes: tuple[str, ...] = ()  # sentences on what was seen, such as why a claim fails

@@ -36,20 +36,26 @@ Say = Callable[[str], None]
 
 
 class Started(TypedDict):
+    """What `started.json` holds: the digest of the code that measures, and for how long it has."""
+
     digest: str  # of the code that measures
     seconds: float  # for how long it has
 
 
 class Loaded(NamedTuple):
+    """A claim, and the digests of its code when it was imported: of what measures, and of what judges and draws too."""
+
     claim: Claim
     measured: str  # digest of the code that measures, when it was imported
     reported: str  # digest of what judges and draws too
 
     @property
     def is_judged(self) -> bool:
+        """Whether it gets a verdict."""
         return bool(self.claim.margins or self.claim.refuting)
 
     def minutes(self, quick: bool) -> float:
+        """How long it takes on its own, as it was said beforehand."""
         return self.claim.minutes[0 if quick else 1]
 
 
@@ -111,10 +117,12 @@ def announced(claims: dict[str, Loaded], folder: Path, quick: bool) -> str:
 
 
 def named(name: str, say: Say) -> Say:
+    """Returns a function that says lines about the claim of that name."""
     return lambda line: say(f"{name:18s}{line}")
 
 
 def folder_of(out: str | Path, quick: bool) -> Path:
+    """Returns the folder of the results, by budget."""
     return Path(out) / ("quick" if quick else "full")
 
 
@@ -155,6 +163,7 @@ def load_each(names: Iterable[str]) -> tuple[dict[str, Loaded], dict[str, Except
 
 
 def load(name: str) -> Loaded:
+    """Returns the claim of that name in the list, with its digests."""
     module = f"experiments.claims.{name.lower()}"
     claim = importlib.import_module(module).CLAIM
     reported = digest((module, "CLAIM"), (describe.__module__, "describe"))

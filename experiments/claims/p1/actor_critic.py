@@ -29,6 +29,8 @@ NUMBER = "exponent of J* − J in samples"
 
 
 class Sizes(NamedTuple):
+    """Targets ε, falling, and seeds at each."""
+
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(8))  # targets, falling, to 0.04
     num_seeds: int = 64  # at each
 
@@ -38,11 +40,16 @@ QUICK = Sizes(FULL.epsilons[:5], 16)
 
 
 class Improved(NamedTuple):
+    """logits [seed, S, A] of every seed's last policy, transitions [] a seed."""
+
     logits: np.ndarray  # [seed, S, A] of every seed's last policy
     transitions: np.ndarray  # [] a seed
 
 
 class ActorCritic(NamedTuple):
+    """epsilons [ε]; samples [ε] transitions a seed; gap [ε, seed] J* − J in units of reward; start: that of the uniform
+    policy."""
+
     epsilons: np.ndarray  # [ε]
     samples: np.ndarray  # [ε] transitions a seed
     gap: np.ndarray  # [ε, seed] J* − J, units of reward
@@ -50,6 +57,7 @@ class ActorCritic(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> ActorCritic:
+    """Policy gradients with Algorithm 2 at every ε; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     samples, gap = [], []
     for epsilon in sizes.epsilons:
@@ -75,6 +83,7 @@ def gradients_of(counts: Counts) -> Gradients:
 
 
 def improve(counts: Counts, num_seeds: int) -> Improved:
+    """Every seed with those counts."""
     reward, gradients = two_states.instance().reward, gradients_of(counts)
 
     def single(key):
@@ -108,6 +117,7 @@ def _suboptimality(logits):
 
 
 def judge(data: ActorCritic) -> Measurement:
+    """The exponent in samples, and the gaps at the start, at the first and at the last ε."""
     numbers = {NUMBER: exponent(law(data.samples, data.gap), "samples")}
     numbers["J* − J at the start"] = Number(*[data.start] * 3)
     for name, gap in (("first ε", data.gap[0]), ("last ε", data.gap[-1])):
@@ -120,6 +130,7 @@ def judge(data: ActorCritic) -> Measurement:
 
 
 def draw(data: ActorCritic) -> Figure:
+    """The gap against samples with its fit, ε of each level, and the gap of the policy from which runs start."""
     figure, ((panel,),) = panels.panels(5.6, 5.8)
     label = f"actor–critic: {panels.exponent_label(law(data.samples, data.gap))}"
     panels.curve(panel, data.samples, means(data.gap), panels.PINK, label)

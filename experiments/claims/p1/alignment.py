@@ -30,11 +30,14 @@ QUICK = Sizes(16, (0.5, 1.5), 300, num_reward_steps=1000, kinds=(REALISABLE,), m
 
 
 class Alignment(NamedTuple):
+    """What was measured: by class and method, where the runs ended."""
+
     sizes: Sizes
     ends: dict[tuple[str, str], Ends]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Alignment:
+    """Every method on every class, two at a time; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     pairs = list(itertools.product(sizes.kinds, sizes.methods))
 
@@ -51,6 +54,7 @@ MEAN, MIDDLE = "mean", "interquartile mean"
 
 
 def name(label: str, kind: str, method: str, kl_weight: float) -> str:
+    """What a number is called."""
     return f"{label}, {kind}, {method}, w = {kl_weight:g}"
 
 

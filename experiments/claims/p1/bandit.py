@@ -44,6 +44,8 @@ TARGET = 0.01  # of total variation
 
 
 class Rung(NamedTuple):
+    """One way to climb: the policy's model, the critic ("none": exact gradients), and whether its steps fall."""
+
     policy: str  # its model
     critic: str  # "none": exact gradients
     falling: bool = False  # whether the steps are
@@ -62,6 +64,9 @@ COLORS = dict(zip(RUNGS, ("#000000", BLUE, GREEN, VERMILION, ORANGE, "#888888", 
 
 
 class Sizes(NamedTuple):
+    """Seeds and policy gradient steps of each rung, B contexts with one action each a gradient, and n of Algorithm 2, with
+    one target update: at γ = 0 the target does not depend on Q."""
+
     num_seeds: int = 32
     num_steps: int = 4000  # of policy gradient
     batch_size: int = 256  # contexts with one action each a gradient
@@ -81,10 +86,13 @@ class Curves(NamedTuple):
 
 
 class Data(NamedTuple):
+    """The curves of each rung."""
+
     rungs: dict[str, Curves]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None, names=tuple(RUNGS)) -> Data:
+    """Climbs by the named rungs, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         world, lower = linear_instance()
@@ -143,6 +151,7 @@ def climb(world: World, lower: exact.LowerLevel, rung: Rung, sizes: Sizes) -> Cu
 
 
 def gradients_of(problem: Problem, mdp: MDP, rung: Rung, sizes: Sizes) -> Gradients:
+    """Exact gradients, or sampled ones with the rung's critic."""
     match rung.critic:
         case "none":
             return exact_gradients(problem, mdp, 1, COEFFICIENTS)
@@ -175,6 +184,7 @@ def late_slope(values: np.ndarray) -> Interval:
 
 
 def judge(data: Data) -> Measurement:
+    """Each rung's last values with their intervals, and what it took to reach the target."""
     numbers, rows, transitions = {}, [], 0
     for name, of in data.rungs.items():
         numbers[f"total variation, {name}"] = Number(*mean(of.total_variation[:, -1]))

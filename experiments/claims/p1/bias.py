@@ -10,15 +10,18 @@ SLOPE = "slope of ‖∇Φ_σ − ∇Φ‖ in σ"
 
 
 def measure(budget: Budget) -> Errors:
+    """The proxy's errors on random instances."""
     return errors(budget.quick)
 
 
 def judge(found: Errors) -> Measurement:
+    """The slope of the gradient's errors."""
     of_slope = exponent(slope(SIGMAS, found.gradient), f"in σ, {found.gradient.shape[1]} MDPs")
     return Measurement({SLOPE: of_slope}, {})
 
 
 def draw(found: Errors) -> Figure:
+    """The gradient's errors against σ."""
     return draw_errors(found.gradient, "‖∇Φ_σ − ∇Φ‖, nats a unit of φ", slope(SIGMAS, found.gradient))
 
 

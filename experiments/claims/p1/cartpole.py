@@ -65,6 +65,8 @@ VARIED = {
 
 
 class Sizes(NamedTuple):
+    """Seeds of each run, batches of labels of two-stage RLHF, one run each, and which models."""
+
     seeds: int = 16  # of each run
     batches: tuple[int, ...] = (1, 5, 20, 50)  # of labels of two-stage RLHF, one run each
     models: tuple[str, ...] = (TABLES, NETWORKS)
@@ -86,6 +88,8 @@ class Curve(NamedTuple):
 
 
 class Data(NamedTuple):
+    """A curve for each run."""
+
     curves: tuple[Curve, ...]
 
 
@@ -116,6 +120,7 @@ def measure(budget: Budget, sizes: Sizes | None = None, varied=VARIED) -> Data:
 
 
 def read(folder: Path, method: str, model: str) -> Curve:
+    """The curve of a run, from its folder."""
     dataset = load_run(folder)
     so_far = [np.cumsum(counts(dataset, name)[0]) for name in ("labels", "transitions")]
     seconds = sum(read_json(folder, "timing.json", dict[str, float]).values())
@@ -123,6 +128,7 @@ def read(folder: Path, method: str, model: str) -> Curve:
 
 
 def judge(data: Data) -> Measurement:
+    """Each run's last score, an interquartile mean over seeds, and what it took."""
     numbers, rows = {}, []
     for curve in data.curves:
         name = f"{curve.method}, {curve.models}, {curve.labels[-1]} labels"

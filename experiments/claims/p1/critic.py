@@ -45,11 +45,14 @@ class Errors(NamedTuple):
 
 
 class Data(NamedTuple):
+    """What was to be learned, and each learner's errors by its name."""
+
     known: Known  # what was to be learned
     learners: dict[str, Errors]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
+    """Every learner at every n, and the direct fits, with `sizes` in place of the budget's; learned in float32."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known, found = critic_errors.known_exactly(sizes.layout, sizes.num_targets), {}
     for name, learner in critic_errors.learners(known, sizes).items():
@@ -84,6 +87,7 @@ def law(n: np.ndarray, errors: np.ndarray, floor: float = 0.0) -> Fit:
 
 
 def floor_of(found: Errors, policy: int) -> float:
+    """The best direct fit of the learner's class, 0 for a table."""
     return float(found.floors[policy].min()) if found.floors.size else 0.0
 
 
@@ -95,6 +99,7 @@ def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
 
 
 def judge(data: Data) -> Measurement:
+    """Exponents in n, floors, and factors a target update, of measured errors."""
     numbers, rows = {}, []
     for (name, found), (p, policy) in itertools.product(data.learners.items(), enumerate(POLICIES)):
         floor, errors = floor_of(found, p), found.errors[:, p, :, -1]

@@ -35,6 +35,8 @@ MIN_UPDATES = 4  # that show a factor
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     layout: str = "open"  # of the GridWorld
     num_seeds: int = 32  # independent runs of Algorithm 2
     num_targets: int = 40  # L
@@ -59,6 +61,8 @@ class Known(NamedTuple):
 
 
 class Learner(NamedTuple):
+    """A critic's model and its schedule: n, C at each n, and β′."""
+
     model: Model  # of the critic
     transitions: tuple[int, ...]  # n
     chains: tuple[int, ...]  # C at each n

@@ -29,6 +29,9 @@ QUICK = Sizes(num_seeds=16, num_targets=16, transitions=(1024, 4096, 16384))
 
 
 class Data(NamedTuple):
+    """What was to be learned by a table at its largest n, how often a pass renews each pair, x [policy, S·A], and Q_l − Q
+    [policy, seed, L, S, A]."""
+
     known: Known  # what was to be learned by a table
     transitions: int  # its largest n
     renewals: np.ndarray  # x [policy, S·A], how often a pass renews each pair
@@ -36,6 +39,7 @@ class Data(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
+    """Runs the table at the largest n of the budget's sizes, or of those given."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     known = critic_errors.known_exactly(sizes.layout, sizes.num_targets)
     table = critic_errors.learners(known, sizes)[TABLE]
@@ -84,6 +88,7 @@ def contraction(data: Data, policy: int) -> tuple[Interval, float, int, str]:
 
 
 def judge(data: Data) -> Measurement:
+    """Factors over γ, as measured and as predicted, and the share of the error that a pass keeps at the rarest pair."""
     numbers, notes = {}, []
     for p, policy in enumerate(POLICIES):
         factor, by_formula, last, why = contraction(data, p)

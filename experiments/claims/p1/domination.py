@@ -42,6 +42,8 @@ COLORS = panels.ORANGE, "#000000", panels.SKY, panels.BLUE, panels.GREEN, panels
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     num_instances: int = 20  # random MDPs, the same for every w, class and objective; the unit of the intervals
     kl_weights: tuple[float, ...] = (0.25, 0.5, 1.5, 4.0)
     num_points: int = 24  # φ with independent standard normal entries; logits λ likewise for the lower level
@@ -66,6 +68,8 @@ class Searched(NamedTuple):
 
 
 class Domination(NamedTuple):
+    """What was measured, by class of rewards and objective."""
+
     sizes: Sizes
     found: dict[tuple[str, str], Searched]
 
@@ -81,6 +85,7 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Domination:
 
 
 def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Searched]]:
+    """One class of rewards, one program for all objectives, each of which is kept; in float64."""
     shape = len(sizes.kl_weights), sizes.num_instances
     weight, seed = (x.ravel() for x in np.indices(shape))
     with jax.enable_x64(True):
@@ -99,6 +104,7 @@ def search_class(name: str, sizes: Sizes, budget: Budget) -> list[tuple[str, Sea
 
 
 def searched(key: Array, kl_weight: Array, which: Array, name: str, sizes: Sizes) -> Searched:
+    """Everything on one instance, drawn by the key."""
     key_mdp, key_points, key_logits = jax.random.split(key, 3)
     land, dimension = instance(key_mdp, kl_weight, which, name)
     points = jax.random.normal(key_points, (sizes.num_points, dimension))
@@ -176,6 +182,7 @@ def certificate(found: Searched, at: int) -> dict[str, float | int | str]:
 
 
 def judge(data: Domination) -> Measurement:
+    """Shares of instances on which the assumption is refuted, and the meters, over instances."""
     sizes, each = data.sizes, {pair: numbers_of(found) for pair, found in data.found.items()}
     numbers, over = {}, f"{sizes.num_instances} MDPs"
     for label, objective, name in itertools.product((REFUTING, LOWER_MAXIMUM, MEDIAN), OBJECTIVES, sizes.classes):

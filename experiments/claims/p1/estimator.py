@@ -44,12 +44,16 @@ DRAWS = 500  # resamples of them, fewer than elsewhere since they are many
 
 
 class Mean(NamedTuple):
+    """Of one derivative, each of its shape: the mean of the estimates, its standard error, and the exact value."""
+
     mean: np.ndarray  # of the estimates of one derivative, of its shape
     error: np.ndarray  # standard error of the mean
     exact: np.ndarray
 
 
 class Data(NamedTuple):
+    """What was sampled."""
+
     num_batches: int  # independent estimates of each derivative, and at each σ; of coupled rollouts 16 times as many
     means: dict[str, Mean]  # derivative -> its mean at one σ
     squares: dict[str, np.ndarray]  # estimator -> [σ, estimate] squared distance from the mean, of line 7's difference
@@ -161,6 +165,7 @@ def law(squares: np.ndarray) -> Fit:
 
 
 def slopes(squares: dict[str, np.ndarray]) -> dict[str, Number]:
+    """Of the variance in σ."""
     return {f"slope of variance in σ, {name}": exponent(law(x), "in σ") for name, x in squares.items()}
 
 
@@ -173,11 +178,13 @@ def variance(squares: np.ndarray) -> Interval:
 
 
 def measure(budget: Budget) -> Data:
+    """Means at one σ, and squares at many."""
     num_batches = QUICK if budget.quick else FULL
     return Data(num_batches, means(num_batches), squares(num_batches))
 
 
 def judge(found: Data) -> Measurement:
+    """How far the means are off, and the slopes."""
     # One rollout for J, one or two for each of line 7's estimators, and two batches of pairs.
     transitions = found.num_batches * (6 * SIZES.batch_size * SIZES.rollout_length + 4 * SIZES.num_pairs * LENGTH)
     of_slopes = found.num_batches * SMALL.batch_size * SMALL.rollout_length * len(SIGMAS)

@@ -34,6 +34,8 @@ STEP = 1e-5  # of the central differences
 
 
 class Sizes(NamedTuple):
+    """How many instances there are of each shape: states S, actions A and steps H of a segment."""
+
     each: int  # instances of each shape
     shapes: tuple[tuple[int, int, int], ...]  # states S, actions A and steps H of a segment
 
@@ -51,6 +53,8 @@ class Parts(NamedTuple):
 
 
 class Estimates(NamedTuple):
+    """∇Φ on random instances."""
+
     kl_weight: np.ndarray  # [instance] w
     length: np.ndarray  # [instance] H
     expected: np.ndarray  # [instance, parameter] by central differences of the exact Φ
@@ -58,6 +62,8 @@ class Estimates(NamedTuple):
 
 
 class Data(NamedTuple):
+    """Estimates at w in [1, 2], and at smaller w without the unrolled ascents."""
+
     usual: Estimates  # at w in [1, 2]
     smaller: Estimates  # at smaller w, without the unrolled ascents
 
@@ -84,6 +90,7 @@ def setting(key: Array, scale: Array, shape: tuple[int, int, int]) -> tuple[Prob
 
 
 def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimates:
+    """On the instance of that key."""
     problem, mdp, coefficients, params = setting(key, scale, shape)
     known = exact_bilevel(problem, mdp, shape[2], coefficients)
     point, unravel = ravel_pytree(params)
@@ -108,6 +115,7 @@ def estimates(key: Array, scale: Array, shape: tuple[int, int, int]) -> Estimate
 
 
 def study(sizes: Sizes) -> Data:
+    """Estimates on instances of every shape, in float64."""
     usual, smaller = [], []
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), sizes.each)
@@ -120,6 +128,7 @@ def study(sizes: Sizes) -> Data:
 
 
 def measure(budget: Budget) -> Data:
+    """Every way on every instance."""
     return study(QUICK if budget.quick else FULL)
 
 
@@ -135,6 +144,7 @@ def misses(found: Data) -> dict[str, np.ndarray]:
 
 
 def judge(found: Data) -> Measurement:
+    """The largest difference of each way over all instances."""
     numbers = {name: Number(*[np.max(values)] * 3) for name, values in misses(found).items()}
     weights = f"instances have w in [1, 2], and, without the unrolled ascents, w in [{SMALLER:g}, {2 * SMALLER:g}]"
     return Measurement(numbers, {}, (f"{weights}; ρ and P are mixed with a tenth of the uniform law",))

@@ -34,6 +34,8 @@ TARGET = 0.1  # standard error, relative to ‖∇Φ‖, whose price in transiti
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     num_instances: int = 16  # random MDPs, each with a reward of its own
     num_ascents: int = 8  # those of them on which Φ is ascended
     policy_steps: tuple[int, ...] = (
@@ -51,6 +53,9 @@ class Sizes(NamedTuple):
 
 
 class Way(NamedTuple):
+    """A hypergradient, σ of line 7 (1 where there is none), and what is measured of it: bias and cost; where an ascent along
+    it ends; its variance when sampled, with an estimator of line 7's difference ("": not)."""
+
     construct: Construct
     sigma: float = 1.0  # of line 7
     exactly: bool = True  # whether its bias and cost are measured
@@ -89,6 +94,8 @@ def ways(sizes: Sizes) -> dict[str, Way]:
 
 
 class Lane(NamedTuple):
+    """Which instance, w, and σ of the way at hand."""
+
     number: Array  # of the instance
     kl_weight: Array
     sigma: Array  # of the way at hand
@@ -185,6 +192,7 @@ def program(single, *static):
 
 
 def lanes_of(num_instances: int, sigma: float = 1.0) -> Lane:
+    """The first instances at every w."""
     num = num_instances * len(KL_WEIGHTS)
     weights = jnp.repeat(jnp.array(KL_WEIGHTS), num_instances)
     return Lane(jnp.arange(num) % num_instances, weights, jnp.full(num, sigma))
@@ -214,6 +222,7 @@ def measure_way(way: Way, sizes: Sizes, where: tuple[Array, Array], end: Array) 
 
 
 def seconds_of(function, inputs) -> float:
+    """How long one call takes."""
     begin = time.perf_counter()
     jax.block_until_ready(function(*inputs))
     return time.perf_counter() - begin

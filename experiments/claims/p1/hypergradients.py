@@ -45,11 +45,14 @@ FAMILIES = {
 
 
 class Data(NamedTuple):
+    """What was measured of each way, and how much."""
+
     sizes: Sizes
     ways: dict[str, Measured]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
+    """Every way, in float64, with `sizes` in place of the budget's."""
     sizes, found = sizes or (QUICK if budget.quick else FULL), {}
     with jax.enable_x64(True):
         lanes, fewer = map(hypergradient_ways.lanes_of, (sizes.num_instances, sizes.num_ascents))
@@ -71,6 +74,7 @@ def geometric(values: np.ndarray) -> Interval:
 
 
 def judge(data: Data) -> Measurement:
+    """Interquartile means over instances, of logarithms but for the ends of ascents, for each way and w."""
     numbers, rows = {}, []
     for (name, of), (i, weight) in itertools.product(data.ways.items(), enumerate(KL_WEIGHTS)):
         row = {"way": name, "w": weight}
@@ -119,6 +123,7 @@ def colors_of(names) -> dict[str, str]:
 
 
 def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, colors) -> None:
+    """Relative error against K′ at one w."""
     places = [*policy_steps, 10 * policy_steps[-1]]
     for name, measured in exactly.items():
         of, style = geometric(measured.error[i]), "--" if name == "implicit, dense" else "-"
@@ -131,6 +136,7 @@ def draw_bias(panel: Axes, exactly: dict[str, Measured], policy_steps, i: int, c
 
 
 def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
+    """Milliseconds of a call, and gradient evaluations beside."""
     times = [1e3 * of.seconds for of in exactly.values()]
     panel.barh(list(exactly), times, color=[colors[name] for name in exactly])
     for place, of in enumerate(exactly.values()):
@@ -143,6 +149,7 @@ def draw_cost(panel: Axes, exactly: dict[str, Measured], colors) -> None:
 
 
 def draw_intervals(panel: Axes, values: dict[str, Interval]) -> None:
+    """An interval for each way and w, one above the other."""
     for i, (weight, color) in enumerate(zip(KL_WEIGHTS, BY_WEIGHT, strict=True)):
         of = Interval(*np.transpose([[end[i] for end in x] for x in values.values()]))
         places, style = np.arange(len(values)) + 0.2 * (2 * i - 1), dict(fmt="o", color=color, markersize=4)

@@ -41,6 +41,9 @@ MIDDLE = 0.49  # cut off on each side: the median is left
 
 
 class Sizes(NamedTuple):
+    """Seeds of each sampled rung (with exact gradients one says it all), T and K of Algorithm 1, B trajectories a gradient,
+    and steps of the direct ascent on Φ."""
+
     num_seeds: int = 16  # of each sampled rung; with exact gradients one says it all
     num_steps: int = 400  # T
     num_policy_steps: int = 10  # K
@@ -53,6 +56,9 @@ QUICK = Sizes(num_seeds=6, num_steps=100, batch_size=32)
 
 
 class Data(NamedTuple):
+    """Φ* and ‖∇Φ‖ where direct ascent ends; by rung, [σ, seed, T] each, the gap Φ* − Φ(φ_t) in nats, and the distance
+    ‖φ_t − φ*‖ in units of reward, centred, since Φ does not see a constant."""
+
     best_value: float  # Φ*, where direct ascent ends
     best_gradient: float  # ‖∇Φ‖ there
     gap: dict[str, np.ndarray]  # rung -> [σ, seed, T] Φ* − Φ(φ_t), nats
@@ -98,6 +104,7 @@ def climb(mdp: MDP, problem: Problem, phi: Bilevel, rung: str, best: Array, size
 
 
 def gradients_of(mdp: MDP, problem: Problem, rung: str, sizes: Sizes) -> Gradients:
+    """The exact ones, or their samples with the rung's critic."""
     if rung == EXACT:
         return exact_gradients(problem, mdp, LENGTH, COEFFICIENTS)
     critic = exact_critic(problem, mdp, COEFFICIENTS)
@@ -118,6 +125,7 @@ def config_of(rung: str, sizes: Sizes) -> BilevelConfig:
 
 
 def judge(data: Data) -> Measurement:
+    """Medians over seeds at the last step, by rung and σ, and the direct ascent's end."""
     distances = zip(SIGMAS, data.distance[EXACT][:, :, -1], strict=True)
     numbers = {f"distance over σ, {EXACT}, σ = {sigma}": number(*x / sigma) for sigma, x in distances}
     for rung, i, sigma in EVERY_CURVE:
@@ -134,6 +142,7 @@ def number(*seeds: float) -> Number:
 
 
 def draw(data: Data) -> Figure:
+    """Gap and distance along the run, a panel each, one colour a rung, one line style a σ."""
     figure, (axes,) = panels(11, 4.4, 1, 2, "The oracle ladder: median over seeds with 95 % bootstrap intervals")
     for panel, values in zip(axes, (data.gap, data.distance), strict=True):
         for rung, i, sigma in EVERY_CURVE:

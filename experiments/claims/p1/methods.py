@@ -43,6 +43,8 @@ FIT_BATCHES = 16  # of SAMPLES' pairs, for the two-stage methods' fit
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     num_seeds: int = 64  # MDPs, each with a first reward, the same for every method and w; the unit of the intervals
     kl_weights: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5, 3.0)  # w
     num_steps: int = 1000  # T, outer steps
@@ -88,10 +90,12 @@ def converged(ends: Ends) -> np.ndarray:
 
 
 def weights_of(kind: str, sizes: Sizes) -> tuple[float, ...]:
+    """w of a class."""
     return sizes.sampled_kl_weights if kind == SAMPLED else sizes.kl_weights
 
 
 def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
+    """Every run of a method on a class of rewards, one program; in float64."""
     weights = weights_of(kind, sizes)
     shape = len(weights), sizes.num_seeds
     weight, seed = (x.ravel() for x in np.indices(shape))
@@ -106,6 +110,7 @@ def climb_all(kind: str, method: str, sizes: Sizes, say) -> Ends:
 
 
 def climb(key: Array, kl_weight: Array, method: str, kind: str, sizes: Sizes) -> Ends:
+    """One run, on the MDP and from the reward that the key draws."""
     key_mdp, key_run = jax.random.split(key)
     mdp, coefficients = garnet(key_mdp, NUM_STATES, NUM_ACTIONS), Coefficients(DISCOUNT, kl_weight, 1.0)
     problem = tabular_problem(mdp, coefficients, reward_model(kind))
@@ -171,6 +176,7 @@ def worse_policy(mdp: MDP) -> Array:
 
 
 def sampled(problem: Problem, coefficients: Coefficients, objective) -> Gradients:
+    """With Algorithm 2 as the critic."""
     critic = td_critic(problem, models.table(NUM_STATES, NUM_ACTIONS), CRITIC, coefficients, TDHyper(0.1, float("inf")))
     return sampled_gradients(problem, critic, SAMPLES, coefficients, objective)
 

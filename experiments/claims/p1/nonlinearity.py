@@ -41,6 +41,9 @@ LOWEST = 5e-4  # of the critic's panel; a direct fit may be exact
 
 
 class Sizes(NamedTuple):
+    """How much is computed of rewards and of critics (at their first n), restarts from random weights and steps of Adam for
+    each class of policies, and the names of the classes."""
+
     rewards: reward_classes.Sizes = reward_classes.Sizes()
     critics: critic_errors.Sizes = critic_errors.Sizes(
         num_seeds=8, transitions=(16384,), num_chains=32, network_transitions=(16384,), network_chains=8, fit_steps=4000
@@ -68,16 +71,21 @@ class Critics(NamedTuple):
 
 
 class Policies(NamedTuple):
+    """J that each restart of a class reaches by exact gradients, [restart]: 0 the reference's, 1 the table's optimum."""
+
     returns: np.ndarray  # [restart] J that a class reaches by exact gradients: 0 the reference's, 1 the table's optimum
 
 
 class Data(NamedTuple):
+    """What each class was measured to do as reward, as critic and as policy."""
+
     rewards: dict[str, Rewards]
     critics: dict[str, Critics]
     policies: dict[str, Policies]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Data:
+    """Every class on every level, with `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     parts = {
         "reward": (Rewards, lambda name: reward_classes.reward_class(name, sizes.rewards)),
@@ -103,6 +111,7 @@ def critic_class(name: str, sizes: critic_errors.Sizes) -> Critics:
 
 
 def policy_class(name: str, sizes: Sizes) -> Policies:
+    """Ascents in float64, the reference being uniform."""
     cells = np.argwhere(grid_index(ROOMS) >= 0)
     with jax.enable_x64(True):
         mdp = gridworld(ROOMS)
@@ -140,6 +149,7 @@ def of_rewards(data: Data) -> dict[str, dict[str, Interval]]:
 
 
 def judge(data: Data) -> Measurement:
+    """What is lost by each class of rewards, whether the meter tells, and what critics and policies reach."""
     numbers, tables = {}, {"rewards": [], "critics": [], "policies": []}
     for name, of in of_rewards(data).items():
         for i, truth in enumerate(TRUTHS):

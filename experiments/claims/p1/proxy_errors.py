@@ -22,6 +22,8 @@ ONE_AT_A_TIME = threading.Lock()  # P1.bias and P1.value ask for the same errors
 
 
 class Errors(NamedTuple):
+    """Of the proxy on random instances."""
+
     value: np.ndarray  # [σ, instance] Φ_σ − Φ, nats
     gradient: np.ndarray  # [σ, instance] ‖∇Φ_σ − ∇Φ‖, nats a unit of reward
 

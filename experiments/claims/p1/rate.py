@@ -46,6 +46,8 @@ COLORS = {"independent": panels.VERMILION, "weighted": panels.BLUE}
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     epsilons: tuple[float, ...] = tuple(10 ** (-x / 5) for x in range(7))  # targets, falling, to 0.063
     num_seeds: int = 64  # at each
     num_starts: int = 64  # random φ from which the exact Φ is climbed
@@ -63,6 +65,8 @@ QUICK = Sizes(FULL.epsilons[:5], 16, 16, 600, ESTIMATORS, (ONE_MAXIMUM,))
 
 
 class Ladder(NamedTuple):
+    """The ladder at one w."""
+
     assumed: Assumption  # what is known of the theorem's assumption; its `best` is Φ*
     samples: dict[str, np.ndarray]  # arm -> [ε] transitions a seed
     gap: dict[str, np.ndarray]  # arm -> [ε, seed] Φ* − Φ(φ_T), nats; the exact arm has the same starts, no other noise
@@ -71,16 +75,20 @@ class Ladder(NamedTuple):
 
 
 class Rate(NamedTuple):
+    """What was measured: the ladder at each w, by what ascent on Φ finds there."""
+
     epsilons: np.ndarray
     ladders: dict[str, Ladder]  # by what ascent on Φ finds at its w
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Rate:
+    """Every arm at every ε and w; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     return Rate(np.array(sizes.epsilons), {name: climb(name, sizes, budget) for name in sizes.weights})
 
 
 def climb(name: str, sizes: Sizes, budget: Budget) -> Ladder:
+    """The ladder at the w of that name."""
     kl_weight = WEIGHTS[name]
     assumed = assumption(kl_weight, sizes.num_starts, sizes.ascent_steps)
     best, ends = float(assumed.best), {arm: [] for arm in sizes.arms}
@@ -114,10 +122,12 @@ def limits(epsilons: tuple[float, ...], kl_weight: float) -> np.ndarray:
 
 
 def number_of(arm: str, name: str = ONE_MAXIMUM) -> str:
+    """What an exponent in samples is called."""
     return f"exponent, {arm} line 7, {name}"
 
 
 def judge(data: Rate) -> Measurement:
+    """Exponents in samples and in ε, and the gap's parts at the first and last ε."""
     numbers, notes, rows, transitions = {}, [], [], 0.0
     for name, ladder in data.ladders.items():
         arms = [arm for arm in ESTIMATORS if arm in ladder.gap]
@@ -167,6 +177,7 @@ def parts(ladder: Ladder) -> dict[str, np.ndarray]:
 
 
 def in_words(name: str, ladder: Ladder) -> str:
+    """What is known of the assumption, and the first and last gaps."""
     assumed = ladder.assumed
     inside = min(x.min() for arm, x in ladder.inside.items() if arm != EXACT)
     return (
@@ -177,6 +188,7 @@ def in_words(name: str, ladder: Ladder) -> str:
 
 
 def rows_of(name: str, epsilons: np.ndarray, ladder: Ladder) -> list[dict[str, float | str]]:
+    """A row for each ε."""
     columns = {f"samples, {arm}": x for arm, x in ladder.samples.items()}
     columns |= {f"gap, {arm}": x.mean(axis=1) for arm, x in ladder.gap.items()}
     columns |= {f"share inside, {arm}": x for arm, x in ladder.inside.items()}

@@ -39,6 +39,8 @@ NUM_POLICY_STEPS, NUM_PARTS = 4, 5  # K of Algorithm 1; fifths of the instances
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     num_instances: int = 32  # random MDPs, the same for every class and truth; the unit of the intervals
     num_points: int = 16  # φ drawn as networks are initialised (tables: normal), where μ̂₁ is measured
     num_starts: int = 6  # of the ascents on Φ, the first of the points; Algorithm 1 starts at the first

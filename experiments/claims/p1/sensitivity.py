@@ -39,6 +39,8 @@ COUNTS = {"num_policy_steps": "K", "num_transitions": "n", "batch_size": "B", "n
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     epsilon: float = 0.4  # of the schedule that the base point follows
     factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)  # of each real number, rising, 1 in the middle
     # name -> values of K, n, B and L; each value that is not the base point's is a program of its own
@@ -68,6 +70,8 @@ class Line(NamedTuple):
 
 
 class Sensitivity(NamedTuple):
+    """What was measured: Φ*, the runs of the grids' points and of each line, and the searches."""
+
     sizes: Sizes
     best: float  # Φ*
     runs: Runs  # of the grids' points
@@ -76,6 +80,7 @@ class Sensitivity(NamedTuple):
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Sensitivity:
+    """The grids, the lines, and the searches beside the best point of the grids; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     counts, base = base_point(sizes.epsilon)
     best = float(two_states.assumption(KL_WEIGHT, sizes.num_starts, sizes.ascent_steps).best)
@@ -110,6 +115,7 @@ def grids(base: Numbers, factors: tuple[float, ...]) -> tuple[list[Numbers], dic
 
 
 def line(best: float, counts, base: Numbers, seeds: np.ndarray, chunk: int) -> Line:
+    """The base point's numbers with each of the counts."""
     ends = [learn(best, each, stacked([base]), seeds, chunk) for each in counts]
     samples = [two_states.step_transitions("weighted", each) * each.num_steps for each in counts]
     return Line(np.array(samples), jax.tree.map(lambda *x: np.concatenate(x), *ends))
@@ -124,6 +130,7 @@ def interactions(data: Sensitivity) -> dict[tuple[str, str], Interaction]:
 
 
 def judge(data: Sensitivity) -> Measurement:
+    """Interaction shares, gaps along the lines, and what the searches found."""
     sizes, shares, numbers = data.sizes, interactions(data), {}
     for pair, of in shares.items():
         why = "" if np.isfinite(of.share) else "the gap hardly varies"
@@ -152,6 +159,7 @@ def judge(data: Sensitivity) -> Measurement:
 
 
 def named(pair: tuple[str, str]) -> str:
+    """Both symbols of a pair of axes."""
     return " and ".join(AXES[name] for name in pair)
 
 

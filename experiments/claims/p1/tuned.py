@@ -31,6 +31,8 @@ STYLES = {"independent": (panels.VERMILION, "o"), "weighted": (panels.BLUE, "s")
 
 
 class Sizes(NamedTuple):
+    """How much is computed."""
+
     budgets: tuple[float, ...] = tuple(10 ** (4 + x / 3) for x in range(7))  # transitions when runs are looked at
     counts: tuple[tuple[int, int, int], ...] = ((1, 16, 4), (1, 16, 16), (1, 128, 128), (4, 16, 16))  # (K, n, B) tried
     sigmas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)  # σ tried
@@ -47,22 +49,29 @@ QUICK = Sizes(FULL.budgets[:5], ((1, 16, 16),), (0.3, 1.0, 3.0), (0.2,), (0.5, 2
 
 
 class Gaps(NamedTuple):
+    """gap [lane, budget, seed] Φ* − Φ, nats, ∞ before the first step; taken [budget] whole steps."""
+
     gap: np.ndarray  # [lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
     taken: np.ndarray  # [budget] whole steps
 
 
 class Runs(NamedTuple):
+    """One estimator of line 7."""
+
     gap: np.ndarray  # [counts, lane, budget, seed] Φ* − Φ, nats; ∞ before the first step
     samples: np.ndarray  # [ε] transitions a run under the theorem's schedule
     scheduled: np.ndarray  # [ε, seed] gaps under the theorem's schedule
 
 
 class Tuned(NamedTuple):
+    """What was measured, by estimator."""
+
     sizes: Sizes
     runs: dict[str, Runs]
 
 
 def measure(budget: Budget, sizes: Sizes | None = None) -> Tuned:
+    """Every combination, and the schedule, with every estimator of line 7; `sizes` in place of the budget's."""
     sizes = sizes or (QUICK if budget.quick else FULL)
     best = float(two_states.assumption(KL_WEIGHT, 16, 600).best)
     runs = {}
@@ -77,10 +86,12 @@ def measure(budget: Budget, sizes: Sizes | None = None) -> Tuned:
 
 
 def lanes_of(sizes: Sizes) -> np.ndarray:
+    """[lane, 3] σ, τ and η of each."""
     return np.array(list(itertools.product(sizes.sigmas, sizes.policy_steps, sizes.reward_steps)))
 
 
 def gaps(counts: tuple[int, int, int], estimator: str, best: float, sizes: Sizes) -> Gaps:
+    """Of every run with those counts when it has used each budget."""
     num_policy_steps, num_transitions, batch_size = counts
     about = Counts(0, num_policy_steps, batch_size, num_transitions)
     taken = np.asarray(sizes.budgets, int) // two_states.step_transitions(estimator, about)
@@ -173,6 +184,7 @@ def rows_of(name: str, sizes: Sizes, chosen: np.ndarray, judged: np.ndarray) -> 
 
 
 def judge(data: Tuned) -> Measurement:
+    """Exponents of the tuned runs, how many times their samples the schedule takes, and what was chosen."""
     sizes, numbers, notes, rows = data.sizes, {}, [], []
     for name, runs in data.runs.items():
         chosen, judged = choose(runs.gap)

@@ -32,6 +32,8 @@ ARMS = TUNED, GIVEN, SCHEDULE, BEST, BASE, RANDOM
 
 
 class TuningSizes(NamedTuple):
+    """How much is computed."""
+
     repetitions: int = 24  # of every arm, with other keys and other candidates
     runs: int = 20  # samples of a search, in runs of the base point
     candidates: int = 27  # of a search
@@ -40,6 +42,8 @@ class TuningSizes(NamedTuple):
 
 
 class Tuning(NamedTuple):
+    """What was measured."""
+
     gap: dict[str, np.ndarray]  # arm -> [repetition] Φ* − Φ(φ_T), nats
     samples: dict[str, float]  # arm -> transitions a repetition, without those of the grids
     chosen: dict[str, Numbers]  # arm -> what its searches chose, [repetition]
@@ -131,6 +135,7 @@ def numbers_of(tuning: Tuning) -> dict[str, Number]:
 
 
 def tables_of(tuning: Tuning) -> tuple[Table, ...]:
+    """The arms, and what was chosen."""
     arms = [
         {"arm": arm, "samples": tuning.samples[arm], "median gap": np.median(gap)}
         | {f"gaps above {FAILURE}": np.sum(gap > FAILURE), "runs above Φ*": np.sum(gap <= ROUNDING)}
@@ -145,11 +150,13 @@ def tables_of(tuning: Tuning) -> tuple[Table, ...]:
 
 
 def note_of(tuning: Tuning) -> str:
+    """The best cell of the grids, and how many of the random configurations diverged."""
     cell = ", ".join(f"{name} = {x:.3g}" for name, x in tuning.cell._asdict().items())
     return f"best cell of the grids: {cell}; of the runs of random configurations {tuning.pool.diverged.mean():.0%} diverged"
 
 
 def draw(axes, tuning: Tuning) -> None:
+    """Into three panels: gaps of the arms; what was chosen; score against gap over the pool."""
     for panel, draw_panel in zip(axes, (_draw_arms, _draw_chosen, _draw_pool), strict=True):
         panel.grid(alpha=0.3)
         draw_panel(panel, tuning)

@@ -44,11 +44,13 @@ ROUNDING = 1e-9  # a gap below it is none
 
 
 def instance() -> MDP:
+    """The MDP with its true reward."""
     transition = jnp.array([[[0.9, 0.1], [0.1, 0.9]], [[1.0, 0.0], [0.7, 0.3]]])
     return MDP(jnp.array([0.8, 0.2]), transition, jnp.array([[-0.8, 0.1], [1.7, 0.9]]))
 
 
 def coefficients(kl_weight: Array | float) -> Coefficients:
+    """γ, w and κ of the problem."""
     return Coefficients(DISCOUNT, kl_weight, 1.0)
 
 
@@ -199,6 +201,7 @@ def algorithm_1(arm: str, counts: Counts, numbers: Numbers, kl_weight, halved: i
 
 
 def step_transitions(arm: str, counts: Counts) -> int:
+    """Transitions of one outer step."""
     kl_weight, task = WEIGHTS[ONE_MAXIMUM], problem(WEIGHTS[ONE_MAXIMUM])
     gradients = gradients_of(arm, counts, task, kl_weight)
     hypergradient = line_7(task, gradients, BilevelHyper())
@@ -206,11 +209,15 @@ def step_transitions(arm: str, counts: Counts) -> int:
 
 
 class Learned(NamedTuple):
+    """params [seed, 2] φ_T, transitions [] a seed."""
+
     params: np.ndarray  # [seed, 2] φ_T
     transitions: np.ndarray  # [] a seed
 
 
 def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seeds: int) -> Learned:
+    """The ends of that many runs."""
+
     def single(key):
         return end_of(key, arm, counts, numbers, kl_weight)
 
@@ -219,6 +226,7 @@ def learn(arm: str, counts: Counts, numbers: Numbers, kl_weight: float, num_seed
 
 
 def end_of(key: Array, arm: str, counts: Counts, numbers: Numbers, kl_weight) -> Array:
+    """φ_T [2] of one run."""
     algorithm = algorithm_1(arm, counts, numbers, kl_weight)
     state, _ = run(algorithm, key, start(algorithm, key), counts.num_steps)
     return algorithm.params(state.algorithm).reward

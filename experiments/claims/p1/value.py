@@ -11,10 +11,12 @@ SLOPE, LEAST = "slope of Φ_σ − Φ in σ", "least Φ_σ − Φ"
 
 
 def measure(budget: Budget) -> Errors:
+    """The proxy's errors on random instances."""
     return errors(budget.quick)
 
 
 def judge(found: Errors) -> Measurement:
+    """The slope of the value's errors, and the least of them."""
     instances = f"{found.value.shape[1]} MDPs"
     of_slope = exponent(slope(SIGMAS, np.abs(found.value)), f"in σ, {instances}")
     over = f"least of {instances}, σ from {SIGMAS[0]:g} to {SIGMAS[-1]:g}"
@@ -22,6 +24,7 @@ def judge(found: Errors) -> Measurement:
 
 
 def draw(found: Errors) -> Figure:
+    """The value's errors against σ."""
     sizes = np.abs(found.value)
     return draw_errors(sizes, "Φ_σ − Φ, nats", slope(SIGMAS, sizes))
 
