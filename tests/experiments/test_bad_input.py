@@ -342,6 +342,7 @@ def test_without_line_7_sigma_moves_what_is_computed_nevertheless(gradients):
 
 def test_a_single_value_without_effect_is_noted_and_harmless(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.commands.train.train", lambda *arguments: tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
     notes = {
         "--critic=monte_carlo --num_targets=3": "--num-targets has no effect with --critic monte_carlo; it is one",
         "--critic exact --no-average-critic": "--average-critic has no effect with --critic exact",
