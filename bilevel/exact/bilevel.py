@@ -32,7 +32,7 @@ class Bilevel(NamedTuple):
         penalised: (φ, σ) -> λ*_σ(φ) ∈ argmax_λ J + σ G, [S, A]; not differentiable (`exact.penalised_policy`).
         value: φ -> Φ(φ) = G(φ, λ*(φ)), [].
         gradient: φ -> ∇Φ(φ), a pytree like φ.
-        proxy_value: (φ, σ) -> Φ_σ(φ) = G(φ, λ*_σ) − (J(λ*, φ) − J(λ*_σ, φ))/σ, [].
+        proxy_value: (φ, σ) -> Φ_σ(φ) = G(φ, λ*_σ) − (J(λ*, φ) − J(λ*_σ, φ))/σ, []; differentiable once in both.
         proxy_gradient: (φ, σ) -> ∇Φ_σ(φ) = ∇_φ G(φ, λ*_σ) + (∇_φ J(λ*_σ, φ) − ∇_φ J(λ*, φ))/σ, by the envelope theorem.
     """
 
@@ -95,14 +95,10 @@ def exact_bilevel(
         return preference(params, optimum(params))
 
     def proxy_value(params, sigma):
-        best, proxy = optimum(params), penalised(params, sigma)
+        # Both policies are maximisers: by the envelope theorem their own change drops out of the gradient.
+        frozen, weight = jax.lax.stop_gradient((params, sigma))
+        best, proxy = optimum(frozen), penalised(frozen, weight)
         return preference(params, proxy) - (of_policy(params, best) - of_policy(params, proxy)) / sigma
-
-    def proxy_gradient(params, sigma):
-        best, proxy = optimum(params), penalised(params, sigma)
-        direct = jax.grad(preference)(params, proxy)
-        at_proxy, at_best = (jax.grad(of_policy)(params, policy) for policy in (proxy, best))
-        return jax.tree.map(lambda g, x, y: g + (x - y) / sigma, direct, at_proxy, at_best)
 
     return Bilevel(
         table,
@@ -114,7 +110,7 @@ def exact_bilevel(
         value,
         jax.grad(value),
         proxy_value,
-        proxy_gradient,
+        jax.grad(proxy_value),
     )
 
 
