@@ -18,7 +18,7 @@ from experiments.settings.worlds import load_arrays
 FIT_STEPS, FIT_STEP_SIZE = 500, 0.01  # of the supervised fit
 
 
-def build_reference(path: str, seed: int, world: World, policy: Model):
+def build_reference(path: str, seed: int, world: World, policy: Model | None):
     """π_ref of a world, and the policy model, from `uniform` or the path of an .npz file: where the reference was
     fitted to demonstrations, with that seed, the policy starts from it. Raises OptionError where the file does not fit
     the world."""
@@ -31,6 +31,11 @@ def build_reference(path: str, seed: int, world: World, policy: Model):
     if "policy" in data:
         return models.given_reference(check_policy(path, data["policy"], env)), policy
     obs, action = check_demonstrations(path, data, world)
+    if policy is None:
+        raise OptionError(
+            f"--reference {path} holds demonstrations, and the algorithm brings a policy of its own, which is not fitted to "
+            "them; required: uniform, or an .npz file with policy [S, A]"
+        )
     params = fit_policy(policy, jax.random.key(seed), obs, action)
     return bind(policy, params), models.started_at(policy, params)
 

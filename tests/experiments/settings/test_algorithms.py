@@ -160,6 +160,15 @@ def test_an_algorithm_may_bring_a_policy_of_its_own(monkeypatch):
     np.testing.assert_allclose(law.probs, [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(2.0))], rtol=1e-6)
 
 
+def test_a_policy_of_its_own_is_not_fitted_to_demonstrations(monkeypatch, tmp_path):
+    entry = Entry(DuelsOptions, DuelsHyper, ("annotator",), make_duels, policy=lambda problem, coefficients: None)
+    monkeypatch.setitem(ALGORITHMS, "own", entry)
+    np.savez(tmp_path / "shown.npz", obs=np.zeros(3, int), action=np.zeros(3, int))
+    config = configure(**(TINY | {"algorithm": "own", "reference": str(tmp_path / "shown.npz")}))
+    with pytest.raises(OptionError, match="holds demonstrations, and the algorithm brings a policy of its own"):
+        resolve(config)
+
+
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
