@@ -26,15 +26,15 @@ def algorithm(start=START, num_policy_steps=2):
 
 
 def test_an_outer_step_by_hand_moves_the_policy_twice_and_then_the_reward_at_the_new_policy(x64):
-    ours = algorithm()
-    state, info = jax.jit(lambda key: ours.step(key, ours.init(key)))(jax.random.key(0))
+    made = algorithm()
+    state, info = jax.jit(lambda key: made.step(key, made.init(key)))(jax.random.key(0))
     logit, slopes = 0.0, []  # of both arms, up and down
     for _ in range(2):
         p = expit(2 * logit)
         slopes.append(p * (1 - p) * two_arms.return_in_policy(START, p, WEIGHT))
         logit += 0.8 * slopes[-1]
     p = expit(2 * logit)
-    learned = ours.params(state)
+    learned = made.params(state)
     close(learned.policy, [[logit, -logit]])
     slope = two_arms.preference_in_reward(START, p)
     close(learned.reward, START + 0.3 * slope)
@@ -47,10 +47,10 @@ def test_an_outer_step_by_hand_moves_the_policy_twice_and_then_the_reward_at_the
 
 def test_the_reward_does_not_feel_that_the_policy_follows_it(x64):
     # Where the direct gradient vanishes, at φ = 1, the reward rests, though Φ still rises with φ through the policy.
-    ours = algorithm(start=1.0)
-    state, _ = jax.jit(lambda key: ours.step(key, ours.init(key)))(jax.random.key(0))
-    close(ours.params(state).reward, 1.0)
-    assert ours.params(state).policy[0, 0] > 0.1
+    made = algorithm(start=1.0)
+    state, _ = jax.jit(lambda key: made.step(key, made.init(key)))(jax.random.key(0))
+    close(made.params(state).reward, 1.0)
+    assert made.params(state).policy[0, 0] > 0.1
 
 
 def test_no_policy_step_is_refused():

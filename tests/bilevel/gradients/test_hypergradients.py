@@ -62,8 +62,8 @@ class Instance(NamedTuple):
 
     def estimate(self, construct, start):
         """A hypergradient at the policy with logits `start`, [S, A]."""
-        ours = construct(self.problem, self.gradients, self.hyper)
-        return ours.estimate(jax.random.key(0), (), self.reward, start, start)
+        case = construct(self.problem, self.gradients, self.hyper)
+        return case.estimate(jax.random.key(0), (), self.reward, start, start)
 
 
 def assemble(mdp, horizon, coefficients, reward, prior, params) -> Instance:
@@ -111,12 +111,12 @@ def solved(number):
     """∇Φ by finite differences, and (gradient, residual) by each way, on the instances of one shape: one program."""
 
     def solve(key):
-        ours = instance(key, *SHAPES[number])
-        start = ours.optimum(ours.reward)
-        found = {name: ours.estimate(construct, start) for name, construct in WAYS.items()}
+        case = instance(key, *SHAPES[number])
+        start = case.optimum(case.reward)
+        found = {name: case.estimate(construct, start) for name, construct in WAYS.items()}
         # Not from the optimum: it has to get there.
-        found["unrolled"] = ours.estimate(partial(unrolled, num_steps=10_000), jnp.zeros_like(start))
-        return differences(ours.bilevel.value, ours.reward), {k: (flat(x), x.residual) for k, x in found.items()}
+        found["unrolled"] = case.estimate(partial(unrolled, num_steps=10_000), jnp.zeros_like(start))
+        return differences(case.bilevel.value, case.reward), {k: (flat(x), x.residual) for k, x in found.items()}
 
     return compiled(jax.vmap(solve))(jax.random.split(jax.random.key(number), EACH))
 
@@ -156,9 +156,9 @@ def test_each_way_equals_the_references_hypergradient(number, x64):
         close(gradient, setting.reference.numbers["hypergradient"], 1e-6)
 
 
-def curvature(ours: Instance, logits):
+def curvature(case: Instance, logits):
     """−∇²_λ J of a table of logits, [S·A, S·A], by differentiating the return twice."""
-    lower = ours.bilevel.lower(ours.reward)
+    lower = case.bilevel.lower(case.reward)
 
     def regularised_return(point):
         return exact.regularised_return(lower, jax.nn.softmax(point.reshape(logits.shape)))
@@ -169,13 +169,13 @@ def curvature(ours: Instance, logits):
 def test_at_the_optimum_the_curvature_is_the_weighted_fisher_information(x64):
     @compiled
     def both(key):
-        ours = instance(key, *SHAPES[1])
-        start = ours.optimum(ours.reward)
+        case = instance(key, *SHAPES[1])
+        start = case.optimum(case.reward)
         policy = jax.nn.softmax(start)
-        discount, kl_weight, _ = ours.coefficients
-        visits = exact.occupancy(ours.bilevel.lower(ours.reward), policy) * kl_weight / (1 - discount)
+        discount, kl_weight, _ = case.coefficients
+        visits = exact.occupancy(case.bilevel.lower(case.reward), policy) * kl_weight / (1 - discount)
         blocks = jax.vmap(lambda p, d: d * (jnp.diag(p) - jnp.outer(p, p)))(policy, visits)
-        return curvature(ours, start), jax.scipy.linalg.block_diag(*blocks)
+        return curvature(case, start), jax.scipy.linalg.block_diag(*blocks)
 
     close(*both(jax.random.key(0)), 1e-9)
 
@@ -186,17 +186,17 @@ def test_what_unrolling_leaves_out_is_what_its_steps_leave_of_each_direction_of_
 
     @compiled
     def found(key):
-        ours = instance(key, *SMALL)
-        start = ours.optimum(ours.reward)
+        case = instance(key, *SMALL)
+        start = case.optimum(case.reward)
 
         def slope(params):
-            lower = ours.bilevel.lower(params)
+            lower = case.bilevel.lower(params)
             return jax.grad(lambda point: exact.regularised_return(lower, jax.nn.softmax(point)))(start).ravel()
 
-        exactly = flat(ours.estimate(closed_form, start))
-        errors = [flat(ours.estimate(partial(unrolled, num_steps=count), start)) - exactly for count in counts]
-        given = ours.gradients.preference_in_policy((), start, ours.reward).ravel()
-        return errors, curvature(ours, start), jax.jacobian(slope)(ours.reward), given, ours.hyper.policy_step_size
+        exactly = flat(case.estimate(closed_form, start))
+        errors = [flat(case.estimate(partial(unrolled, num_steps=count), start)) - exactly for count in counts]
+        given = case.gradients.preference_in_policy((), start, case.reward).ravel()
+        return errors, curvature(case, start), jax.jacobian(slope)(case.reward), given, case.hyper.policy_step_size
 
     errors, matrix, mixed, given, step_size = jax.tree.map(np.asarray, found(jax.random.key(5)))
     for count, error in zip(counts, errors, strict=True):
@@ -216,17 +216,17 @@ def test_small_kl_weights_are_ill_conditioned_and_what_did_not_converge_is_repor
     @compiled
     @jax.vmap
     def sweep(kl_weight):
-        ours = instance(jax.random.key(3), 5, 3, 1, "linear", kl_weight)
-        start = ours.optimum(ours.reward)
-        response = jax.jacobian(ours.optimum)(ours.reward)
+        case = instance(jax.random.key(3), 5, 3, 1, "linear", kl_weight)
+        start = case.optimum(case.reward)
+        response = jax.jacobian(case.optimum)(case.reward)
         response -= jnp.mean(response, axis=1, keepdims=True)  # ∂λ*/∂φ without the shifts of each state's logits
-        given = jnp.linalg.norm(ours.gradients.preference_in_policy((), start, ours.reward))
-        found = {name: ours.estimate(construct, start) for name, construct in ways.items()}
-        exactly = flat(ours.estimate(closed_form, start))
-        numeric = differences(ours.bilevel.value, ours.reward)
+        given = jnp.linalg.norm(case.gradients.preference_in_policy((), start, case.reward))
+        found = {name: case.estimate(construct, start) for name, construct in ways.items()}
+        exactly = flat(case.estimate(closed_form, start))
+        numeric = differences(case.bilevel.value, case.reward)
         errors = {name: jnp.linalg.norm(flat(x) - exactly) for name, x in found.items()}
         residuals = {name: x.residual for name, x in found.items()}
-        return exactly - numeric, errors, residuals, given, response.reshape(-1, 3), curvature(ours, start)
+        return exactly - numeric, errors, residuals, given, response.reshape(-1, 3), curvature(case, start)
 
     gap, errors, residuals, given, response, curvatures = sweep(jnp.array([1.0, 0.3, 0.1, 0.05]))
     close(gap, 0.0, 1e-5)
@@ -249,7 +249,7 @@ def test_the_implicit_gradient_follows_a_restricted_policy_and_the_closed_form_d
     full = instance(jax.random.key(0), *SMALL)
     policy = Model(lambda key: jnp.zeros(()), lambda params, obs: models.Categorical(jnp.stack([params, -params])))
     problem, given = full.problem._replace(policy=policy), full.bilevel
-    ours = full._replace(problem=problem, gradients=exact_gradients(problem, full.mdp, SMALL[2], full.coefficients))
+    case = full._replace(problem=problem, gradients=exact_gradients(problem, full.mdp, SMALL[2], full.coefficients))
 
     def table(logit):
         return jnp.tile(jax.nn.softmax(jnp.stack([logit, -logit])), (3, 1))
@@ -265,9 +265,9 @@ def test_the_implicit_gradient_follows_a_restricted_policy_and_the_closed_form_d
 
     @compiled
     def found():
-        logit, slope = best(ours.reward)
-        ways = [flat(ours.estimate(construct, logit)) for construct in (implicit, dense, closed_form)]
-        return slope, differences(value, ours.reward), *ways
+        logit, slope = best(case.reward)
+        ways = [flat(case.estimate(construct, logit)) for construct in (implicit, dense, closed_form)]
+        return slope, differences(value, case.reward), *ways
 
     slope, numeric, by_products, by_elimination, closed = found()
     close(slope, 0.0, 1e-12)
@@ -279,9 +279,9 @@ def test_the_implicit_gradient_follows_a_restricted_policy_and_the_closed_form_d
 def test_single_precision_is_kept_and_agrees_with_double():
     @compiled
     def found():
-        ours = instance(jax.random.key(1), *SMALL)
-        start = ours.optimum(ours.reward)
-        ways = [ours.estimate(way, start) for way in (naive, line_7, closed_form, implicit, dense, unrolled)]
+        case = instance(jax.random.key(1), *SMALL)
+        start = case.optimum(case.reward)
+        ways = [case.estimate(way, start) for way in (naive, line_7, closed_form, implicit, dense, unrolled)]
         return [flat(x) for x in ways], [x.residual for x in ways]
 
     singles, residuals = found()
@@ -295,9 +295,9 @@ def test_single_precision_is_kept_and_agrees_with_double():
 def test_no_hypergradient_calls_lapack_where_devices_share_threads():
     # Its batched calls wait for threads of the pool that runs them: on several CPU devices that can be for ever.
     def every(key):
-        ours = instance(key, *SMALL)
+        case = instance(key, *SMALL)
         ways = (naive, line_7, closed_form, implicit, dense, partial(unrolled, num_steps=2))
-        return [flat(ours.estimate(way, jnp.zeros((3, 2)))) for way in ways]
+        return [flat(case.estimate(way, jnp.zeros((3, 2)))) for way in ways]
 
     keys = jax.random.split(jax.random.key(0), 2)
     assert "lapack" not in jax.jit(jax.vmap(every)).lower(keys).as_text()
@@ -337,34 +337,34 @@ REPETITIONS = 160
 @functools.cache
 def small_instance() -> Instance:
     """One whose implicit part is as large as its direct one, with little to come after a step: γ = ½."""
-    ours = instance(jax.random.key(0), 3, 2, 2, "linear", 0.2)
-    coefficients = ours.coefficients._replace(discount=0.5, rationality=2.0)
-    prior = ours.bilevel.lower(ours.reward).reference
-    return assemble(ours.mdp, 2, coefficients, ours.problem.reward, prior, ours.reward)
+    case = instance(jax.random.key(0), 3, 2, 2, "linear", 0.2)
+    coefficients = case.coefficients._replace(discount=0.5, rationality=2.0)
+    prior = case.bilevel.lower(case.reward).reference
+    return assemble(case.mdp, 2, coefficients, case.problem.reward, prior, case.reward)
 
 
-def parts(ours: Instance, gradients: Gradients, key):
+def parts(case: Instance, gradients: Gradients, key):
     """∇_φ G and the closed form's implicit part at λ*, from pairs of another policy, λ′."""
-    policy = ours.optimum(ours.reward)
+    policy = case.optimum(case.reward)
     other = policy + 0.2 * jax.random.normal(jax.random.key(8), policy.shape)
     key_pairs, key_estimate = jax.random.split(key)
-    pairs = gradients.collect(key_pairs, lambda obs: ours.problem.policy.apply(other, obs))
-    made = [construct(ours.problem, gradients, ours.hyper) for construct in (naive, closed_form)]
-    alone, upper = (x.estimate(key_estimate, pairs, ours.reward, policy, other) for x in made)
+    pairs = gradients.collect(key_pairs, lambda obs: case.problem.policy.apply(other, obs))
+    made = [construct(case.problem, gradients, case.hyper) for construct in (naive, closed_form)]
+    alone, upper = (x.estimate(key_estimate, pairs, case.reward, policy, other) for x in made)
     return alone.direct, upper.direct, upper.implicit
 
 
-def sampled_parts(ours: Instance):
+def sampled_parts(case: Instance):
     """`parts` from samples, many times."""
-    critic = monte_carlo_critic(ours.problem, ours.coefficients)
-    gradients = sampled_gradients.sampled_gradients(ours.problem, critic, SAMPLED, ours.coefficients)
-    return repeat(lambda key: parts(ours, gradients, key), REPETITIONS)
+    critic = monte_carlo_critic(case.problem, case.coefficients)
+    gradients = sampled_gradients.sampled_gradients(case.problem, critic, SAMPLED, case.coefficients)
+    return repeat(lambda key: parts(case, gradients, key), REPETITIONS)
 
 
 @functools.cache
 def exact_parts():
-    ours = small_instance()
-    return compiled(lambda: parts(ours, ours.gradients, jax.random.key(0)))()
+    case = small_instance()
+    return compiled(lambda: parts(case, case.gradients, jax.random.key(0)))()
 
 
 def test_sampled_naive_and_closed_form_are_unbiased_and_with_the_wrong_sign_biased(x64):
@@ -446,21 +446,21 @@ EVALUATIONS = {
 
 
 def test_the_outer_step_ascends_the_hypergradient_it_was_given_and_counts_its_cost(x64):
-    ours = small_instance()
-    problem = ours.problem._replace(reward=ours.problem.reward._replace(init=lambda key: ours.reward))
-    hyper = ours.hyper._replace(sigma=0.3, reward_step_size=0.7, policy_step_size=0.5)
+    case = small_instance()
+    problem = case.problem._replace(reward=case.problem.reward._replace(init=lambda key: case.reward))
+    hyper = case.hyper._replace(sigma=0.3, reward_step_size=0.7, policy_step_size=0.5)
 
     @compiled
     def steps(key):
-        gradients = exact_gradients(problem, ours.mdp, 2, ours.coefficients)
+        gradients = exact_gradients(problem, case.mdp, 2, case.coefficients)
         results = {}
         for name, (construct, _) in EVALUATIONS.items():
             config = BilevelConfig(num_policy_steps=20, reward_optimizer=optax.sgd, hypergradient=construct)
             algorithm = bilevel_rlhf(problem, gradients, config, hyper)
             state, info = algorithm.step(key, algorithm.init(key))
-            points = ours.reward, actor_of(state.lower.params), proxy_of(state.lower.params)
+            points = case.reward, actor_of(state.lower.params), proxy_of(state.lower.params)
             upper = construct(problem, gradients, hyper).estimate(key, (), *points)
-            results[name] = state.reward.params - ours.reward, flat(upper), info
+            results[name] = state.reward.params - case.reward, flat(upper), info
         return results
 
     moved = {}
