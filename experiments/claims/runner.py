@@ -25,7 +25,7 @@ from experiments.claims.digest import digest
 from experiments.claims.page import write_page
 from experiments.claims.results import FIGURE, RESULT, current_result, describe, figure_digest, format_table, sealed
 from experiments.files import RunFolderError, read_json, refusing, write_figure, write_json
-from experiments.output import silent
+from experiments.output import silent, usable_cores
 from experiments.report.summary import counted
 from experiments.runs.folder import open_run
 from experiments.settings.options import OptionError, choose
@@ -80,7 +80,7 @@ def verify(
         refuse_what_is_no_folder(folder, claims)
         say(f"{announced(claims, folder, quick)}; results and resumption in {folder}")
         # Two at a time, the longest first: most of the time is compilation, which one thread does.
-        pool, futures = ThreadPoolExecutor(2), {}
+        pool, futures = ThreadPoolExecutor(min(2, usable_cores())), {}
         try:
             for name, one in sorted(claims.items(), key=lambda item: -item[1].minutes(quick)):
                 futures[name] = pool.submit(verify_one, one, folder / name, quick, named(name, say))
